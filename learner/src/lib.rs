@@ -1,0 +1,16 @@
+//! Bootstrapped Preference Optimization (BPO, arXiv 2403.08730) for multimodal language models, in candle.
+//!
+//! No HTTP and no mistralrs in here: the server depends on this crate, never the other way round.
+//!
+//! # Layout
+//! - [`model`]: the differentiable models (Idefics3 / SmolVLM), their tokenizer, template, image preprocessing and LoRA.
+//! - [`adapter`]: LoRA adapters in PEFT's file format.
+//! - [`bpo`]: the loss, the trainer, its data and its checkpoints.
+//! - [`pocket`]: the small model that ships with the project, its drawn world and its builder.
+//! - [`eval`]: CHAIR, POPE, preference accuracy, with confidence intervals.
+
+pub mod adapter;
+pub mod bpo;
+pub mod eval;
+pub mod model;
+pub mod pocket;

@@ -1,0 +1,1 @@
+//! The pocket world and model.

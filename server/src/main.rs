@@ -1,0 +1,2 @@
+//! Reground.
+fn main() {}
