@@ -1,1 +1,21 @@
-//! Reground.
+//! Reground: an OpenAI-compatible inference server that learns from what it serves.
+//!
+//! The binary is a thin shell around this library; another tokio program can start the same server inside itself
+//! (`examples/embed.rs`).
+//!
+//! # Layout
+//! - [`config`]: every setting.
+//! - [`api`]: routes, OpenAI's shapes, errors.
+//! - [`answer`]: from a checked query to an answer.
+//! - [`admission`]: the bounded, fair queue in front of each generation.
+//! - [`images`]: images as they come in, checked before they are decoded.
+//! - [`rollout`]: which generations are loaded, and which one answers.
+//! - [`engine`]: the trait that every engine implements, and the engines.
+
+pub mod admission;
+pub mod answer;
+pub mod api;
+pub mod config;
+pub mod engine;
+pub mod images;
+pub mod rollout;

@@ -1,0 +1,168 @@
+//! From a checked query to an answer: pick the generation, wait for a place, generate, turn tokens into text.
+//!
+//! The API above knows HTTP and OpenAI's shapes, the engine below knows tokens; what lies between is here and the same
+//! for every route and every engine.
+//!
+//! # Layout
+//! - [`Answerer`]: the way of one query.
+//! - [`text`]: tokens to text, stop strings held back until they are sure not to come.
+//! - [`tools`]: tool calls, out of the text that models write.
+
+pub mod text;
+pub mod tools;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::engine::grammar::Grammar;
+use crate::engine::{EngineError, GenerationId, Message, Sampling};
+use crate::rollout::Generations;
+
+pub use tools::{ToolCall, ToolChoice};
+
+/// One answer to give. A request with `n` choices is `n` queries.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// Whom it counts for in the queue: the name of the API key.
+    pub key: Arc<str>,
+    /// The generation that the caller pinned; `None`: the live one.
+    pub generation: Option<GenerationId>,
+    /// The conversation.
+    pub messages: Vec<Message>,
+    /// Tools as OpenAI writes them (`{"type": "function", "function": {…}}`).
+    pub tools: Vec<Value>,
+    /// Which of them the model may, must or must not call.
+    pub tool_choice: ToolChoice,
+    /// How the next token is chosen.
+    pub sampling: Sampling,
+    /// Most tokens of the answer.
+    pub max_tokens: Option<usize>,
+    /// Alternatives to report with each token.
+    pub top_logprobs: usize,
+    /// What the answer must look like.
+    pub grammar: Option<Arc<Grammar>>,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// When the last token must be there.
+    pub deadline: Instant,
+}
+
+/// An answer under way. Dropping it cancels the generation and frees its place.
+pub struct Answer {
+    /// What answers, from the first token to the last.
+    pub generation: GenerationId,
+    /// Tokens of the prompt, those of images included.
+    pub prompt_tokens: usize,
+    pieces: mpsc::UnboundedReceiver<Result<Piece, AnswerError>>,
+}
+
+/// What arrives of an answer: any number of `Delta`, then one `End`.
+#[derive(Clone, Debug)]
+pub enum Piece {
+    /// More text. It can be empty when tokens arrived that are no text yet (half a character, a possible stop string).
+    Delta {
+        /// The text.
+        text: String,
+        /// The tokens that arrived, control tokens left out.
+        tokens: Vec<AnsweredToken>,
+    },
+    /// The answer is complete.
+    End {
+        /// Why.
+        reason: FinishReason,
+        /// Tokens generated.
+        completion_tokens: usize,
+        /// With [`FinishReason::ToolCalls`]: the calls. The text before them was sent as `Delta`.
+        tool_calls: Vec<ToolCall>,
+    },
+}
+
+/// A token as the API shows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AnsweredToken {
+    /// Id in the vocabulary.
+    pub id: u32,
+    /// Its bytes, which need not be UTF-8.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability under the model.
+    pub logprob: f32,
+    /// Bytes and log-probability of the likeliest tokens, likeliest first.
+    pub top: Vec<(Vec<u8>, f32)>,
+}
+
+/// OpenAI's `finish_reason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// End of turn or a stop string.
+    Stop,
+    /// `max_tokens` or the model's limit.
+    Length,
+    /// The model calls tools.
+    ToolCalls,
+}
+
+/// Why there is no answer, or no more of it.
+#[derive(Clone, Debug, Error)]
+pub enum AnswerError {
+    /// No such generation is loaded.
+    #[error("generation `{id}` is not loaded; loaded: {loaded}")]
+    UnknownGeneration {
+        /// What was asked for.
+        id: GenerationId,
+        /// What there is.
+        loaded: String,
+    },
+    /// The queue is full.
+    #[error("{waiting} requests are waiting, which is the limit; try again in {} s", retry_after.as_secs())]
+    QueueFull {
+        /// How many wait.
+        waiting: usize,
+        /// When a place is likely.
+        retry_after: Duration,
+    },
+    /// The deadline passed.
+    #[error("the answer was not ready within {} s", after.as_secs())]
+    Deadline {
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The server is going down and the deadline for open answers passed.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    /// The engine refused or failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+impl Answer {
+    /// The next piece; `None` after `End` or an error.
+    pub async fn next(&mut self) -> Option<Result<Piece, AnswerError>> {
+        self.pieces.recv().await
+    }
+}
+
+/// Gives answers.
+pub struct Answerer {
+    generations: Arc<Generations>,
+}
+
+impl Answerer {
+    /// Answers with these generations.
+    #[must_use]
+    pub fn new(generations: Arc<Generations>) -> Self {
+        Self { generations }
+    }
+
+    /// Waits for a place and for the prompt to be read.
+    ///
+    /// # Errors
+    /// See [`AnswerError`]; nothing of the answer was given yet.
+    pub async fn start(&self, _query: Query) -> Result<Answer, AnswerError> {
+        Err(AnswerError::ShuttingDown)
+    }
+}

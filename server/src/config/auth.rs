@@ -1,0 +1,57 @@
+//! `[auth]`.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, Secret};
+
+/// Who may call the server.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuthConfig {
+    /// API keys. None: every caller is an admin, and the server listens on loopback only.
+    pub keys: Vec<KeyConfig>,
+}
+
+/// One API key.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyConfig {
+    /// What logs, metrics and fairness call the key's holder.
+    pub name: String,
+    /// The key itself, as `env:NAME` or `file:PATH`.
+    pub key: Secret,
+    /// What it opens.
+    #[serde(default)]
+    pub role: Role,
+}
+
+/// What a key opens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Chat, models, own feedback.
+    #[default]
+    Client,
+    /// Everything.
+    Admin,
+}
+
+impl AuthConfig {
+    pub(super) fn validate(&self, bind: IpAddr) -> Result<(), ConfigError> {
+        if self.keys.is_empty() && !bind.is_loopback() {
+            return Err(ConfigError::value(
+                "server.bind",
+                bind,
+                "a loopback address (127.0.0.1, ::1) as long as [auth] has no key",
+            ));
+        }
+        for (position, key) in self.keys.iter().enumerate() {
+            if key.name.is_empty() || self.keys[..position].iter().any(|other| other.name == key.name) {
+                return Err(ConfigError::value("auth.keys.name", &key.name, "a name that no other key has"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,46 @@
+//! `[server]`.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+
+/// Where and how the HTTP server listens.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerConfig {
+    /// Address to listen on. Anything but a loopback address needs a key in `[auth]`.
+    pub bind: IpAddr,
+    /// TCP port; 0 takes a free one and prints it.
+    pub port: u16,
+    /// Largest request body in bytes.
+    pub body_limit: usize,
+    /// Origins that browsers may call from (`https://app.example`), or `*`. Empty: no CORS headers.
+    pub cors_origins: Vec<String>,
+    /// Seconds between the comments that keep an idle stream open.
+    pub keep_alive_s: u64,
+    /// Seconds that open streams get to finish after SIGTERM.
+    pub shutdown_deadline_s: u64,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 8080,
+            body_limit: 64 * 1024 * 1024,
+            cors_origins: Vec::new(),
+            keep_alive_s: 10,
+            shutdown_deadline_s: 30,
+        }
+    }
+}
+
+impl ServerConfig {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::range("server.body_limit", self.body_limit, 1024..=1 << 30)?;
+        ConfigError::range("server.keep_alive_s", self.keep_alive_s, 1..=3600)?;
+        ConfigError::range("server.shutdown_deadline_s", self.shutdown_deadline_s, 0..=3600)
+    }
+}

@@ -1,0 +1,138 @@
+//! What answers: one trait, a handle per generation.
+//!
+//! A *generation* is the base model or the base with one adapter. An [`Engine`] loads generations; a loaded one is an
+//! `Arc<dyn Generation>`, and every holder of that `Arc` is a lease: the weights go when the last lease does.
+//! Everything above this trait (admission, text, tools, API) is the same for every engine.
+//!
+//! # Layout
+//! - [`request`]: what an engine is asked ([`Generate`]) and what it streams back ([`Event`]).
+//! - [`sampler`]: how the next token is chosen; [`grammar`] constrains it. Engines share both, so that a seed means the same everywhere.
+//! - [`vocabulary`]: tokens to bytes, control tokens, end of turn.
+//! - [`source`]: where a model comes from (inside the binary, a directory, the hub).
+//! - `mistralrs`: the engine for every family.
+
+pub mod grammar;
+pub mod request;
+pub mod sampler;
+pub mod source;
+pub mod vocabulary;
+
+#[cfg(feature = "mistralrs")]
+pub mod mistralrs;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+pub use request::{Content, Event, Finish, Generate, Message, Role, Sampling, Token, TokenStream};
+pub use vocabulary::Vocabulary;
+
+/// Loads generations of one base model.
+pub trait Engine: Send + Sync + 'static {
+    /// What is the same for all generations.
+    fn info(&self) -> &EngineInfo;
+
+    /// Loads the base (`adapter` is `None`) or the base with the PEFT adapter in a directory.
+    fn load(&self, id: GenerationId, adapter: Option<PathBuf>) -> BoxFuture<'_, Result<Arc<dyn Generation>, EngineError>>;
+}
+
+/// A loaded generation. Holding the `Arc` keeps it loaded.
+pub trait Generation: Send + Sync + 'static {
+    /// Its id.
+    fn id(&self) -> &GenerationId;
+
+    /// False while the engine behind it is being rebuilt after it died.
+    fn is_ready(&self) -> bool;
+
+    /// Starts an answer. The caller sees to it that at most [`EngineInfo::max_parallel`] are under way.
+    /// Dropping the stream ends the generation at its next step.
+    ///
+    /// # Errors
+    /// The engine is being rebuilt, or the request cannot be answered by this model.
+    fn generate(&self, request: Generate) -> Result<TokenStream, EngineError>;
+}
+
+/// What is the same for all generations of an engine.
+#[derive(Clone, Debug)]
+pub struct EngineInfo {
+    /// `mistralrs`.
+    pub engine: &'static str,
+    /// Where the model came from.
+    pub source: String,
+    /// The architecture as the checkpoint names it (`Idefics3ForConditionalGeneration`).
+    pub family: String,
+    /// `cpu`, `cuda:0`, `metal`.
+    pub device: String,
+    /// `f32`, `f16`, `bf16`.
+    pub dtype: String,
+    /// Most tokens of prompt and answer together.
+    pub max_len: usize,
+    /// Sequences that may be inside the engine at once.
+    pub max_parallel: usize,
+    /// Whether images can be part of a message.
+    pub images: bool,
+    /// Whether the chat template has a place for tools.
+    pub tools: bool,
+    /// Tokens and what they stand for.
+    pub vocabulary: Arc<Vocabulary>,
+}
+
+/// Names what answered: `base`, or the adapter's id.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GenerationId(Arc<str>);
+
+impl GenerationId {
+    /// The base model without an adapter.
+    #[must_use]
+    pub fn base() -> Self {
+        Self("base".into())
+    }
+
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for GenerationId {
+    fn from(id: &str) -> Self {
+        Self(id.into())
+    }
+}
+
+impl fmt::Display for GenerationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why an engine could not do what it was asked.
+#[derive(Clone, Debug, Error)]
+pub enum EngineError {
+    /// The request is at fault.
+    #[error("{0}")]
+    Invalid(String),
+    /// Prompt and answer do not fit.
+    #[error("the prompt has {prompt} tokens; this model takes at most {max_len} for prompt and answer together")]
+    TooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// What the model takes.
+        max_len: usize,
+    },
+    /// The engine died and is being rebuilt.
+    #[error("the engine of generation `{0}` is being restarted; try again in a moment")]
+    Unavailable(GenerationId),
+    /// The engine died or failed while answering.
+    #[error("the engine failed: {0}")]
+    Failed(String),
+    /// A model or adapter cannot be loaded.
+    #[error("{0}")]
+    Load(String),
+}

@@ -1,0 +1,128 @@
+//! The loaded generations and the live one.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use thiserror::Error;
+
+use crate::admission::Admission;
+use crate::config::AdmissionConfig;
+use crate::engine::{Engine, EngineError, EngineInfo, Generation, GenerationId};
+
+/// The loaded generations and the live one. Cheap to read: every answer asks it once.
+pub struct Generations {
+    engine: Arc<dyn Engine>,
+    admission: AdmissionConfig,
+    loaded: RwLock<Loaded>,
+    /// Loads and unloads one at a time: two engines being loaded at once would double the peak of memory.
+    change: tokio::sync::Mutex<()>,
+}
+
+struct Loaded {
+    live: GenerationId,
+    slots: BTreeMap<GenerationId, Lease>,
+}
+
+/// Pins a generation: it stays loaded until the last lease is dropped, whatever is unloaded meanwhile.
+#[derive(Clone)]
+pub struct Lease {
+    /// What answers.
+    pub generation: Arc<dyn Generation>,
+    /// The queue in front of it.
+    pub admission: Arc<Admission>,
+}
+
+/// Why a generation was not loaded or unloaded.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The id is taken.
+    #[error("generation `{0}` is loaded already")]
+    Exists(GenerationId),
+    /// The id cannot be used.
+    #[error("`{0}` is no adapter id: 1 to 128 letters, digits, `-`, `_` or `.`, and not `base`")]
+    BadId(String),
+    /// No such generation.
+    #[error("generation `{0}` is not loaded")]
+    Unknown(GenerationId),
+    /// The live generation cannot be unloaded.
+    #[error("generation `{0}` is live and cannot be unloaded")]
+    Live(GenerationId),
+    /// The engine refused it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+impl Generations {
+    /// Loads the base and makes it live.
+    ///
+    /// # Errors
+    /// The engine cannot load it.
+    pub async fn start(engine: Arc<dyn Engine>, admission: AdmissionConfig) -> Result<Self, EngineError> {
+        let base = engine.load(GenerationId::base(), None).await?;
+        let lease = Lease { generation: base, admission: Arc::new(Admission::new(&admission, engine.info().max_parallel)) };
+        let loaded = Loaded { live: GenerationId::base(), slots: BTreeMap::from([(GenerationId::base(), lease)]) };
+        Ok(Self { engine, admission, loaded: RwLock::new(loaded), change: tokio::sync::Mutex::new(()) })
+    }
+
+    /// What is the same for all generations.
+    #[must_use]
+    pub fn info(&self) -> &EngineInfo {
+        self.engine.info()
+    }
+
+    /// The generation that answers when the caller names none.
+    #[must_use]
+    pub fn live(&self) -> Lease {
+        let loaded = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
+        loaded.slots[&loaded.live].clone()
+    }
+
+    /// A loaded generation.
+    #[must_use]
+    pub fn get(&self, id: &GenerationId) -> Option<Lease> {
+        self.loaded.read().unwrap_or_else(PoisonError::into_inner).slots.get(id).cloned()
+    }
+
+    /// All loaded generations, `base` among them, in the order of their ids.
+    #[must_use]
+    pub fn list(&self) -> Vec<GenerationId> {
+        self.loaded.read().unwrap_or_else(PoisonError::into_inner).slots.keys().cloned().collect()
+    }
+
+    /// Loads the adapter in a directory beside what is loaded. Traffic does not change.
+    ///
+    /// # Errors
+    /// The id is taken or not allowed, or the engine refuses the adapter.
+    pub async fn load(&self, id: &str, adapter: PathBuf) -> Result<(), LoadError> {
+        let well_formed = (1..=128).contains(&id.len())
+            && id != GenerationId::base().as_str()
+            && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+        if !well_formed {
+            return Err(LoadError::BadId(id.chars().take(200).collect()));
+        }
+        let id = GenerationId::from(id);
+        let _one_at_a_time = self.change.lock().await;
+        if self.get(&id).is_some() {
+            return Err(LoadError::Exists(id));
+        }
+        let generation = self.engine.load(id.clone(), Some(adapter)).await?;
+        let admission = Arc::new(Admission::new(&self.admission, self.info().max_parallel));
+        let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
+        loaded.slots.insert(id, Lease { generation, admission });
+        Ok(())
+    }
+
+    /// Takes a generation out. Answers under way keep it until they are done.
+    ///
+    /// # Errors
+    /// It is not loaded, or it is live.
+    pub async fn unload(&self, id: &GenerationId) -> Result<(), LoadError> {
+        let _one_at_a_time = self.change.lock().await;
+        let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
+        if loaded.live == *id {
+            return Err(LoadError::Live(id.clone()));
+        }
+        loaded.slots.remove(id).map(drop).ok_or_else(|| LoadError::Unknown(id.clone()))
+    }
+}
