@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use serde::{Deserialize, Serialize};
+use serde::{Serialize, Serializer};
 use thiserror::Error;
 
 pub use request::{Content, Event, Finish, Generate, Message, Role, Sampling, Token, TokenStream};
@@ -82,8 +82,7 @@ pub struct EngineInfo {
 }
 
 /// Names what answered: `base`, or the adapter's id.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GenerationId(Arc<str>);
 
 impl GenerationId {
@@ -103,6 +102,12 @@ impl GenerationId {
 impl From<&str> for GenerationId {
     fn from(id: &str) -> Self {
         Self(id.into())
+    }
+}
+
+impl Serialize for GenerationId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 
