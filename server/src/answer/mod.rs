@@ -5,24 +5,24 @@
 //!
 //! # Layout
 //! - [`Answerer`]: the way of one query.
-//! - [`text`]: tokens to text, stop strings held back until they are sure not to come.
-//! - [`tools`]: tool calls, out of the text that models write.
+//! - `text`: tokens to text, stop strings held back until they are sure not to come.
+//! - `tools`: tool calls, out of the text that models write.
 
-pub mod text;
-pub mod tools;
+mod answerer;
+mod text;
+mod tools;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 use thiserror::Error;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::engine::grammar::Grammar;
 use crate::engine::{EngineError, GenerationId, Message, Sampling};
-use crate::rollout::Generations;
 
+pub use answerer::{Answer, Answerer};
 pub use tools::{ToolCall, ToolChoice};
 
 /// One answer to give. A request with `n` choices is `n` queries.
@@ -50,15 +50,6 @@ pub struct Query {
     pub stop: Vec<String>,
     /// When the last token must be there.
     pub deadline: Instant,
-}
-
-/// An answer under way. Dropping it cancels the generation and frees its place.
-pub struct Answer {
-    /// What answers, from the first token to the last.
-    pub generation: GenerationId,
-    /// Tokens of the prompt, those of images included.
-    pub prompt_tokens: usize,
-    pieces: mpsc::UnboundedReceiver<Result<Piece, AnswerError>>,
 }
 
 /// What arrives of an answer: any number of `Delta`, then one `End`.
@@ -137,32 +128,4 @@ pub enum AnswerError {
     /// The engine refused or failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
-}
-
-impl Answer {
-    /// The next piece; `None` after `End` or an error.
-    pub async fn next(&mut self) -> Option<Result<Piece, AnswerError>> {
-        self.pieces.recv().await
-    }
-}
-
-/// Gives answers.
-pub struct Answerer {
-    generations: Arc<Generations>,
-}
-
-impl Answerer {
-    /// Answers with these generations.
-    #[must_use]
-    pub fn new(generations: Arc<Generations>) -> Self {
-        Self { generations }
-    }
-
-    /// Waits for a place and for the prompt to be read.
-    ///
-    /// # Errors
-    /// See [`AnswerError`]; nothing of the answer was given yet.
-    pub async fn start(&self, _query: Query) -> Result<Answer, AnswerError> {
-        Err(AnswerError::ShuttingDown)
-    }
 }

@@ -48,13 +48,17 @@ pub trait Generation: Send + Sync + 'static {
     /// False while the engine behind it is being rebuilt after it died.
     fn is_ready(&self) -> bool;
 
-    /// Starts an answer. The caller sees to it that at most [`EngineInfo::max_parallel`] are under way.
-    /// Dropping the stream ends the generation at its next step.
+    /// Starts an answer. The caller sees to it that at most [`EngineInfo::max_parallel`] are inside the engine, which
+    /// `place` stands for. Dropping the stream ends the generation at its next step.
     ///
     /// # Errors
     /// The engine is being rebuilt, or the request cannot be answered by this model.
-    fn generate(&self, request: Generate) -> Result<TokenStream, EngineError>;
+    fn generate(&self, request: Generate, place: Place) -> Result<TokenStream, EngineError>;
 }
+
+/// What a sequence occupies (a permit, a lease). The engine drops it when the sequence has left, which can be later than
+/// the end of the stream: a cancelled sequence runs to the end of its step.
+pub type Place = Box<dyn Send + Sync>;
 
 /// What is the same for all generations of an engine.
 #[derive(Clone, Debug)]
@@ -75,6 +79,8 @@ pub struct EngineInfo {
     pub max_parallel: usize,
     /// Whether images can be part of a message.
     pub images: bool,
+    /// Fewest tokens that an image takes in the prompt; 0 if that is not known.
+    pub image_tokens: usize,
     /// Whether the chat template has a place for tools.
     pub tools: bool,
     /// Tokens and what they stand for.

@@ -1,0 +1,220 @@
+//! The way of one query.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::text::TextBuilder;
+use super::tools;
+use super::{AnswerError, AnsweredToken, FinishReason, Piece, Query, ToolChoice};
+use crate::admission::AdmissionError;
+use crate::engine::{EngineError, Event, Finish, Generate, GenerationId, Token, TokenStream, Vocabulary};
+use crate::rollout::{Generations, Lease};
+
+/// Gives answers.
+pub struct Answerer {
+    generations: Arc<Generations>,
+    /// Cancelled when open answers must end.
+    closing: CancellationToken,
+}
+
+impl Answerer {
+    /// Answers with these generations until `closing` is cancelled.
+    #[must_use]
+    pub fn new(generations: Arc<Generations>, closing: CancellationToken) -> Self {
+        Self { generations, closing }
+    }
+
+    /// Waits for a place and for the prompt to be read.
+    ///
+    /// # Errors
+    /// See [`AnswerError`]; nothing of the answer was given yet.
+    pub async fn start(&self, query: Query) -> Result<Answer, AnswerError> {
+        let began = Instant::now();
+        let lease = self.lease(query.generation.as_ref())?;
+        let permit = tokio::select! {
+            permit = lease.admission.enter(&query.key, query.deadline) => permit.map_err(|error| refused(error, began))?,
+            () = self.closing.cancelled() => return Err(AnswerError::ShuttingDown),
+        };
+
+        let Query { messages, tools, tool_choice, sampling, max_tokens, top_logprobs, grammar, stop, deadline, .. } = query;
+        let tools = if tool_choice == ToolChoice::None { Vec::new() } else { tools };
+        let grammar = tools::grammar(&tools, &tool_choice).map(Arc::new).or(grammar);
+        let request = Generate { messages, tools: tools.clone(), sampling, max_tokens, top_logprobs, grammar };
+        let Lease { generation, .. } = lease.clone();
+        let id = generation.id().clone();
+        // The permit and the lease stay with the sequence until it has left the engine.
+        let place = Box::new((permit, lease));
+        // Compiling a schema can take a while, which must not hold up other requests' tokens.
+        let stream = if request.grammar.is_some() {
+            tokio::task::spawn_blocking(move || generation.generate(request, place))
+                .await
+                .map_err(|error| EngineError::Failed(format!("the grammar broke: {error}")))??
+        } else {
+            generation.generate(request, place)?
+        };
+
+        let mut answer = Answer {
+            generation: id,
+            prompt_tokens: 0,
+            stream,
+            vocabulary: self.generations.info().vocabulary.clone(),
+            text: TextBuilder::new(stop),
+            tools,
+            buffered: String::new(),
+            completion_tokens: 0,
+            began,
+            deadline,
+            closing: self.closing.clone(),
+            ready: VecDeque::new(),
+            ended: false,
+        };
+        match answer.event().await? {
+            Event::Started { prompt_tokens } => answer.prompt_tokens = prompt_tokens,
+            other => answer.take(other)?,
+        }
+        Ok(answer)
+    }
+
+    fn lease(&self, pinned: Option<&GenerationId>) -> Result<Lease, AnswerError> {
+        let Some(id) = pinned else { return Ok(self.generations.live()) };
+        self.generations.get(id).ok_or_else(|| {
+            let loaded: Vec<String> = self.generations.list().iter().map(ToString::to_string).collect();
+            AnswerError::UnknownGeneration { id: id.clone(), loaded: loaded.join(", ") }
+        })
+    }
+}
+
+fn refused(error: AdmissionError, began: Instant) -> AnswerError {
+    match error {
+        AdmissionError::Full { waiting, retry_after } => AnswerError::QueueFull { waiting, retry_after },
+        AdmissionError::Deadline => AnswerError::Deadline { after: began.elapsed() },
+    }
+}
+
+/// An answer under way. Dropping it cancels the generation and frees its place.
+pub struct Answer {
+    generation: GenerationId,
+    prompt_tokens: usize,
+    stream: TokenStream,
+    vocabulary: Arc<Vocabulary>,
+    text: TextBuilder,
+    tools: Vec<serde_json::Value>,
+    /// With tools: the text so far, which may turn out to be a call.
+    buffered: String,
+    completion_tokens: usize,
+    began: Instant,
+    deadline: Instant,
+    closing: CancellationToken,
+    ready: VecDeque<Piece>,
+    ended: bool,
+}
+
+impl Answer {
+    /// What answers, from the first token to the last.
+    #[must_use]
+    pub fn generation(&self) -> &GenerationId {
+        &self.generation
+    }
+
+    /// Tokens of the prompt, those of images included.
+    #[must_use]
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
+    /// The next piece; `None` after `End` or an error.
+    pub async fn next(&mut self) -> Option<Result<Piece, AnswerError>> {
+        loop {
+            if let Some(piece) = self.ready.pop_front() {
+                return Some(Ok(piece));
+            }
+            if self.ended {
+                return None;
+            }
+            let taken = match self.event().await {
+                Ok(event) => self.take(event),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = taken {
+                self.ended = true;
+                return Some(Err(error));
+            }
+        }
+    }
+
+    /// How long the answer took so far, its wait in the queue included.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    async fn event(&mut self) -> Result<Event, AnswerError> {
+        let event = tokio::select! {
+            biased;
+            event = timeout_at(self.deadline, self.stream.next()) => event,
+            () = self.closing.cancelled() => return Err(AnswerError::ShuttingDown),
+        };
+        match event {
+            Ok(Some(event)) => Ok(event),
+            Ok(None) => Err(EngineError::Failed("it died while it answered; it is being restarted".into()).into()),
+            Err(_) => Err(AnswerError::Deadline { after: self.began.elapsed() }),
+        }
+    }
+
+    fn take(&mut self, event: Event) -> Result<(), AnswerError> {
+        match event {
+            Event::Started { .. } => {}
+            Event::Token(token) => self.take_token(token),
+            Event::Finished(Finish::Stop) => self.end(FinishReason::Stop),
+            Event::Finished(Finish::Length) => self.end(FinishReason::Length),
+            Event::Failed(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn take_token(&mut self, token: Token) {
+        self.completion_tokens += 1;
+        if self.vocabulary.ends_turn(token.id) {
+            return;
+        }
+        let text = self.text.push(self.vocabulary.bytes(token.id));
+        let tokens = vec![self.answered(token)];
+        self.give(text, tokens);
+        if self.text.is_stopped() {
+            self.end(FinishReason::Stop);
+        }
+    }
+
+    fn answered(&self, token: Token) -> AnsweredToken {
+        let Token { id, logprob, top } = token;
+        let top = top.into_iter().map(|(id, logprob)| (self.vocabulary.name(id), logprob)).collect();
+        AnsweredToken { id, bytes: self.vocabulary.name(id), logprob, top }
+    }
+
+    fn give(&mut self, text: String, tokens: Vec<AnsweredToken>) {
+        if self.tools.is_empty() {
+            self.ready.push_back(Piece::Delta { text, tokens });
+        } else {
+            self.buffered.push_str(&text);
+            self.ready.push_back(Piece::Delta { text: String::new(), tokens });
+        }
+    }
+
+    fn end(&mut self, reason: FinishReason) {
+        let rest = self.text.finish();
+        if !rest.is_empty() {
+            self.give(rest, Vec::new());
+        }
+        let (text, tool_calls) = tools::parse(&std::mem::take(&mut self.buffered), &self.tools);
+        if !text.is_empty() {
+            self.ready.push_back(Piece::Delta { text, tokens: Vec::new() });
+        }
+        let reason = if tool_calls.is_empty() { reason } else { FinishReason::ToolCalls };
+        self.ready.push_back(Piece::End { reason, completion_tokens: self.completion_tokens, tool_calls });
+        self.ended = true;
+    }
+}

@@ -1,0 +1,122 @@
+//! Where tokens are chosen and reported.
+//!
+//! mistralrs calls a logits processor with the logits of each step. This one chooses the token itself, reports it, and
+//! gives back logits that leave mistralrs no choice. So seeds, penalties and grammars are ours, log-probabilities are
+//! natural ones of the model itself, and the engine never waits for a reader. An answer that must end before the model
+//! ends it (cancelled, no room left, failed) is ended by handing over the end-of-turn token.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{Device, Tensor};
+use mistralrs::CustomLogitsProcessor;
+use tokio::sync::mpsc;
+
+use crate::engine::sampler::Sampler;
+use crate::engine::{EngineError, Event, Finish, Vocabulary};
+
+/// Chooses and reports the tokens of one answer.
+pub(super) struct Tap {
+    vocabulary: Arc<Vocabulary>,
+    /// Most tokens of prompt and answer.
+    max_len: usize,
+    max_tokens: usize,
+    cancelled: Arc<AtomicBool>,
+    progress: Mutex<Progress>,
+}
+
+struct Progress {
+    sampler: Sampler,
+    events: mpsc::UnboundedSender<Event>,
+    prompt_tokens: Option<usize>,
+    tokens: usize,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Outcome {
+    Running,
+    EndOfTurn,
+    NoRoom,
+    Failed,
+}
+
+impl Tap {
+    pub(super) fn new(
+        sampler: Sampler,
+        events: mpsc::UnboundedSender<Event>,
+        cancelled: Arc<AtomicBool>,
+        vocabulary: Arc<Vocabulary>,
+        max_len: usize,
+        max_tokens: Option<usize>,
+    ) -> Self {
+        let progress = Progress { sampler, events, prompt_tokens: None, tokens: 0, outcome: Outcome::Running };
+        Self { vocabulary, max_len, max_tokens: max_tokens.unwrap_or(usize::MAX), cancelled, progress: Mutex::new(progress) }
+    }
+
+    /// Reports the end, once the sequence has left the engine: with `error` if the engine gave one.
+    pub(super) fn finish(&self, error: Option<EngineError>) {
+        let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let event = match (progress.outcome, error) {
+            (Outcome::Failed, _) => return,
+            (_, Some(error)) => Event::Failed(error),
+            (Outcome::EndOfTurn, None) => Event::Finished(Finish::Stop),
+            // Still running when the engine ended it: mistralrs counted to max_tokens before we did.
+            (Outcome::NoRoom | Outcome::Running, None) => Event::Finished(Finish::Length),
+        };
+        // Nobody listens to a cancelled answer.
+        let _ = progress.events.send(event);
+    }
+
+    /// The token for this step; `None` ends the answer.
+    fn next(&self, logits: &[f32], length: usize) -> Option<u32> {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = &mut *progress;
+        if progress.outcome != Outcome::Running || self.cancelled.load(Ordering::Relaxed) {
+            return None;
+        }
+        if progress.prompt_tokens.is_none() {
+            progress.prompt_tokens = Some(length);
+            if length >= self.max_len {
+                progress.outcome = Outcome::Failed;
+                let _ = progress.events.send(Event::Failed(EngineError::TooLong { prompt: length, max_len: self.max_len }));
+                return None;
+            }
+            let _ = progress.events.send(Event::Started { prompt_tokens: length });
+        }
+        if progress.tokens >= self.max_tokens || length >= self.max_len {
+            progress.outcome = Outcome::NoRoom;
+            return None;
+        }
+        match progress.sampler.next(logits) {
+            Ok(token) => {
+                let id = token.id;
+                progress.tokens += 1;
+                if self.vocabulary.ends_turn(id) {
+                    progress.outcome = Outcome::EndOfTurn;
+                }
+                let _ = progress.events.send(Event::Token(token));
+                Some(id)
+            }
+            Err(error) => {
+                progress.outcome = Outcome::Failed;
+                let _ = progress.events.send(Event::Failed(error));
+                None
+            }
+        }
+    }
+}
+
+impl CustomLogitsProcessor for Tap {
+    fn apply(&self, logits: &Tensor, context: &[u32]) -> candle_core::Result<Tensor> {
+        #[cfg(test)]
+        super::generation::kill_switch::panic_if_thrown();
+        let logits = logits.to_vec1::<f32>()?;
+        let chosen = self.next(&logits, context.len()).unwrap_or(self.vocabulary.end_of_turn()[0]);
+        let mut certain = vec![f32::NEG_INFINITY; logits.len()];
+        if let Some(logit) = certain.get_mut(chosen as usize) {
+            *logit = 0.0;
+        }
+        Tensor::from_vec(certain, logits.len(), &Device::Cpu)
+    }
+}
