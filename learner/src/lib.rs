@@ -7,10 +7,12 @@
 //! - [`adapter`]: LoRA adapters in PEFT's file format.
 //! - [`bpo`]: the loss, the trainer, its data and its checkpoints.
 //! - [`pocket`]: the small model that ships with the project, its drawn world and its builder.
+//! - [`generator`]: what background work asks of whatever serves the model.
 //! - [`eval`]: CHAIR, POPE, preference accuracy, with confidence intervals.
 
 pub mod adapter;
 pub mod bpo;
 pub mod eval;
+pub mod generator;
 pub mod model;
 pub mod pocket;

@@ -5,10 +5,12 @@
 //!
 //! # Layout
 //! - [`Answerer`]: the way of one query.
+//! - [`BackgroundGenerator`]: the engine as the learner sees it, behind live queries.
 //! - `text`: tokens to text, stop strings held back until they are sure not to come.
 //! - `tools`: tool calls, out of the text that models write.
 
 mod answerer;
+mod background;
 mod text;
 mod tools;
 
@@ -23,6 +25,7 @@ use crate::engine::grammar::Grammar;
 use crate::engine::{EngineError, GenerationId, Message, Sampling};
 
 pub use answerer::{Answer, Answerer};
+pub use background::BackgroundGenerator;
 pub use tools::{ToolCall, ToolChoice};
 
 /// One answer to give. A request with `n` choices is `n` queries.

@@ -5,7 +5,7 @@
 /// White space before the first word is dropped: models write it as part of their first token, and no reader wants it.
 /// Bytes that are no UTF-8 become U+FFFD, but only once it is sure that no later token completes them.
 #[derive(Debug)]
-pub struct TextBuilder {
+pub(super) struct TextBuilder {
     stop: Vec<String>,
     /// Text that arrived and was not given out: it may turn out to begin a stop string.
     held: String,
@@ -18,12 +18,12 @@ pub struct TextBuilder {
 impl TextBuilder {
     /// A builder that ends the text before the first of the stop strings, none of which is empty.
     #[must_use]
-    pub fn new(stop: Vec<String>) -> Self {
+    pub(super) fn new(stop: Vec<String>) -> Self {
         Self { stop, held: String::new(), partial: Vec::new(), begun: false, stopped: false }
     }
 
     /// Takes a token's bytes and returns the text that is certain now.
-    pub fn push(&mut self, bytes: &[u8]) -> String {
+    pub(super) fn push(&mut self, bytes: &[u8]) -> String {
         if self.stopped {
             return String::new();
         }
@@ -33,7 +33,7 @@ impl TextBuilder {
     }
 
     /// The rest of the text.
-    pub fn finish(&mut self) -> String {
+    pub(super) fn finish(&mut self) -> String {
         if self.stopped {
             return String::new();
         }
@@ -43,7 +43,7 @@ impl TextBuilder {
 
     /// Whether a stop string came.
     #[must_use]
-    pub fn is_stopped(&self) -> bool {
+    pub(super) fn is_stopped(&self) -> bool {
         self.stopped
     }
 

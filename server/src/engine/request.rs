@@ -25,6 +25,8 @@ pub struct Generate {
     pub top_logprobs: usize,
     /// What the answer must look like.
     pub grammar: Option<Arc<Grammar>>,
+    /// Tokens to score instead of choosing any: the answer is these, with their log-probabilities.
+    pub forced: Option<Vec<u32>>,
 }
 
 /// One message of the conversation.

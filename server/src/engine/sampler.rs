@@ -19,6 +19,8 @@ pub struct Sampler {
     vocabulary: Arc<Vocabulary>,
     matcher: Option<Matcher>,
     random: ChaCha8Rng,
+    /// Tokens to give out instead of choosing any.
+    forced: Option<std::vec::IntoIter<u32>>,
     /// How often each token was generated.
     generated: HashMap<u32, u32>,
 }
@@ -27,8 +29,11 @@ impl Sampler {
     /// A sampler for one answer.
     ///
     /// # Errors
-    /// The grammar cannot be enforced.
+    /// The grammar cannot be enforced, or a forced token is not in the vocabulary.
     pub fn new(request: &Generate, vocabulary: Arc<Vocabulary>) -> Result<Self, EngineError> {
+        if let Some(id) = request.forced.iter().flatten().find(|&&id| id as usize >= vocabulary.len()) {
+            return Err(EngineError::Invalid(format!("token {id} is not one of the model's {}", vocabulary.len())));
+        }
         let matcher = request.grammar.as_deref().map(|grammar| grammar.matcher(&vocabulary)).transpose()?;
         Ok(Self {
             random: ChaCha8Rng::seed_from_u64(request.sampling.seed),
@@ -36,6 +41,7 @@ impl Sampler {
             top_logprobs: request.top_logprobs,
             vocabulary,
             matcher,
+            forced: request.forced.clone().map(Vec::into_iter),
             generated: HashMap::new(),
         })
     }
@@ -49,7 +55,12 @@ impl Sampler {
         if !normaliser.is_finite() {
             return Err(EngineError::Failed("the model produced no finite logits".into()));
         }
-        let id = if self.is_plain_greedy() { argmax(logits) } else { self.choose(logits)? };
+        let forced = self.forced.as_mut().and_then(Iterator::next);
+        let id = match forced {
+            Some(id) => id,
+            None if self.is_plain_greedy() => argmax(logits),
+            None => self.choose(logits)?,
+        };
         if let Some(matcher) = &mut self.matcher
             && !matcher.is_stopped()
         {
@@ -206,6 +217,7 @@ mod tests {
             max_tokens: None,
             top_logprobs: 3,
             grammar: grammar.map(Arc::new),
+            forced: None,
         };
         Sampler::new(&request, vocabulary).unwrap()
     }

@@ -118,15 +118,16 @@ impl Generation for MistralrsGeneration {
     fn generate(&self, request: Generate, place: Place) -> Result<TokenStream, EngineError> {
         let loaded = self.loaded().ok_or_else(|| EngineError::Unavailable(self.id.clone()))?;
         self.check_length(&request)?;
+        let max_tokens = request.forced.as_ref().map(Vec::len).or(request.max_tokens);
         let vocabulary = self.info.vocabulary.clone();
         let sampler = Sampler::new(&request, vocabulary.clone())?;
         let (stream, events, cancelled) = TokenStream::channel();
-        let tap = Arc::new(Tap::new(sampler, events, cancelled, vocabulary.clone(), self.info.max_len, request.max_tokens));
+        let tap = Arc::new(Tap::new(sampler, events, cancelled, vocabulary.clone(), self.info.max_len, max_tokens));
 
         let sampling_params = SamplingParams {
             // Greedy over the tap's logits, which leave one token.
             temperature: Some(0.0),
-            max_len: request.max_tokens,
+            max_len: max_tokens,
             stop_toks: Some(StopTokens::Ids(vocabulary.end_of_turn().to_vec())),
             ..SamplingParams::deterministic()
         };

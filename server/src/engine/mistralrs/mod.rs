@@ -19,6 +19,8 @@ mod generation;
 mod load;
 mod prompt;
 mod tap;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;

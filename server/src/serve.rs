@@ -1,0 +1,139 @@
+//! Starting and stopping the server.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::{App as ActixApp, HttpServer, web};
+use anyhow::Context;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::answer::Answerer;
+use crate::api;
+use crate::config::{Config, EngineKind};
+use crate::engine::Engine;
+use crate::engine::source::ModelFiles;
+use crate::rollout::Generations;
+
+/// A server that runs. Dropping it does not stop it; [`Running::stop`] does.
+pub struct Running {
+    address: SocketAddr,
+    generations: Arc<Generations>,
+    handle: actix_web::dev::ServerHandle,
+    /// Cancelled when open answers must end.
+    closing: CancellationToken,
+    deadline: Duration,
+    server: JoinHandle<std::io::Result<()>>,
+}
+
+impl Running {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What it serves.
+    #[must_use]
+    pub fn generations(&self) -> &Arc<Generations> {
+        &self.generations
+    }
+
+    /// Takes no new connections, lets open answers finish until the deadline, then ends them with a proper last event.
+    ///
+    /// # Errors
+    /// The server failed while it ran.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        info!("Stopping: open answers get {} s.", self.deadline.as_secs());
+        let closing = self.closing.clone();
+        let deadline = self.deadline;
+        let stopping = self.handle.stop(true);
+        let watchdog = async {
+            tokio::time::sleep(deadline).await;
+            closing.cancel();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = stopping => {}
+            () = watchdog => {}
+        }
+        self.server.await.context("the server panicked")?.context("the server failed")
+    }
+
+    /// Waits until SIGTERM or Ctrl-C, then stops.
+    ///
+    /// # Errors
+    /// The server failed.
+    pub async fn until_signal(mut self) -> anyhow::Result<()> {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            result = tokio::signal::ctrl_c() => result?,
+            result = &mut self.server => return result.context("the server panicked")?.context("the server failed"),
+        }
+        self.stop().await
+    }
+}
+
+/// Loads the model and listens. It answers once this returns.
+///
+/// # Errors
+/// The model cannot be loaded, a key cannot be read, or the address cannot be bound.
+pub async fn start(config: Config) -> anyhow::Result<Running> {
+    let files = ModelFiles::open(&config.model.source, &config.model.revision).await?;
+    let engine = engine(&config, files)?;
+    let generations = Arc::new(Generations::start(engine, config.admission.clone()).await?);
+    let closing = CancellationToken::new();
+    let answerer = Arc::new(Answerer::new(generations.clone(), closing.clone()));
+    let app = web::Data::new(api::App::new(&config, generations.clone(), answerer)?);
+
+    let keep_alive = Duration::from_secs(75);
+    let server = HttpServer::new(move || ActixApp::new().configure(api::configure(app.clone())))
+        .disable_signals()
+        .keep_alive(keep_alive)
+        .shutdown_timeout(config.server.shutdown_deadline_s + 5)
+        .bind((config.server.bind, config.server.port))
+        .with_context(|| format!("cannot listen on {}:{}", config.server.bind, config.server.port))?;
+    let address = *server.addrs().first().context("the server has no address")?;
+    let server = server.run();
+    Ok(Running {
+        address,
+        generations,
+        handle: server.handle(),
+        closing,
+        deadline: Duration::from_secs(config.server.shutdown_deadline_s),
+        server: tokio::spawn(server),
+    })
+}
+
+#[cfg(feature = "mistralrs")]
+fn engine(config: &Config, files: ModelFiles) -> anyhow::Result<Arc<dyn Engine>> {
+    match config.model.engine {
+        EngineKind::Auto | EngineKind::Mistralrs => Ok(Arc::new(crate::engine::mistralrs::MistralrsEngine::new(&config.model, files)?)),
+    }
+}
+
+#[cfg(not(feature = "mistralrs"))]
+fn engine(config: &Config, _: ModelFiles) -> anyhow::Result<Arc<dyn Engine>> {
+    match config.model.engine {
+        EngineKind::Auto | EngineKind::Mistralrs => anyhow::bail!("this build has no engine: it was made without the feature `mistralrs`"),
+    }
+}
+
+/// Serves until a signal comes: what `reground serve` does.
+///
+/// # Errors
+/// See [`start`] and [`Running::until_signal`].
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let name = config.model.name.clone();
+    let running = start(config).await?;
+    let address = running.address();
+    let info = running.generations().info();
+    println!("reground listens on http://{address}");
+    println!("It serves {} ({}, {} on {}) as model `{name}`. Try:", info.source, info.family, info.engine, info.device);
+    println!("  curl http://{address}/v1/chat/completions -H 'content-type: application/json' \\");
+    println!("    -d '{{\"model\": \"{name}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'");
+    running.until_signal().await
+}
