@@ -4,6 +4,7 @@
 //! (`examples/embed.rs`).
 //!
 //! # Layout
+//! - [`cli`]: the command line; [`serve`]: the server from start to stop.
 //! - [`config`]: every setting.
 //! - [`api`]: routes, OpenAI's shapes, errors.
 //! - [`answer`]: from a checked query to an answer.
@@ -15,7 +16,9 @@
 pub mod admission;
 pub mod answer;
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod images;
 pub mod rollout;
+pub mod serve;

@@ -1,1 +1,26 @@
-//! Tests.
+//! End to end: starts the real binary on a free port and talks to it over loopback, as a caller would.
+//!
+//! Nothing here depends on the server's library, so what the tests see is what callers see.
+//!
+//! # Layout
+//! - [`Server`]: one process of the real binary, with settings of its own; it ends when the value is dropped.
+//! - [`Client`]: requests, answers and streams.
+//! - [`Golden`]: the checkpoint in `golden/idefics3` and the numbers that PyTorch computed on it.
+//! - [`pictures`]: images, good and bad ones.
+//! - [`load`]: many requests at once, bounded in number and time.
+//! - [`say!`]: progress that a test shows while it runs.
+
+pub mod load;
+pub mod pictures;
+
+mod binary;
+mod client;
+mod golden;
+mod progress;
+mod server;
+mod sse;
+
+pub use client::{Client, ErrorBody, Reply, Stream, Streamed};
+pub use golden::{Golden, Pair, Which};
+pub use progress::print;
+pub use server::{Server, Settings};

@@ -1,27 +1,51 @@
 //! The bounded, fair queue in front of each generation.
+//!
+//! A generation answers a fixed number of requests at once. The others wait here: round-robin between API keys, first
+//! come first served within one, never more than the configured number, never past their deadline. Whoever stops waiting
+//! just drops the future.
+//!
+//! Background work (bootstrapping) goes through its own lane: it gets a place that no live request wants, and is told to
+//! leave as soon as one does.
+//!
+//! # Layout
+//! - [`Admission`]: the two ways in, [`Admission::enter`] and [`Admission::background`].
+//! - [`permit`]: what one holds inside; dropping it passes the place on.
+//! - [`places`]: who is inside and who comes next.
+//! - [`queue`]: the order between keys.
+//! - [`service_time`]: how long a place is held, for `Retry-After`.
 
+mod permit;
+mod places;
+mod queue;
+mod service_time;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::config::AdmissionConfig;
+use places::Places;
+
+pub use permit::{BackgroundPermit, Permit};
 
 /// The queue in front of one generation.
-pub struct Admission {}
-
-/// A place inside the engine; dropping it lets the next request in.
-pub struct Permit {}
+pub struct Admission {
+    places: Arc<Places>,
+}
 
 /// Why a request did not get a place.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum AdmissionError {
-    /// Too many wait.
+    /// Too many wait, in all or of this key.
     #[error("{waiting} requests are waiting, which is the limit")]
     Full {
-        /// How many.
+        /// How many: of all keys, or of this one if its own limit was reached.
         waiting: usize,
-        /// When a place is likely.
+        /// When a place is likely: whole seconds, from 1 to 60.
         retry_after: Duration,
     },
     /// The deadline passed in the queue.
@@ -29,18 +53,57 @@ pub enum AdmissionError {
     Deadline,
 }
 
+/// How full a generation is at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Live requests in the queue.
+    pub waiting: usize,
+    /// Live requests inside.
+    pub running: usize,
+    /// Background work inside, also what was told to leave and has not yet.
+    pub background: usize,
+}
+
 impl Admission {
-    /// A queue that lets `parallel` requests through at once.
+    /// A queue that lets `parallel` requests (at least one) through at once.
     #[must_use]
-    pub fn new(_config: &AdmissionConfig, _parallel: usize) -> Self {
-        Self {}
+    pub fn new(config: &AdmissionConfig, parallel: usize) -> Self {
+        Self { places: Arc::new(Places::new(config, parallel)) }
     }
 
-    /// Waits for a place. Dropping the future gives the place in the queue up.
+    /// Waits for a place; `key` is whom the request counts for. Dropping the future gives the place in the queue up.
     ///
     /// # Errors
     /// The queue is full, or the deadline passed.
-    pub async fn enter(&self, _key: &str, _deadline: Instant) -> Result<Permit, AdmissionError> {
-        Ok(Permit {})
+    pub async fn enter(&self, key: &str, deadline: Instant) -> Result<Permit, AdmissionError> {
+        loop {
+            if Instant::now() >= deadline {
+                return Err(AdmissionError::Deadline);
+            }
+            let mut ticket = self.places.join(key)?;
+            match timeout_at(deadline, ticket.place()).await {
+                Ok(Some(place)) => return Ok(Permit::new(place)),
+                // Only a queue that went away forgets a ticket, and `self` holds it: this arm replaces a panic.
+                Ok(None) => {}
+                Err(_elapsed) => return Err(AdmissionError::Deadline),
+            }
+        }
+    }
+
+    /// Waits until a place is free and no live request wants it. Among background work it is first come first served.
+    /// Dropping the future gives the place in the lane up.
+    pub async fn background(&self) -> BackgroundPermit {
+        loop {
+            let (mut ticket, preempted) = self.places.join_background();
+            if let Some(place) = ticket.place().await {
+                return BackgroundPermit::new(place, preempted);
+            }
+        }
+    }
+
+    /// How full it is now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.places.snapshot()
     }
 }

@@ -11,6 +11,8 @@ use super::{ConfigError, Secret};
 #[serde(deny_unknown_fields, default)]
 pub struct AuthConfig {
     /// API keys. None: every caller is an admin, and the server listens on loopback only.
+    // Left out when empty: beside `keys = []`, TOML refuses the `[[auth.keys]]` that one would add.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<KeyConfig>,
 }
 
@@ -49,7 +51,11 @@ impl AuthConfig {
         }
         for (position, key) in self.keys.iter().enumerate() {
             if key.name.is_empty() || self.keys[..position].iter().any(|other| other.name == key.name) {
-                return Err(ConfigError::value("auth.keys.name", &key.name, "a name that no other key has"));
+                return Err(ConfigError::value(
+                    "auth.keys",
+                    format_args!("name = {:?}", key.name),
+                    "a list of keys with different names, none of them empty",
+                ));
             }
         }
         Ok(())

@@ -1,93 +1,90 @@
-//! The layers of the configuration, and its errors.
+//! The layers of the configuration: defaults, file, environment, flags; later ones win.
 
-use std::fmt::Display;
-use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::Path;
 
-use figment::Figment;
-use figment::providers::{Env, Format, Serialized, Toml};
-use thiserror::Error;
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider, Source};
 
-use super::Config;
+use super::error::Origin;
+use super::file::ConfigFile;
+use super::{Config, ConfigError};
 
-/// What is wrong with the configuration.
-#[derive(Debug, Error)]
-pub enum ConfigError {
-    /// The file that was named is not there.
-    #[error("configuration file {0} does not exist")]
-    Missing(PathBuf),
-    /// A layer does not parse, or has a key that no section knows.
-    #[error("{0}")]
-    Parse(String),
-    /// A value is out of range.
-    #[error("{key} = {value}: must be {allowed}")]
-    Value {
-        /// The dotted key.
-        key: &'static str,
-        /// What it was set to.
-        value: String,
-        /// What it may be.
-        allowed: String,
-    },
-    /// A secret cannot be read.
-    #[error("secret {reference}: {reason}")]
-    Secret {
-        /// Where it was to be read from.
-        reference: String,
-        /// Why not.
-        reason: String,
-    },
-}
-
-impl ConfigError {
-    pub(crate) fn value(key: &'static str, value: impl Display, allowed: impl Display) -> Self {
-        Self::Value { key, value: value.to_string(), allowed: allowed.to_string() }
-    }
-
-    pub(crate) fn secret(reference: &str, reason: impl Display) -> Self {
-        Self::Secret { reference: reference.to_owned(), reason: reason.to_string() }
-    }
-
-    pub(crate) fn range<T: PartialOrd + Display + Copy>(
-        key: &'static str,
-        value: T,
-        allowed: RangeInclusive<T>,
-    ) -> Result<(), Self> {
-        if allowed.contains(&value) {
-            return Ok(());
-        }
-        Err(Self::value(key, value, format_args!("from {} to {}", allowed.start(), allowed.end())))
-    }
-}
+/// What environment variables start with.
+const PREFIX: &str = "REGROUND__";
 
 /// Puts the layers on top of each other.
 pub struct Loader {
     figment: Figment,
+    file: Option<ConfigFile>,
+    /// The first layer that could not be built; reported by [`Loader::load`].
+    failed: Option<ConfigError>,
+}
+
+/// One layer, or one variable of it, for figment to remember where a value came from.
+struct Layer {
+    origin: Origin,
+    dict: Dict,
 }
 
 impl Loader {
-    /// The defaults, and on them `file` if one is named. Without one, `config.toml` in the working directory is read if
-    /// it is there.
+    /// The defaults, on them `file` if one is named, and on that the environment. Without a name, `config.toml` in the
+    /// working directory is read if it is there.
+    ///
+    /// In the environment, `REGROUND__SECTION__KEY` sets `section.key`. Text is taken as it is, everything else is
+    /// written as in TOML (`true`, `8080`, `["https://app.example"]`).
     ///
     /// # Errors
-    /// The named file does not exist.
+    /// The file cannot be read or is no TOML, or a variable is no UTF-8.
     pub fn new(file: Option<&Path>) -> Result<Self, ConfigError> {
-        let path = match file {
-            Some(path) if !path.is_file() => return Err(ConfigError::Missing(path.to_owned())),
-            Some(path) => path,
-            None => Path::new("config.toml"),
-        };
-        let figment = Figment::from(Serialized::defaults(Config::default()))
-            .merge(Toml::file_exact(path))
-            .merge(Env::prefixed("REGROUND__").split("__"));
-        Ok(Self { figment })
+        let file = file.or_else(|| Some(Path::new("config.toml")).filter(|path| path.exists()));
+        Self::from_layers(file, std::env::vars_os())
+    }
+
+    /// As [`Loader::new`], with this environment.
+    pub(super) fn from_layers(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, ConfigError> {
+        let defaults = Value::serialize(Config::default()).ok().and_then(Value::into_dict).unwrap_or_default();
+        let file = file.map(ConfigFile::read).transpose()?;
+        let mut figment = Figment::from(Layer { origin: Origin::Code, dict: defaults.clone() });
+        if let Some(file) = &file {
+            figment = figment.merge(Layer { origin: Origin::File(file.path.clone(), None), dict: file.dict()? });
+        }
+        let defaults = Value::from(defaults);
+        let mut variables: Vec<_> = environment
+            .into_iter()
+            .filter_map(|(name, value)| name.into_string().ok().map(|name| (name, value)))
+            .filter(|(name, _)| name.starts_with(PREFIX))
+            .collect();
+        // The order of the environment is nobody's intention; sorted, the same variables always give the same result.
+        variables.sort();
+        for (name, value) in variables {
+            let key = name[PREFIX.len()..].to_lowercase().replace("__", ".");
+            let value = value.into_string().map_err(|_| {
+                let (origin, allowed) = (Origin::Environment(name.clone()), "text in UTF-8".into());
+                ConfigError::Value { key: key.clone(), value: "(not shown)".into(), origin, allowed }
+            })?;
+            let dict = nested(&key, variable(value, defaults.find_ref(&key)));
+            figment = figment.merge(Layer { origin: Origin::Environment(name), dict });
+        }
+        Ok(Self { figment, file, failed: None })
     }
 
     /// Sets one dotted key above every other layer, as a flag does; `None` leaves it.
     #[must_use]
     pub fn flag(mut self, key: &str, value: Option<impl serde::Serialize>) -> Self {
-        if let Some(value) = value {
-            self.figment = self.figment.merge(Serialized::global(key, value));
+        let Some(value) = value else { return self };
+        match Value::serialize(value) {
+            Ok(value) => {
+                self.figment = self.figment.merge(Layer { origin: Origin::CommandLine, dict: nested(key, value) });
+            }
+            // A path that is no UTF-8.
+            Err(error) => {
+                let error = ConfigError::from_figment(error.kind, key.to_owned(), None, Origin::CommandLine);
+                self.failed.get_or_insert(error);
+            }
         }
         self
     }
@@ -95,10 +92,69 @@ impl Loader {
     /// The validated result.
     ///
     /// # Errors
-    /// A layer does not parse, has an unknown key, or holds a value out of range.
+    /// A flag cannot be represented, a key is not known or missing, or a value has the wrong type or is out of range.
     pub fn load(self) -> Result<Config, ConfigError> {
-        let config: Config = self.figment.extract().map_err(|error| ConfigError::Parse(error.to_string()))?;
-        config.validate()?;
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        let config: Config = self.figment.extract().map_err(|error| self.explain(error))?;
+        config.validate().map_err(|error| {
+            error.located(|key| {
+                let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+                self.origin(self.figment.find_metadata(key), &path)
+            })
+        })?;
         Ok(config)
     }
+
+    fn explain(&self, error: figment::Error) -> ConfigError {
+        let key = error.path.join(".");
+        let found = self.figment.find_value(&key).ok();
+        let origin = self.origin(error.metadata.as_ref(), &error.path);
+        ConfigError::from_figment(error.kind, key, found.as_ref().and_then(Value::as_str), origin)
+    }
+
+    /// Back from figment's words to ours; see [`Layer::metadata`].
+    fn origin(&self, metadata: Option<&Metadata>, path: &[String]) -> Origin {
+        match metadata.map(|metadata| (&metadata.source, &metadata.name)) {
+            Some((Some(Source::File(file)), _)) => {
+                Origin::File(file.clone(), self.file.as_ref().and_then(|file| file.line_of(path)))
+            }
+            Some((Some(Source::Custom(_)), name)) => Origin::Environment(name.to_string()),
+            Some((None, name)) if name == "flag" => Origin::CommandLine,
+            _ => Origin::Code,
+        }
+    }
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        match &self.origin {
+            Origin::Code => Metadata::named("default"),
+            Origin::File(path, _) => Metadata::from("file", path.as_path()),
+            Origin::Environment(name) => Metadata::from(name.clone(), "environment"),
+            Origin::CommandLine => Metadata::named("flag"),
+        }
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Profile::Default.collect(self.dict.clone()))
+    }
+}
+
+/// A dictionary in which the dotted key has this value.
+fn nested(key: &str, value: Value) -> Dict {
+    let mut segments = key.rsplit('.');
+    let innermost = segments.next().unwrap_or_default().to_owned();
+    segments.fold(Dict::from([(innermost, value)]), |inner, segment| Dict::from([(segment.to_owned(), inner.into())]))
+}
+
+/// What a variable means. The default tells text from the rest: a revision of digits stays text, and nobody has to put
+/// quotes inside quotes.
+fn variable(text: String, default: Option<&Value>) -> Value {
+    if matches!(default, Some(Value::String(..))) {
+        return text.into();
+    }
+    let parsed = text.trim().parse::<toml::Value>().ok().and_then(|value| Value::serialize(value).ok());
+    parsed.unwrap_or_else(|| text.into())
 }

@@ -1,6 +1,9 @@
 //! `[log]`.
 
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
+
+use super::ConfigError;
 
 /// What is logged, to standard error. Message bodies, images and keys never are.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -15,6 +18,19 @@ pub struct LogConfig {
 impl Default for LogConfig {
     fn default() -> Self {
         Self { filter: "warn,reground=info,reground_learner=info".into(), format: LogFormat::Text }
+    }
+}
+
+impl LogConfig {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        match EnvFilter::builder().parse(&self.filter) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(ConfigError::value(
+                "log.filter",
+                &self.filter,
+                "`off`, `error`, `warn`, `info`, `debug`, `trace` or a list such as `warn,reground=debug`",
+            )),
+        }
     }
 }
 

@@ -4,25 +4,31 @@
 //! at the top of the repository lists every key with its default; a test holds the two equal.
 //!
 //! # Layout
-//! - [`load`]: the layers, and the errors that name the key and the place.
+//! - [`load`]: the layers; [`file`]: the one that is a file.
+//! - [`error`]: what is wrong, by key, value and place.
 //! - [`secret`]: values that are read from `env:NAME` or `file:PATH`, never written in the file.
 //! - one file a section.
 
 mod admission;
 mod auth;
+mod error;
+mod file;
 mod images;
 mod load;
 mod log;
 mod model;
 mod secret;
 mod server;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
 
 pub use admission::AdmissionConfig;
 pub use auth::{AuthConfig, KeyConfig, Role};
+pub use error::{ConfigError, Origin};
 pub use images::ImagesConfig;
-pub use load::{ConfigError, Loader};
+pub use load::Loader;
 pub use log::{LogConfig, LogFormat};
 pub use model::{Device, Dtype, EngineKind, Isq, ModelConfig};
 pub use secret::Secret;
@@ -47,6 +53,14 @@ pub struct Config {
 }
 
 impl Config {
+    /// The settings as a configuration file that gives the same again. Secrets stay what they are there: references.
+    ///
+    /// # Errors
+    /// A path is no UTF-8, which TOML cannot hold.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string_pretty(self)
+    }
+
     /// Checks what types cannot say; the error names the key, the value and what is allowed.
     ///
     /// # Errors
@@ -56,6 +70,7 @@ impl Config {
         self.auth.validate(self.server.bind)?;
         self.model.validate()?;
         self.admission.validate()?;
-        self.images.validate()
+        self.images.validate()?;
+        self.log.validate()
     }
 }

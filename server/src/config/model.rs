@@ -54,18 +54,23 @@ impl Default for ModelConfig {
 impl ModelConfig {
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         if self.name.is_empty() || self.name.contains('@') {
-            return Err(ConfigError::value("model.name", &self.name, "a name without `@`, which separates the generation"));
+            return Err(ConfigError::value(
+                "model.name",
+                &self.name,
+                "a name without `@`, which separates the generation",
+            ));
         }
         if self.source.is_empty() {
             return Err(ConfigError::value("model.source", &self.source, "`builtin`, a directory or a hub id"));
         }
         if self.isq != Isq::Off && !self.adapter_root.as_os_str().is_empty() {
             return Err(ConfigError::value(
-                "model.isq",
-                "on",
-                "`off` while `model.adapter_root` is set: a quantised layer would miss the adapter",
+                "model.adapter_root",
+                self.adapter_root.display(),
+                "empty while `model.isq` is not `off`: a quantised layer would miss the adapter",
             ));
         }
+        ConfigError::range("model.max_len", self.max_len, 0..=1 << 24)?;
         ConfigError::range("model.max_parallel", self.max_parallel, 0..=1024)
     }
 }
@@ -108,7 +113,7 @@ impl FromStr for Device {
                 .strip_prefix("cuda:")
                 .and_then(|number| number.parse().ok())
                 .map(Self::Cuda)
-                .ok_or_else(|| format!("`{other}` is no device; allowed: auto, cpu, cuda:N, metal")),
+                .ok_or_else(|| "there are `auto`, `cpu`, `cuda:N` (N counts from 0) and `metal`".into()),
         }
     }
 }

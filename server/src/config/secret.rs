@@ -2,11 +2,12 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::de::{self, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::ConfigError;
 
-/// Where a secret is: `env:NAME` or `file:PATH`. The value itself is refused, so that no configuration holds one.
+/// Where a secret is: `env:NAME` or `file:PATH` (from the working directory, if relative). The value itself is refused, so that no configuration holds one.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret {
     reference: String,
@@ -32,6 +33,10 @@ impl Secret {
     }
 }
 
+fn is_reference(text: &str) -> bool {
+    ["env:", "file:"].iter().any(|scheme| text.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.reference)
@@ -40,18 +45,90 @@ impl fmt::Debug for Secret {
 
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let reference = String::deserialize(deserializer)?;
-        if reference.starts_with("env:") || reference.starts_with("file:") {
-            Ok(Self { reference })
-        } else {
-            // The text may be the secret itself: the message must not repeat it.
-            Err(de::Error::custom("a secret is written as `env:NAME` or `file:PATH`, never in the configuration itself"))
+        deserializer.deserialize_str(Reference)
+    }
+}
+
+/// Takes a reference. What stands in its place may be the secret itself, so no message may repeat it, as serde's own would.
+struct Reference;
+
+impl Visitor<'_> for Reference {
+    type Value = Secret;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a secret as `env:NAME` or `file:PATH`, which is never written in the configuration itself")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Secret, E> {
+        if is_reference(text) {
+            return Ok(Secret { reference: text.to_owned() });
         }
+        Err(E::invalid_value(Unexpected::Other("other text"), &self))
+    }
+
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<Secret, E> {
+        Err(E::invalid_type(Unexpected::Other("a boolean"), &self))
+    }
+
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<Secret, E> {
+        Err(E::invalid_type(Unexpected::Other("a number"), &self))
+    }
+
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<Secret, E> {
+        Err(E::invalid_type(Unexpected::Other("a number"), &self))
+    }
+
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Secret, E> {
+        Err(E::invalid_type(Unexpected::Other("a number"), &self))
     }
 }
 
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.reference)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(reference: &str) -> Result<Secret, toml::de::Error> {
+        #[derive(Deserialize)]
+        struct Holder {
+            key: Secret,
+        }
+        toml::from_str::<Holder>(&format!("key = {reference}")).map(|holder| holder.key)
+    }
+
+    #[test]
+    fn a_value_is_refused_and_not_repeated() {
+        for value in ["\"sk-12345\"", "12345", "0.12345", "[\"12345\"]", "{ v = \"12345\" }", "\"env:\"", "\"file:\""] {
+            let error = secret(value).unwrap_err().message().to_owned();
+            assert!(error.contains("`env:NAME` or `file:PATH`") && !error.contains("12345"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_without_the_space_around() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        let reference = format!("'file:{}'", path.display());
+        let secret = secret(&reference).unwrap();
+        let missing = secret.read().unwrap_err().to_string();
+        assert!(missing.contains("key"), "{missing}");
+        std::fs::write(&path, " sk-12345\n").unwrap();
+        assert_eq!(secret.read().unwrap(), "sk-12345");
+        assert!(!format!("{secret:?}{}", toml::Value::try_from(&secret).unwrap()).contains("12345"));
+        std::fs::write(&path, " \n").unwrap();
+        assert!(secret.read().unwrap_err().to_string().ends_with("it is empty"));
+    }
+
+    #[test]
+    fn a_variable_is_read_by_name() {
+        // Cargo sets this one for tests; setting one's own would race with other tests.
+        assert_eq!(secret("'env:CARGO_PKG_NAME'").unwrap().read().unwrap(), "reground");
+        let error = secret("'env:REGROUND_NO_SUCH_VARIABLE'").unwrap().read().unwrap_err().to_string();
+        assert_eq!(error, "secret env:REGROUND_NO_SUCH_VARIABLE: the variable is not set");
     }
 }

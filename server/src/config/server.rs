@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
+use url::Url;
 
 use super::ConfigError;
 
@@ -40,7 +41,17 @@ impl Default for ServerConfig {
 impl ServerConfig {
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         ConfigError::range("server.body_limit", self.body_limit, 1024..=1 << 30)?;
+        if let Some(origin) = self.cors_origins.iter().find(|origin| *origin != "*" && !is_origin(origin)) {
+            let allowed = "a list of `*` or origins as browsers send them, such as `https://app.example`";
+            return Err(ConfigError::value("server.cors_origins", origin, allowed));
+        }
         ConfigError::range("server.keep_alive_s", self.keep_alive_s, 1..=3600)?;
         ConfigError::range("server.shutdown_deadline_s", self.shutdown_deadline_s, 0..=3600)
     }
+}
+
+/// Scheme, host and port as a browser writes them: no path, no slash at the end, no default port.
+fn is_origin(text: &str) -> bool {
+    Url::parse(text)
+        .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.origin().ascii_serialization() == text)
 }

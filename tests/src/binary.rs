@@ -1,0 +1,60 @@
+//! Where the binary is.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use crate::say;
+
+/// The binary under test: `REGROUND_BIN`, or the one beside the test executable, built if it is missing or older than its sources.
+pub(crate) fn path() -> Result<PathBuf> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    FOUND.get_or_init(|| find().map_err(|error| format!("{error:#}"))).clone().map_err(|error| anyhow!(error))
+}
+
+fn find() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("REGROUND_BIN") {
+        let path = PathBuf::from(path);
+        ensure!(path.is_file(), "REGROUND_BIN names {}, which is no file", path.display());
+        return Ok(path);
+    }
+    let executable = std::env::current_exe()?;
+    // target/release/deps/e2e-… or target/release/slow_readers
+    let directory = executable.parent().context("the test executable has no directory")?;
+    let profile = if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
+    let binary = profile.join("reground");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("tests/ has no parent")?;
+    if is_current(&binary, root) {
+        return Ok(binary);
+    }
+    say!("building the binary under test");
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["build", "--package", "reground", "--bin", "reground"]).current_dir(root);
+    if profile.ends_with("release") {
+        build.arg("--release");
+    }
+    if let Some(target) = profile.parent() {
+        build.arg("--target-dir").arg(target);
+    }
+    let status = build.status().context("cannot start cargo")?;
+    ensure!(status.success() && binary.is_file(), "`cargo build --package reground` did not make {}", binary.display());
+    Ok(binary)
+}
+
+/// Whether the binary is there and no source of it is newer.
+fn is_current(binary: &Path, root: &Path) -> bool {
+    let Ok(built) = binary.metadata().and_then(|file| file.modified()) else { return false };
+    ["server/src", "server/Cargo.toml", "learner/src", "learner/Cargo.toml", "Cargo.lock"]
+        .iter()
+        .all(|source| newest(&root.join(source)).is_none_or(|changed| changed <= built))
+}
+
+fn newest(path: &Path) -> Option<SystemTime> {
+    if !path.is_dir() {
+        return path.metadata().ok()?.modified().ok();
+    }
+    path.read_dir().ok()?.flatten().filter_map(|entry| newest(&entry.path())).max()
+}
