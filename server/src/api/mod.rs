@@ -1,1 +1,102 @@
-//! Routes.
+//! Routes: OpenAI's shapes over HTTP.
+//!
+//! Handlers extract, call one function of the layers below, and respond.
+//!
+//! # Layout
+//! - [`App`]: what the routes work with; [`configure`] puts them into an actix server.
+//! - `routes`: every route, in one table.
+//! - [`error`]: the one [`ApiError`](error::ApiError), and where it is rendered.
+//! - [`auth`]: keys and roles. `observe`: request ids, access log, panics. [`metrics`]: Prometheus.
+//! - `body`, `json`: bodies within their limits, read with errors that name the path.
+//! - [`chat`]: chat completions. `models`, `adapters`, `health`: the smaller routes.
+//! - [`images`]: the seam to the image reader.
+//! - [`openapi`]: the description of it all.
+
+mod adapters;
+pub mod auth;
+mod body;
+pub mod chat;
+pub mod error;
+mod health;
+pub mod images;
+mod json;
+pub mod metrics;
+mod models;
+mod observe;
+pub mod openapi;
+mod routes;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use actix_web::http::header::HeaderName;
+use tokio_util::sync::CancellationToken;
+
+pub use routes::configure;
+
+use crate::answer::Answerer;
+use crate::config::{Config, ConfigError};
+use crate::rollout::Generations;
+
+/// The header that names the generation that answered.
+const GENERATION: HeaderName = HeaderName::from_static("x-reground-generation");
+
+/// What the routes work with.
+pub struct App {
+    /// Every setting.
+    pub config: Arc<Config>,
+    /// The loaded generations.
+    pub generations: Arc<Generations>,
+    /// Gives the answers.
+    pub answerer: Arc<Answerer>,
+    /// Reads images.
+    pub images: Arc<dyn images::ReadImages>,
+    /// Who may call.
+    pub keyring: auth::Keyring,
+    /// What Prometheus is told.
+    pub metrics: metrics::Metrics,
+    /// The server is going down: /ready says so, and no new answer begins. Open answers go on until the answerer ends
+    /// them.
+    pub shutdown: CancellationToken,
+    /// When the server started, in seconds since 1970: the models' `created`.
+    pub started: u64,
+}
+
+impl App {
+    /// Puts together what the routes work with; reads the API keys.
+    ///
+    /// # Errors
+    /// A key cannot be read, or two names have the same one.
+    pub fn new(
+        config: &Config,
+        generations: Arc<Generations>,
+        answerer: Arc<Answerer>,
+        images: Arc<dyn images::ReadImages>,
+    ) -> Result<Self, ConfigError> {
+        Ok(Self {
+            keyring: auth::Keyring::new(&config.auth)?,
+            config: Arc::new(config.clone()),
+            generations,
+            answerer,
+            images,
+            metrics: metrics::Metrics::install(),
+            shutdown: CancellationToken::new(),
+            started: unix_seconds(),
+        })
+    }
+
+    /// From a request's head to the last token of its answer.
+    fn deadline(&self) -> Duration {
+        Duration::from_secs(self.config.admission.deadline_s)
+    }
+}
+
+/// Now, in seconds since 1970.
+#[must_use]
+pub fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

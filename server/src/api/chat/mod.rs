@@ -1,0 +1,140 @@
+//! POST /v1/chat/completions.
+//!
+//! # Layout
+//! - [`request`]: OpenAI's request, checked by hand; [`messages`], [`tools`] and [`format`] are its larger parts.
+//! - [`query`]: what depends on the model and the images; from a request to queries.
+//! - [`choices`]: the answers to one request, all under way at once.
+//! - [`response`]: one body; [`stream`]: server-sent events.
+//! - [`schema`]: the request as OpenAPI describes it.
+
+mod choices;
+mod format;
+mod messages;
+mod query;
+pub mod request;
+pub mod response;
+pub mod schema;
+pub mod stream;
+#[cfg(test)]
+mod tests;
+mod tools;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::{HttpResponse, web};
+use image::DynamicImage;
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+pub use messages::{ChatMessage, Part};
+pub(super) use query::generation as pinned_generation;
+pub use request::ChatRequest;
+
+use self::choices::Choices;
+use self::query::Asker;
+use super::App;
+use super::auth::Caller;
+use super::body::JsonBody;
+use super::error::{ApiError, ErrorBody};
+use super::observe::Arrival;
+use crate::answer::AnswerError;
+
+/// How the answer is written.
+struct Head {
+    id: String,
+    created: u64,
+    model: String,
+    n: usize,
+    logprobs: bool,
+    stream: bool,
+    include_usage: bool,
+}
+
+/// Answers a conversation.
+///
+/// The header `x-reground-generation` and `system_fingerprint` name the generation that answered. The same `seed`, request
+/// and generation give the same answer, whatever else runs.
+#[utoipa::path(post, path = "/v1/chat/completions", tag = "chat",
+    request_body = schema::ChatCompletionRequest,
+    responses(
+        (status = 200, description = "The answer; with `stream`, server-sent events that end with `data: [DONE]`",
+            content((response::ChatCompletion = "application/json"), (stream::ChatCompletionChunk = "text/event-stream")),
+            headers(("x-reground-generation" = String, description = "The generation that answered"))),
+        (status = 400, description = "A parameter is refused; `param` names it", body = ErrorBody),
+        (status = 404, description = "No such model or generation", body = ErrorBody),
+        (status = 413, description = "The body is too large", body = ErrorBody),
+        (status = 415, description = "The body is no JSON by its Content-Type", body = ErrorBody),
+        (status = 429, description = "The queue is full", body = ErrorBody,
+            headers(("retry-after" = u64, description = "Seconds until a place is likely"))),
+        (status = 500, description = "The engine failed", body = ErrorBody),
+        (status = 503, description = "The engine is being rebuilt, or the server is going down", body = ErrorBody,
+            headers(("retry-after" = u64, description = "Seconds"))),
+        (status = 504, description = "The answer was not ready in time", body = ErrorBody),
+    ))]
+pub(super) async fn create(
+    app: web::Data<App>,
+    caller: Caller,
+    arrival: Arrival,
+    body: JsonBody,
+) -> Result<HttpResponse, ApiError> {
+    let (head, choices) = begin(&app, caller, arrival.0, body).await?;
+    if head.stream {
+        stream::respond(head, choices, Duration::from_secs(app.config.server.keep_alive_s)).await
+    } else {
+        response::respond(head, choices).await
+    }
+}
+
+/// From the body to the answers under way.
+async fn begin(app: &Arc<App>, caller: Caller, arrival: Instant, body: JsonBody) -> Result<(Head, Choices), ApiError> {
+    if app.shutdown.is_cancelled() {
+        return Err(AnswerError::ShuttingDown.into());
+    }
+    let checker = app.clone();
+    let (mut request, pinned) = body
+        .parse(move |bytes| {
+            let request = request::parse(bytes)?;
+            let pinned = query::generation(&request.model, &checker.config.model.name, &checker.generations)?;
+            query::check(&request, checker.generations.info())?;
+            Ok((request, pinned))
+        })
+        .await?;
+    let deadline = arrival + app.deadline();
+    let images = read_images(app, &mut request, deadline).await?;
+    // Several choices are one answer: a generation that goes live between them must not come into it.
+    let several = (request.n > 1).then(|| app.generations.live().generation.id().clone());
+    let asker = Asker { key: caller.name, deadline, generation: pinned.or(several) };
+    let queries = query::queries(&mut request, images, &asker);
+    let choices = Choices::start(&app.answerer, queries, arrival);
+    Ok((Head::of(request), choices))
+}
+
+async fn read_images(
+    app: &App,
+    request: &mut ChatRequest,
+    deadline: Instant,
+) -> Result<Vec<Arc<DynamicImage>>, ApiError> {
+    let urls = query::image_urls(request);
+    if urls.is_empty() {
+        return Ok(Vec::new());
+    }
+    match timeout_at(deadline, app.images.read_all(&urls)).await {
+        Ok(read) => read.map_err(|refused| query::refused_image(request, refused)),
+        Err(_) => Err(AnswerError::Deadline { after: app.deadline() }.into()),
+    }
+}
+
+impl Head {
+    fn of(request: ChatRequest) -> Self {
+        Self {
+            id: format!("chatcmpl-{}", Uuid::now_v7()),
+            created: super::unix_seconds(),
+            model: request.model,
+            n: request.n,
+            logprobs: request.logprobs,
+            stream: request.stream,
+            include_usage: request.include_usage,
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! GET /health and /ready.
+
+use actix_web::web;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::App;
+use super::auth::Caller;
+use super::error::{ApiError, ErrorBody, code};
+
+/// That all is well.
+#[derive(Serialize, ToSchema)]
+pub struct Health {
+    /// `ok` or `ready`.
+    pub status: &'static str,
+    /// The live generation; not in /health.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<String>,
+}
+
+/// Answers as long as the process runs. The one route that needs no key.
+#[utoipa::path(get, path = "/health", tag = "operation", security(()),
+    responses((status = 200, description = "The process runs", body = Health)))]
+#[expect(clippy::unused_async, reason = "actix handlers are async")]
+pub(super) async fn health() -> web::Json<Health> {
+    web::Json(Health { status: "ok", generation: None })
+}
+
+/// Whether a request sent now would be answered.
+#[utoipa::path(get, path = "/ready", tag = "operation",
+    responses(
+        (status = 200, description = "The live generation answers", body = Health),
+        (status = 503, description = "The engine is being rebuilt, or the server is going down", body = ErrorBody),
+    ))]
+#[expect(clippy::unused_async, reason = "actix handlers are async")]
+pub(super) async fn ready(_: Caller, app: web::Data<App>) -> Result<web::Json<Health>, ApiError> {
+    if app.shutdown.is_cancelled() {
+        return Err(ApiError::unavailable(code::SHUTTING_DOWN, "the server is shutting down", 5));
+    }
+    let live = app.generations.live().generation;
+    if !live.is_ready() {
+        let message = format!("the engine of the live generation `{}` is being restarted", live.id());
+        return Err(ApiError::unavailable(code::UNAVAILABLE, message, 1));
+    }
+    Ok(web::Json(Health { status: "ready", generation: Some(live.id().to_string()) }))
+}

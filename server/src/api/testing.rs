@@ -1,0 +1,215 @@
+//! A server over an engine that repeats what it is told, for tests.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use actix_web::web;
+use futures::future::BoxFuture;
+use image::DynamicImage;
+use serde_json::json;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use super::App;
+use super::auth::Keyring;
+use super::images::{ImageRefused, ReadImages};
+use crate::answer::Answerer;
+use crate::config::{AuthConfig, Config, Role};
+use crate::engine::request::{Event, Finish, Token};
+use crate::engine::source::golden;
+use crate::engine::{
+    Content, Engine, EngineError, EngineInfo, Generate, Generation, GenerationId, Place, TokenStream, Vocabulary,
+};
+use crate::rollout::Generations;
+
+/// An engine whose answer is the last message's text, one byte a token. What the text begins with can change that:
+/// `!fail` fails after three tokens, `!refuse` is refused, `!hang` stops after three tokens until it is cancelled,
+/// `!mute` does so before the first one.
+pub(crate) struct Echo {
+    info: EngineInfo,
+    /// Shared by all generations.
+    pub(crate) watch: Arc<Watch>,
+}
+
+/// What the engine saw and does.
+#[derive(Default)]
+pub(crate) struct Watch {
+    /// Every request.
+    pub(crate) asked: Mutex<Vec<Generate>>,
+    /// Sequences inside the engine.
+    pub(crate) active: AtomicUsize,
+    /// Whether it is being rebuilt.
+    pub(crate) down: AtomicBool,
+}
+
+struct EchoGeneration {
+    id: GenerationId,
+    vocabulary: Arc<Vocabulary>,
+    watch: Arc<Watch>,
+}
+
+impl Echo {
+    pub(crate) fn new(tools: bool) -> Self {
+        let vocabulary = Arc::new(Vocabulary::read(&golden("model"), None).unwrap());
+        let info = EngineInfo {
+            engine: "echo",
+            source: "test".into(),
+            family: "Echo".into(),
+            device: "cpu".into(),
+            dtype: "f32".into(),
+            max_len: 1000,
+            max_parallel: 2,
+            images: true,
+            image_tokens: 1,
+            tools,
+            vocabulary,
+        };
+        Self { info, watch: Arc::default() }
+    }
+}
+
+impl Engine for Echo {
+    fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    fn load(
+        &self,
+        id: GenerationId,
+        _adapter: Option<PathBuf>,
+    ) -> BoxFuture<'_, Result<Arc<dyn Generation>, EngineError>> {
+        let (vocabulary, watch) = (self.info.vocabulary.clone(), self.watch.clone());
+        Box::pin(async move { Ok(Arc::new(EchoGeneration { id, vocabulary, watch }) as Arc<dyn Generation>) })
+    }
+}
+
+impl Generation for EchoGeneration {
+    fn id(&self) -> &GenerationId {
+        &self.id
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.watch.down.load(Ordering::SeqCst)
+    }
+
+    fn generate(&self, request: Generate, place: Place) -> Result<TokenStream, EngineError> {
+        let last = request.messages.last().unwrap();
+        let text: String = last
+            .content
+            .iter()
+            .map(|content| match content {
+                Content::Text(text) => text.as_str(),
+                Content::Image(_) => "",
+            })
+            .collect();
+        if text.starts_with("!refuse") {
+            return Err(EngineError::Invalid("this model says no".into()));
+        }
+        if !self.is_ready() {
+            return Err(EngineError::Unavailable(self.id.clone()));
+        }
+        let id_of = |byte: u8| (0..).find(|id| self.vocabulary.bytes(*id) == [byte]).unwrap();
+        let top = request.top_logprobs;
+        let token = |id: u32| {
+            let top = (0..u32::try_from(top).unwrap()).map(|rank| ((id + rank) % 100, -0.5 - rank as f32)).collect();
+            Token { id, logprob: -0.5, top }
+        };
+        let tokens: Vec<Token> = text.bytes().map(|byte| token(id_of(byte))).collect();
+        let end = token(self.vocabulary.end_of_turn()[0]);
+        let most = request.max_tokens.unwrap_or(usize::MAX);
+        let watch = self.watch.clone();
+        watch.asked.lock().unwrap().push(request);
+        watch.active.fetch_add(1, Ordering::SeqCst);
+        let (stream, events, cancelled) = TokenStream::channel();
+        tokio::spawn(async move {
+            let _place = place;
+            events.send(Event::Started { prompt_tokens: 7 }).ok();
+            let hangs = text.starts_with("!hang") || text.starts_with("!mute");
+            let broken = if text.starts_with("!mute") { 0 } else { 3 };
+            let mut sent = 0;
+            for token in tokens.into_iter().chain([end]) {
+                if cancelled.load(Ordering::SeqCst) || sent == most {
+                    break;
+                }
+                if text.starts_with("!fail") && sent == 3 {
+                    events.send(Event::Failed(EngineError::Failed("it broke".into()))).ok();
+                }
+                while hangs && sent == broken && !cancelled.load(Ordering::SeqCst) {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                events.send(Event::Token(token)).ok();
+                sent += 1;
+                tokio::task::yield_now().await;
+            }
+            events.send(Event::Finished(if sent == most { Finish::Length } else { Finish::Stop })).ok();
+            watch.active.fetch_sub(1, Ordering::SeqCst);
+        });
+        Ok(stream)
+    }
+}
+
+/// Takes every data URL for an image of one pixel.
+struct Pixels;
+
+impl ReadImages for Pixels {
+    fn read_all<'a>(&'a self, urls: &'a [String]) -> BoxFuture<'a, Result<Vec<Arc<DynamicImage>>, ImageRefused>> {
+        let read = urls.iter().enumerate().map(|(index, url)| {
+            if url.starts_with("data:image/") {
+                return Ok(Arc::new(DynamicImage::new_rgb8(1, 1)));
+            }
+            let message = "not a data URL".to_owned();
+            Err(ImageRefused { index, code: "invalid_image_url", message, server_fault: false })
+        });
+        let read = read.collect();
+        Box::pin(async { read })
+    }
+}
+
+/// A server for tests and the hooks of its engine.
+pub(crate) struct Server {
+    pub(crate) app: web::Data<App>,
+    pub(crate) watch: Arc<Watch>,
+    /// Cancelled when open answers must end.
+    pub(crate) closing: CancellationToken,
+    _keys: TempDir,
+}
+
+/// A server with this configuration and these keys.
+pub(crate) async fn server(mut config: Config, keys: &[(&str, &str, Role)], tools: bool) -> Server {
+    let (directory, auth) = auth_config(keys);
+    config.auth = auth;
+    let engine = Echo::new(tools);
+    let watch = engine.watch.clone();
+    let generations = Arc::new(Generations::start(Arc::new(engine), config.admission.clone()).await.unwrap());
+    let closing = CancellationToken::new();
+    let answerer = Arc::new(Answerer::new(generations.clone(), closing.clone()));
+    let app = App::new(&config, generations, answerer, Arc::new(Pixels)).unwrap();
+    Server { app: web::Data::new(app), watch, closing, _keys: directory }
+}
+
+/// A server with the default configuration, no keys and a model that knows tools.
+pub(crate) async fn open_server() -> Server {
+    server(Config::default(), &[], true).await
+}
+
+/// A configuration with these keys, which lie in files.
+pub(crate) fn auth_config(keys: &[(&str, &str, Role)]) -> (TempDir, AuthConfig) {
+    let directory = tempfile::tempdir().unwrap();
+    let keys: Vec<_> = keys
+        .iter()
+        .map(|(name, key, role)| {
+            let path = directory.path().join(name);
+            fs_err::write(&path, key).unwrap();
+            json!({"name": name, "key": format!("file:{}", path.display()), "role": role})
+        })
+        .collect();
+    (directory, serde_json::from_value(json!({ "keys": keys })).unwrap())
+}
+
+/// These keys.
+pub(crate) fn keyring(keys: &[(&str, &str, Role)]) -> Keyring {
+    let (_files, config) = auth_config(keys);
+    Keyring::new(&config).unwrap()
+}
