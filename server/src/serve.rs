@@ -15,7 +15,11 @@ use crate::api;
 use crate::config::{Config, EngineKind};
 use crate::engine::Engine;
 use crate::engine::source::ModelFiles;
+use crate::images::ImageReader;
 use crate::rollout::Generations;
+
+/// How long an idle connection stays open: longer than load balancers keep theirs, so that they close first.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// A server that runs. Dropping it does not stop it; [`Running::stop`] does.
 pub struct Running {
@@ -87,12 +91,14 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let generations = Arc::new(Generations::start(engine, config.admission.clone()).await?);
     let closing = CancellationToken::new();
     let answerer = Arc::new(Answerer::new(generations.clone(), closing.clone()));
-    let app = web::Data::new(api::App::new(&config, generations.clone(), answerer)?);
+    let images = Arc::new(ImageReader::new(&config.images));
+    let app = web::Data::new(api::App::new(&config, generations.clone(), answerer, images)?);
 
-    let keep_alive = Duration::from_secs(75);
     let server = HttpServer::new(move || ActixApp::new().configure(api::configure(app.clone())))
         .disable_signals()
-        .keep_alive(keep_alive)
+        .keep_alive(KEEP_ALIVE)
+        // Only then does actix drop a request whose client left before the first byte of the answer.
+        .h1_allow_half_closed(false)
         .shutdown_timeout(config.server.shutdown_deadline_s + 5)
         .bind((config.server.bind, config.server.port))
         .with_context(|| format!("cannot listen on {}:{}", config.server.bind, config.server.port))?;
@@ -111,14 +117,18 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
 #[cfg(feature = "mistralrs")]
 fn engine(config: &Config, files: ModelFiles) -> anyhow::Result<Arc<dyn Engine>> {
     match config.model.engine {
-        EngineKind::Auto | EngineKind::Mistralrs => Ok(Arc::new(crate::engine::mistralrs::MistralrsEngine::new(&config.model, files)?)),
+        EngineKind::Auto | EngineKind::Mistralrs => {
+            Ok(Arc::new(crate::engine::mistralrs::MistralrsEngine::new(&config.model, files)?))
+        }
     }
 }
 
 #[cfg(not(feature = "mistralrs"))]
 fn engine(config: &Config, _: ModelFiles) -> anyhow::Result<Arc<dyn Engine>> {
     match config.model.engine {
-        EngineKind::Auto | EngineKind::Mistralrs => anyhow::bail!("this build has no engine: it was made without the feature `mistralrs`"),
+        EngineKind::Auto | EngineKind::Mistralrs => {
+            anyhow::bail!("this build has no engine: it was made without the feature `mistralrs`")
+        }
     }
 }
 

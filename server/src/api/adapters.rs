@@ -121,7 +121,8 @@ fn confine(root: &Path, asked: &str) -> Result<PathBuf, ApiError> {
     if asked.is_empty() || asked.contains('\0') || asked_path.components().any(|part| part == Component::ParentDir) {
         return Err(outside());
     }
-    let root = fs_err::canonicalize(root).map_err(|error| ApiError::internal(format!("model.adapter_root: {error}")))?;
+    let root =
+        fs_err::canonicalize(root).map_err(|error| ApiError::internal(format!("model.adapter_root: {error}")))?;
     let directory = fs_err::canonicalize(root.join(asked_path)).map_err(|_| {
         let named_below = asked_path.is_relative() || asked_path.starts_with(&root);
         if named_below { missing() } else { outside() }
@@ -131,7 +132,8 @@ fn confine(root: &Path, asked: &str) -> Result<PathBuf, ApiError> {
     }
     for file in FILES {
         let file = fs_err::canonicalize(directory.join(file)).map_err(|_| {
-            let message = format!("`{}` holds no {file}; an adapter directory has {}", shown(asked), FILES.join(" and "));
+            let message =
+                format!("`{}` holds no {file}; an adapter directory has {}", shown(asked), FILES.join(" and "));
             ApiError::not_found(code::ADAPTER_NOT_FOUND, message).at(at)
         })?;
         if !file.starts_with(&root) {

@@ -23,3 +23,19 @@ pub struct ImageRefused {
     /// The request was fine and the server is not (503 rather than 400).
     pub server_fault: bool,
 }
+
+impl ReadImages for crate::images::ImageReader {
+    fn read_all<'a>(&'a self, urls: &'a [String]) -> BoxFuture<'a, Result<Vec<Arc<DynamicImage>>, ImageRefused>> {
+        Box::pin(async move {
+            match crate::images::ImageReader::read_all(self, urls).await {
+                Ok(images) => Ok(images.into_iter().map(|image| image.image).collect()),
+                Err(failed) => Err(ImageRefused {
+                    index: failed.index,
+                    code: failed.error.code(),
+                    message: failed.error.to_string(),
+                    server_fault: failed.error.is_server_fault(),
+                }),
+            }
+        })
+    }
+}

@@ -6,8 +6,8 @@ use utoipa::ToSchema;
 
 use super::App;
 use super::auth::Caller;
-use super::error::{ApiError, ErrorBody};
 use super::chat::pinned_generation;
+use super::error::{ApiError, ErrorBody};
 
 /// The model, or one of its generations.
 #[derive(Debug, PartialEq, Serialize, ToSchema)]
