@@ -26,6 +26,8 @@ pub struct Running {
     address: SocketAddr,
     generations: Arc<Generations>,
     handle: actix_web::dev::ServerHandle,
+    /// Cancelled when no new request is taken any more.
+    stopping: CancellationToken,
     /// Cancelled when open answers must end.
     closing: CancellationToken,
     deadline: Duration,
@@ -51,6 +53,7 @@ impl Running {
     /// The server failed while it ran.
     pub async fn stop(self) -> anyhow::Result<()> {
         info!("Stopping: open answers get {} s.", self.deadline.as_secs());
+        self.stopping.cancel();
         let closing = self.closing.clone();
         let deadline = self.deadline;
         let stopping = self.handle.stop(true);
@@ -89,10 +92,10 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let files = ModelFiles::open(&config.model.source, &config.model.revision).await?;
     let engine = engine(&config, files)?;
     let generations = Arc::new(Generations::start(engine, config.admission.clone()).await?);
-    let closing = CancellationToken::new();
+    let (stopping, closing) = (CancellationToken::new(), CancellationToken::new());
     let answerer = Arc::new(Answerer::new(generations.clone(), closing.clone()));
     let images = Arc::new(ImageReader::new(&config.images));
-    let app = web::Data::new(api::App::new(&config, generations.clone(), answerer, images)?);
+    let app = web::Data::new(api::App::new(&config, generations.clone(), answerer, images, stopping.clone())?);
 
     let server = HttpServer::new(move || ActixApp::new().configure(api::configure(app.clone())))
         .disable_signals()
@@ -108,6 +111,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         address,
         generations,
         handle: server.handle(),
+        stopping,
         closing,
         deadline: Duration::from_secs(config.server.shutdown_deadline_s),
         server: tokio::spawn(server),

@@ -76,6 +76,7 @@ impl App {
         generations: Arc<Generations>,
         answerer: Arc<Answerer>,
         images: Arc<dyn images::ReadImages>,
+        shutdown: CancellationToken,
     ) -> Result<Self, ConfigError> {
         Ok(Self {
             keyring: auth::Keyring::new(&config.auth)?,
@@ -84,7 +85,7 @@ impl App {
             answerer,
             images,
             metrics: metrics::Metrics::install(),
-            shutdown: CancellationToken::new(),
+            shutdown,
             started: unix_seconds(),
         })
     }
