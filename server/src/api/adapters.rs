@@ -80,11 +80,12 @@ impl LoadAdapter {
         let lora_path = fields.required("lora_path", json::string)?;
         let load_inplace = fields.optional("load_inplace", json::boolean)?;
         fields.finish()?;
-        if load_inplace == Some(true) {
+        let adapter = Self { lora_name, lora_path, load_inplace };
+        if adapter.load_inplace == Some(true) {
             let message = "`load_inplace` must be false: a generation never changes; load the adapter under a new name";
             return Err(ApiError::unsupported("load_inplace", message));
         }
-        Ok(Self { lora_name, lora_path, load_inplace })
+        Ok(adapter)
     }
 }
 

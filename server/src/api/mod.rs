@@ -9,7 +9,6 @@
 //! - [`auth`]: keys and roles. `observe`: request ids, access log, panics. [`metrics`]: Prometheus.
 //! - `body`, `json`: bodies within their limits, read with errors that name the path.
 //! - [`chat`]: chat completions. `models`, `adapters`, `health`: the smaller routes.
-//! - [`images`]: the seam to the image reader.
 //! - [`openapi`]: the description of it all.
 
 mod adapters;
@@ -18,7 +17,6 @@ mod body;
 pub mod chat;
 pub mod error;
 mod health;
-pub mod images;
 mod json;
 pub mod metrics;
 mod models;
@@ -40,6 +38,7 @@ pub use routes::configure;
 
 use crate::answer::Answerer;
 use crate::config::{Config, ConfigError};
+use crate::images::ImageReader;
 use crate::rollout::Generations;
 
 /// The header that names the generation that answered.
@@ -54,7 +53,7 @@ pub struct App {
     /// Gives the answers.
     pub answerer: Arc<Answerer>,
     /// Reads images.
-    pub images: Arc<dyn images::ReadImages>,
+    pub images: ImageReader,
     /// Who may call.
     pub keyring: auth::Keyring,
     /// What Prometheus is told.
@@ -75,15 +74,14 @@ impl App {
         config: &Config,
         generations: Arc<Generations>,
         answerer: Arc<Answerer>,
-        images: Arc<dyn images::ReadImages>,
         shutdown: CancellationToken,
     ) -> Result<Self, ConfigError> {
         Ok(Self {
             keyring: auth::Keyring::new(&config.auth)?,
             config: Arc::new(config.clone()),
+            images: ImageReader::new(&config.images),
             generations,
             answerer,
-            images,
             metrics: metrics::Metrics::install(),
             shutdown,
             started: unix_seconds(),

@@ -6,15 +6,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use actix_web::web;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD as STANDARD;
 use futures::future::BoxFuture;
-use image::DynamicImage;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::App;
 use super::auth::Keyring;
-use super::images::{ImageRefused, ReadImages};
 use crate::answer::Answerer;
 use crate::config::{AuthConfig, Config, Role};
 use crate::engine::request::{Event, Finish, Token};
@@ -150,21 +150,11 @@ impl Generation for EchoGeneration {
     }
 }
 
-/// Takes every data URL for an image of one pixel.
-struct Pixels;
-
-impl ReadImages for Pixels {
-    fn read_all<'a>(&'a self, urls: &'a [String]) -> BoxFuture<'a, Result<Vec<Arc<DynamicImage>>, ImageRefused>> {
-        let read = urls.iter().enumerate().map(|(index, url)| {
-            if url.starts_with("data:image/") {
-                return Ok(Arc::new(DynamicImage::new_rgb8(1, 1)));
-            }
-            let message = "not a data URL".to_owned();
-            Err(ImageRefused { index, code: "invalid_image_url", message, server_fault: false })
-        });
-        let read = read.collect();
-        Box::pin(async { read })
-    }
+/// An image that is taken.
+pub(crate) fn data_url() -> String {
+    let mut png = std::io::Cursor::new(Vec::new());
+    image::DynamicImage::new_rgb8(2, 2).write_to(&mut png, image::ImageFormat::Png).unwrap();
+    format!("data:image/png;base64,{}", STANDARD.encode(png.into_inner()))
 }
 
 /// A server for tests and the hooks of its engine.
@@ -185,7 +175,7 @@ pub(crate) async fn server(mut config: Config, keys: &[(&str, &str, Role)], tool
     let generations = Arc::new(Generations::start(Arc::new(engine), config.admission.clone()).await.unwrap());
     let closing = CancellationToken::new();
     let answerer = Arc::new(Answerer::new(generations.clone(), closing.clone()));
-    let app = App::new(&config, generations, answerer, Arc::new(Pixels)).unwrap();
+    let app = App::new(&config, generations, answerer, tokio_util::sync::CancellationToken::new()).unwrap();
     Server { app: web::Data::new(app), watch, closing, _keys: directory }
 }
 

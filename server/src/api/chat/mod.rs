@@ -39,6 +39,7 @@ use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
 use super::observe::Arrival;
 use crate::answer::AnswerError;
+use crate::engine::grammar::Grammar;
 
 /// How the answer is written.
 struct Head {
@@ -100,6 +101,7 @@ async fn begin(app: &Arc<App>, caller: Caller, arrival: Instant, body: JsonBody)
             Ok((request, pinned))
         })
         .await?;
+    check_schema(app, &request).await?;
     let deadline = arrival + app.deadline();
     let images = read_images(app, &mut request, deadline).await?;
     // Several choices are one answer: a generation that goes live between them must not come into it.
@@ -108,6 +110,17 @@ async fn begin(app: &Arc<App>, caller: Caller, arrival: Instant, body: JsonBody)
     let queries = query::queries(&mut request, images, &asker);
     let choices = Choices::start(&app.answerer, queries, arrival);
     Ok((Head::of(request), choices))
+}
+
+/// A schema that cannot be enforced is refused before it waits in the queue. Compiling one can take a while, which must
+/// not hold up other requests' tokens.
+async fn check_schema(app: &Arc<App>, request: &ChatRequest) -> Result<(), ApiError> {
+    let Some(grammar @ Grammar::JsonSchema(_)) = request.grammar.clone() else { return Ok(()) };
+    let vocabulary = app.generations.info().vocabulary.clone();
+    web::block(move || grammar.matcher(&vocabulary).map(drop))
+        .await
+        .map_err(|_| ApiError::internal("the thread that compiled the schema is gone"))?
+        .map_err(|error| ApiError::from(error).at("response_format.json_schema.schema"))
 }
 
 async fn read_images(
@@ -120,7 +133,9 @@ async fn read_images(
         return Ok(Vec::new());
     }
     match timeout_at(deadline, app.images.read_all(&urls)).await {
-        Ok(read) => read.map_err(|refused| query::refused_image(request, refused)),
+        Ok(read) => read
+            .map(|images| images.into_iter().map(|read| read.image).collect())
+            .map_err(|failed| query::failed_image(request, &failed)),
         Err(_) => Err(AnswerError::Deadline { after: app.deadline() }.into()),
     }
 }

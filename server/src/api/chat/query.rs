@@ -10,8 +10,8 @@ use super::messages::Part;
 use super::request::ChatRequest;
 use crate::answer::Query;
 use crate::api::error::{ApiError, code, shown};
-use crate::api::images::ImageRefused;
 use crate::engine::{Content, EngineInfo, GenerationId, Message, Sampling, Vocabulary};
+use crate::images::FailedImage;
 use crate::rollout::Generations;
 
 /// The generation that `model` pins; `None`: the live one.
@@ -53,7 +53,10 @@ pub(super) fn check(request: &ChatRequest, info: &EngineInfo) -> Result<(), ApiE
     }
     for (id, _) in &request.logit_bias {
         if *id as usize >= info.vocabulary.len() {
-            let message = format!("`logit_bias.{id}` is no token of this model, which has {}", info.vocabulary.len());
+            let message = format!(
+                "`logit_bias.{id}` is no token of this model, whose ids go up to {}",
+                info.vocabulary.len() - 1
+            );
             return Err(ApiError::invalid(format_args!("logit_bias.{id}"), message));
         }
     }
@@ -87,12 +90,8 @@ fn check_control_tokens(request: &ChatRequest, vocabulary: &Vocabulary) -> Resul
         Err(ApiError::bad_request(code::CONTROL_TOKEN, message).at(param))
     };
     for (index, message) in request.messages.iter().enumerate() {
-        for part in &message.content {
-            if let Part::Text(text) = part
-                && let Some(token) = vocabulary.control_token_in(text)
-            {
-                return refuse(token, &format_args!("messages[{index}].content"));
-            }
+        if let Some(token) = in_content(&message.content, vocabulary) {
+            return refuse(token, &format_args!("messages[{index}].content"));
         }
         if let Some(token) = message.tool_calls.iter().find_map(|call| in_value(call, vocabulary)) {
             return refuse(token, &format_args!("messages[{index}].tool_calls"));
@@ -107,6 +106,19 @@ fn check_control_tokens(request: &ChatRequest, vocabulary: &Vocabulary) -> Resul
         }
     }
     Ok(())
+}
+
+/// The first control token in the texts of a message. Templates write neighbouring parts one after the other, so what
+/// none of them holds alone they may hold together.
+fn in_content<'a>(parts: &[Part], vocabulary: &'a Vocabulary) -> Option<&'a str> {
+    let text = |part: &Part| match part {
+        Part::Text(text) => Some(text.clone()),
+        Part::Image(_) => None,
+    };
+    parts.chunk_by(|a, b| matches!((a, b), (Part::Text(_), Part::Text(_)))).find_map(|neighbours| match neighbours {
+        [Part::Text(text)] => vocabulary.control_token_in(text),
+        several => vocabulary.control_token_in(&several.iter().filter_map(text).collect::<String>()),
+    })
 }
 
 /// The first control token in any string of a value, keys included. Values nest at most as deep as bodies may.
@@ -134,16 +146,17 @@ pub(super) fn image_urls(request: &mut ChatRequest) -> Vec<String> {
 }
 
 /// An image was refused: the error names the part that it came in.
-pub(super) fn refused_image(request: &ChatRequest, refused: ImageRefused) -> ApiError {
-    if refused.server_fault {
-        return ApiError::unavailable(refused.code, refused.message, 5);
+pub(super) fn failed_image(request: &ChatRequest, failed: &FailedImage) -> ApiError {
+    let FailedImage { index, error } = failed;
+    if error.is_server_fault() {
+        return ApiError::unavailable(error.code(), error.to_string(), 5);
     }
-    let error = ApiError::bad_request(refused.code, refused.message);
+    let error = ApiError::bad_request(error.code(), error.to_string());
     let mut places = request.messages.iter().enumerate().flat_map(|(message, said)| {
         let images = said.content.iter().enumerate().filter(|(_, part)| matches!(part, Part::Image(_)));
         images.map(move |(part, _)| format!("messages[{message}].content[{part}].image_url.url"))
     });
-    match places.nth(refused.index) {
+    match places.nth(*index) {
         Some(place) => error.at(place),
         None => error.at("messages"),
     }
