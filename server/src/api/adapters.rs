@@ -20,7 +20,7 @@ const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// Which adapter to load, and as what.
 #[derive(Debug, PartialEq, Eq, ToSchema)]
-pub struct LoadAdapter {
+pub(super) struct LoadAdapter {
     /// The new generation's id: 1 to 128 letters, digits, `-`, `_` or `.`. Ask for it as `name@lora_name`.
     pub lora_name: String,
     /// A directory in PEFT format, below `model.adapter_root`, or relative to it.
@@ -32,7 +32,7 @@ pub struct LoadAdapter {
 
 /// Which adapter to unload.
 #[derive(Debug, PartialEq, Eq, ToSchema)]
-pub struct UnloadAdapter {
+pub(super) struct UnloadAdapter {
     /// The generation's id.
     pub lora_name: String,
 }
@@ -122,7 +122,8 @@ fn confine(root: &Path, asked: &str) -> Result<PathBuf, ApiError> {
     if asked.is_empty() || asked.contains('\0') || asked_path.components().any(|part| part == Component::ParentDir) {
         return Err(outside());
     }
-    let root = fs_err::canonicalize(root).map_err(|error| ApiError::internal(format!("model.adapter_root: {error}")))?;
+    let root =
+        fs_err::canonicalize(root).map_err(|error| ApiError::internal(format!("model.adapter_root: {error}")))?;
     let directory = fs_err::canonicalize(root.join(asked_path)).map_err(|_| {
         let named_below = asked_path.is_relative() || asked_path.starts_with(&root);
         if named_below { missing() } else { outside() }
@@ -132,7 +133,8 @@ fn confine(root: &Path, asked: &str) -> Result<PathBuf, ApiError> {
     }
     for file in FILES {
         let file = fs_err::canonicalize(directory.join(file)).map_err(|_| {
-            let message = format!("`{}` holds no {file}; an adapter directory has {}", shown(asked), FILES.join(" and "));
+            let message =
+                format!("`{}` holds no {file}; an adapter directory has {}", shown(asked), FILES.join(" and "));
             ApiError::not_found(code::ADAPTER_NOT_FOUND, message).at(at)
         })?;
         if !file.starts_with(&root) {

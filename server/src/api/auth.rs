@@ -79,9 +79,8 @@ impl Keyring {
         if self.entries.is_empty() {
             return Ok(Caller { name: LOCAL.into(), role: Role::Admin });
         }
-        let header = authorization.ok_or_else(|| {
-            ApiError::unauthorized("no API key given; send it as `Authorization: Bearer KEY`")
-        })?;
+        let header = authorization
+            .ok_or_else(|| ApiError::unauthorized("no API key given; send it as `Authorization: Bearer KEY`"))?;
         let token = header.to_str().ok().and_then(|value| {
             let (scheme, token) = value.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())

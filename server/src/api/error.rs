@@ -259,8 +259,7 @@ impl ResponseError for ApiError {
                 response.insert_header((header::RETRY_AFTER, seconds.to_string()));
             }
             Hint::DoNotRetry => {
-                response
-                    .insert_header((HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false")));
+                response.insert_header((HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false")));
             }
             Hint::Allow(methods) => {
                 response.insert_header((header::ALLOW, methods.as_str()));
@@ -336,12 +335,7 @@ mod tests {
             (AnswerError::Deadline { after: Duration::from_secs(1) }.into(), 504, code::DEADLINE, "server_error"),
             (AnswerError::ShuttingDown.into(), 503, code::SHUTTING_DOWN, "server_error"),
             (EngineError::Invalid("no".into()).into(), 400, code::INVALID_VALUE, "invalid_request_error"),
-            (
-                EngineError::TooLong { prompt: 9, max_len: 8 }.into(),
-                400,
-                code::CONTEXT_LENGTH,
-                "invalid_request_error",
-            ),
+            (EngineError::TooLong { prompt: 9, max_len: 8 }.into(), 400, code::CONTEXT_LENGTH, "invalid_request_error"),
             (EngineError::Unavailable(GenerationId::base()).into(), 503, code::UNAVAILABLE, "server_error"),
             (EngineError::Failed("died".into()).into(), 500, code::INTERNAL, "server_error"),
             (LoadError::Live(GenerationId::base()).into(), 409, code::CONFLICT, "invalid_request_error"),

@@ -53,7 +53,7 @@ pub struct App {
     /// Gives the answers.
     pub answerer: Arc<Answerer>,
     /// Reads images.
-    pub images: ImageReader,
+    pub images: Arc<ImageReader>,
     /// Who may call.
     pub keyring: auth::Keyring,
     /// What Prometheus is told.
@@ -70,13 +70,18 @@ impl App {
     ///
     /// # Errors
     /// A key cannot be read, or two names have the same one.
-    pub fn new(config: &Config, generations: Arc<Generations>, answerer: Arc<Answerer>) -> Result<Self, ConfigError> {
+    pub fn new(
+        config: &Config,
+        generations: Arc<Generations>,
+        answerer: Arc<Answerer>,
+        images: Arc<ImageReader>,
+    ) -> Result<Self, ConfigError> {
         Ok(Self {
             keyring: auth::Keyring::new(&config.auth)?,
             config: Arc::new(config.clone()),
-            images: ImageReader::new(&config.images),
             generations,
             answerer,
+            images,
             metrics: metrics::Metrics::install(),
             shutdown: CancellationToken::new(),
             started: unix_seconds(),

@@ -60,7 +60,10 @@ pub fn configure(app: web::Data<App>) -> impl Fn(&mut web::ServiceConfig) + Clon
 
 /// The label of the route that a request goes to.
 pub(super) fn of(request: &HttpRequest) -> String {
-    request.match_pattern().filter(|pattern| !pattern.is_empty()).map_or_else(|| UNMATCHED.to_owned(), |pattern| documented(&pattern))
+    request
+        .match_pattern()
+        .filter(|pattern| !pattern.is_empty())
+        .map_or_else(|| UNMATCHED.to_owned(), |pattern| documented(&pattern))
 }
 
 /// A pattern as OpenAPI writes it.

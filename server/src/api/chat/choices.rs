@@ -107,8 +107,7 @@ impl State {
         let Self::Running(answer, meter) = self else { return Poll::Pending };
         let Poll::Ready(piece) = pin!(answer.next()).poll(cx) else { return Poll::Pending };
         // An answer that ends without an end lost its engine.
-        let piece =
-            piece.unwrap_or_else(|| Err(EngineError::Failed("the answer broke off".into()).into()));
+        let piece = piece.unwrap_or_else(|| Err(EngineError::Failed("the answer broke off".into()).into()));
         match &piece {
             Ok(Piece::Delta { tokens, .. }) => meter.tokens(tokens.len()),
             Ok(Piece::End { reason, completion_tokens, .. }) => {

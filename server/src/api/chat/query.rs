@@ -53,16 +53,24 @@ pub(super) fn check(request: &ChatRequest, info: &EngineInfo) -> Result<(), ApiE
     }
     for (id, _) in &request.logit_bias {
         if *id as usize >= info.vocabulary.len() {
-            let message = format!("`logit_bias.{id}` is no token of this model, whose ids go up to {}", info.vocabulary.len() - 1);
+            let message = format!(
+                "`logit_bias.{id}` is no token of this model, whose ids go up to {}",
+                info.vocabulary.len() - 1
+            );
             return Err(ApiError::invalid(format_args!("logit_bias.{id}"), message));
         }
     }
     if !info.tools && !request.tools.is_empty() {
-        return Err(ApiError::unsupported("tools", "`tools` is not supported: this model's chat template has no place for them"));
+        return Err(ApiError::unsupported(
+            "tools",
+            "`tools` is not supported: this model's chat template has no place for them",
+        ));
     }
     for (index, message) in request.messages.iter().enumerate() {
         if !info.tools && (!message.tool_calls.is_empty() || message.tool_call_id.is_some()) {
-            let text = format!("`messages[{index}]` belongs to a tool call; this model's chat template has no place for tools");
+            let text = format!(
+                "`messages[{index}]` belongs to a tool call; this model's chat template has no place for tools"
+            );
             return Err(ApiError::unsupported(format_args!("messages[{index}]"), text));
         }
         if !info.images && message.content.iter().any(|part| matches!(part, Part::Image(_))) {
@@ -77,7 +85,8 @@ pub(super) fn check(request: &ChatRequest, info: &EngineInfo) -> Result<(), ApiE
 /// there is none, or a system message in the middle of a user's.
 fn check_control_tokens(request: &ChatRequest, vocabulary: &Vocabulary) -> Result<(), ApiError> {
     let refuse = |token: &str, param: &dyn std::fmt::Display| {
-        let message = format!("`{param}` contains `{token}`, which is a control token of this model and not allowed in text");
+        let message =
+            format!("`{param}` contains `{token}`, which is a control token of this model and not allowed in text");
         Err(ApiError::bad_request(code::CONTROL_TOKEN, message).at(param))
     };
     for (index, message) in request.messages.iter().enumerate() {
@@ -117,9 +126,9 @@ fn in_value<'a>(value: &Value, vocabulary: &'a Vocabulary) -> Option<&'a str> {
     match value {
         Value::String(text) => vocabulary.control_token_in(text),
         Value::Array(values) => values.iter().find_map(|value| in_value(value, vocabulary)),
-        Value::Object(fields) => fields.iter().find_map(|(key, value)| {
-            vocabulary.control_token_in(key).or_else(|| in_value(value, vocabulary))
-        }),
+        Value::Object(fields) => fields
+            .iter()
+            .find_map(|(key, value)| vocabulary.control_token_in(key).or_else(|| in_value(value, vocabulary))),
         Value::Null | Value::Bool(_) | Value::Number(_) => None,
     }
 }

@@ -140,7 +140,10 @@ pub fn parse(body: &[u8]) -> Result<ChatRequest, ApiError> {
 fn top_p(value: Value, at: &Path<'_>) -> Result<f64, ApiError> {
     let top_p = json::number(value, at, 0.0..=1.0)?;
     if top_p == 0.0 {
-        return Err(ApiError::invalid(at, "`top_p` must be above 0 and at most 1; for the likeliest token at every step, set `temperature` to 0"));
+        return Err(ApiError::invalid(
+            at,
+            "`top_p` must be above 0 and at most 1; for the likeliest token at every step, set `temperature` to 0",
+        ));
     }
     Ok(top_p)
 }
@@ -169,7 +172,8 @@ fn max_tokens(fields: &mut Fields<'_>) -> Result<Option<usize>, ApiError> {
     let new = fields.optional("max_completion_tokens", read)?;
     match (old, new) {
         (Some(old), Some(new)) if old != new => {
-            let message = format!("`max_tokens` ({old}) and `max_completion_tokens` ({new}) say different things; give one");
+            let message =
+                format!("`max_tokens` ({old}) and `max_completion_tokens` ({new}) say different things; give one");
             Err(ApiError::invalid("max_tokens", message))
         }
         (old, new) => Ok(new.or(old)),

@@ -6,11 +6,11 @@ use actix_web::HttpResponse;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::choices::{Choices, finish_reason};
 use super::Head;
+use super::choices::{Choices, finish_reason};
 use crate::answer::{AnsweredToken, FinishReason, Piece, ToolCall};
-use crate::api::error::ApiError;
 use crate::api::GENERATION;
+use crate::api::error::ApiError;
 
 /// What stands for a log-probability of minus infinity, which JSON cannot write; OpenAI uses the same number.
 const NEVER: f32 = -9999.0;

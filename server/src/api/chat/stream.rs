@@ -81,11 +81,7 @@ pub struct ChunkDelta<'a> {
 ///
 /// # Errors
 /// A choice failed before the first piece.
-pub(super) async fn respond(
-    head: Head,
-    mut choices: Choices,
-    keep_alive: Duration,
-) -> Result<HttpResponse, ApiError> {
+pub(super) async fn respond(head: Head, mut choices: Choices, keep_alive: Duration) -> Result<HttpResponse, ApiError> {
     let first = choices.next().await.transpose()?;
     let generation = choices.generation().to_owned();
     let mut events = Events {
@@ -157,12 +153,8 @@ impl Stream for Events {
 impl Events {
     fn piece(&mut self, index: usize, piece: Piece) {
         if !std::mem::replace(&mut self.opened[index], true) {
-            let delta = ChunkDelta {
-                role: Some("assistant"),
-                content: Some(""),
-                refusal: Some(None),
-                ..ChunkDelta::default()
-            };
+            let delta =
+                ChunkDelta { role: Some("assistant"), content: Some(""), refusal: Some(None), ..ChunkDelta::default() };
             self.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason: None });
         }
         match piece {
