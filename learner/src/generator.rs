@@ -16,7 +16,10 @@ pub trait Generator: Send + Sync {
     ///
     /// # Errors
     /// See [`GeneratorError`].
-    fn generate(&self, question: Question) -> Pin<Box<dyn Future<Output = Result<Generated, GeneratorError>> + Send + '_>>;
+    fn generate(
+        &self,
+        question: Question,
+    ) -> Pin<Box<dyn Future<Output = Result<Generated, GeneratorError>> + Send + '_>>;
 }
 
 /// What to answer, and how.

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-//! The `reground` binary: see `reground --help`.
-=======
 //! The binary `reground`: the library's command line.
->>>>>>> admission
 
 use std::process::ExitCode;
 

@@ -15,13 +15,19 @@ use crate::api;
 use crate::config::{Config, EngineKind};
 use crate::engine::Engine;
 use crate::engine::source::ModelFiles;
+use crate::images::ImageReader;
 use crate::rollout::Generations;
+
+/// How long an idle connection stays open: longer than load balancers keep theirs, so that they close first.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// A server that runs. Dropping it does not stop it; [`Running::stop`] does.
 pub struct Running {
     address: SocketAddr,
     generations: Arc<Generations>,
     handle: actix_web::dev::ServerHandle,
+    /// Cancelled when no new request is taken any more.
+    stopping: CancellationToken,
     /// Cancelled when open answers must end.
     closing: CancellationToken,
     deadline: Duration,
@@ -47,6 +53,7 @@ impl Running {
     /// The server failed while it ran.
     pub async fn stop(self) -> anyhow::Result<()> {
         info!("Stopping: open answers get {} s.", self.deadline.as_secs());
+        self.stopping.cancel();
         let closing = self.closing.clone();
         let deadline = self.deadline;
         let stopping = self.handle.stop(true);
@@ -85,14 +92,16 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let files = ModelFiles::open(&config.model.source, &config.model.revision).await?;
     let engine = engine(&config, files)?;
     let generations = Arc::new(Generations::start(engine, config.admission.clone()).await?);
-    let closing = CancellationToken::new();
+    let (stopping, closing) = (CancellationToken::new(), CancellationToken::new());
     let answerer = Arc::new(Answerer::new(generations.clone(), closing.clone()));
-    let app = web::Data::new(api::App::new(&config, generations.clone(), answerer)?);
+    let images = Arc::new(ImageReader::new(&config.images));
+    let app = web::Data::new(api::App::new(&config, generations.clone(), answerer, images, stopping.clone())?);
 
-    let keep_alive = Duration::from_secs(75);
     let server = HttpServer::new(move || ActixApp::new().configure(api::configure(app.clone())))
         .disable_signals()
-        .keep_alive(keep_alive)
+        .keep_alive(KEEP_ALIVE)
+        // Only then does actix drop a request whose client left before the first byte of the answer.
+        .h1_allow_half_closed(false)
         .shutdown_timeout(config.server.shutdown_deadline_s + 5)
         .bind((config.server.bind, config.server.port))
         .with_context(|| format!("cannot listen on {}:{}", config.server.bind, config.server.port))?;
@@ -102,6 +111,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         address,
         generations,
         handle: server.handle(),
+        stopping,
         closing,
         deadline: Duration::from_secs(config.server.shutdown_deadline_s),
         server: tokio::spawn(server),
@@ -111,14 +121,18 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
 #[cfg(feature = "mistralrs")]
 fn engine(config: &Config, files: ModelFiles) -> anyhow::Result<Arc<dyn Engine>> {
     match config.model.engine {
-        EngineKind::Auto | EngineKind::Mistralrs => Ok(Arc::new(crate::engine::mistralrs::MistralrsEngine::new(&config.model, files)?)),
+        EngineKind::Auto | EngineKind::Mistralrs => {
+            Ok(Arc::new(crate::engine::mistralrs::MistralrsEngine::new(&config.model, files)?))
+        }
     }
 }
 
 #[cfg(not(feature = "mistralrs"))]
 fn engine(config: &Config, _: ModelFiles) -> anyhow::Result<Arc<dyn Engine>> {
     match config.model.engine {
-        EngineKind::Auto | EngineKind::Mistralrs => anyhow::bail!("this build has no engine: it was made without the feature `mistralrs`"),
+        EngineKind::Auto | EngineKind::Mistralrs => {
+            anyhow::bail!("this build has no engine: it was made without the feature `mistralrs`")
+        }
     }
 }
 

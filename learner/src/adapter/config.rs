@@ -24,9 +24,7 @@ impl TargetModules {
     pub fn names(&self, module: &str) -> Option<bool> {
         match self {
             Self::List(entries) => Some(entries.iter().any(|entry| pattern::listed(entry, module))),
-            Self::Regex(expression) => pattern::full(expression)
-                .ok()
-                .map(|regex| regex.is_match(module)),
+            Self::Regex(expression) => pattern::full(expression).ok().map(|regex| regex.is_match(module)),
             Self::AllLinear => Some(true),
         }
     }
@@ -89,17 +87,12 @@ impl AdapterConfig {
             target_modules: TargetModules::AllLinear,
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
-            base_model: settings
-                .get("base_model_name_or_path")
-                .and_then(Value::as_str)
-                .map(str::to_owned),
+            base_model: settings.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned),
         };
         match settings.get("peft_type") {
             Some(Value::String(kind)) if kind == "LORA" => {}
             found => {
-                return Err(AdapterError::PeftType {
-                    found: render(found.unwrap_or(&Value::Null)),
-                });
+                return Err(AdapterError::PeftType { found: render(found.unwrap_or(&Value::Null)) });
             }
         }
         for (key, value) in settings {
@@ -112,24 +105,15 @@ impl AdapterConfig {
                 "target_modules" => config.target_modules = target_modules(value)?,
                 "rank_pattern" => {
                     for (name, value) in entries(key, value)? {
-                        config
-                            .rank_pattern
-                            .push((checked("rank_pattern", name)?, rank(key, value)?));
+                        config.rank_pattern.push((checked("rank_pattern", name)?, rank(key, value)?));
                     }
                 }
                 "alpha_pattern" => {
                     for (name, value) in entries(key, value)? {
-                        config
-                            .alpha_pattern
-                            .push((checked("alpha_pattern", name)?, finite(key, value)?));
+                        config.alpha_pattern.push((checked("alpha_pattern", name)?, finite(key, value)?));
                     }
                 }
-                "bias" => refuse(
-                    key,
-                    value,
-                    value.is_null() || value == "none",
-                    "biases are not trained here",
-                )?,
+                "bias" => refuse(key, value, value.is_null() || value == "none", "biases are not trained here")?,
                 "init_lora_weights" => refuse(
                     key,
                     value,
@@ -159,8 +143,7 @@ impl AdapterConfig {
     /// A pattern that does not compile.
     pub fn rank_and_alpha(&self, module: &str) -> Result<(usize, f64), AdapterError> {
         let r = first_match("rank_pattern", &self.rank_pattern, module)?.unwrap_or(self.r);
-        let alpha =
-            first_match("alpha_pattern", &self.alpha_pattern, module)?.unwrap_or(self.lora_alpha);
+        let alpha = first_match("alpha_pattern", &self.alpha_pattern, module)?.unwrap_or(self.lora_alpha);
         Ok((r, alpha))
     }
 
@@ -203,18 +186,10 @@ impl AdapterConfig {
 
 /// An integral α is written as an integer: some readers (mistralrs) parse nothing else.
 fn number(value: f64) -> Value {
-    if value.fract() == 0.0 && value.abs() < 9e15 {
-        json!(value as i64)
-    } else {
-        json!(value)
-    }
+    if value.fract() == 0.0 && value.abs() < 9e15 { json!(value as i64) } else { json!(value) }
 }
 
-fn first_match<T: Copy>(
-    key: &'static str,
-    patterns: &[(String, T)],
-    module: &str,
-) -> Result<Option<T>, AdapterError> {
+fn first_match<T: Copy>(key: &'static str, patterns: &[(String, T)], module: &str) -> Result<Option<T>, AdapterError> {
     for (name, value) in patterns {
         let regex = pattern::suffix(name).map_err(|error| AdapterError::Pattern {
             key,
@@ -246,19 +221,9 @@ fn target_modules(value: &Value) -> Result<TargetModules, AdapterError> {
             .map(|entry| entry.as_str().map(str::to_owned))
             .collect::<Option<Vec<_>>>()
             .map(TargetModules::List)
-            .ok_or_else(|| {
-                out_of_range(
-                    "target_modules",
-                    &render(value),
-                    "a list of strings or one string",
-                )
-            }),
+            .ok_or_else(|| out_of_range("target_modules", &render(value), "a list of strings or one string")),
         Value::Null => Ok(TargetModules::AllLinear),
-        other => Err(out_of_range(
-            "target_modules",
-            &render(other),
-            "a list of strings or one string",
-        )),
+        other => Err(out_of_range("target_modules", &render(other), "a list of strings or one string")),
     }
 }
 
@@ -266,11 +231,7 @@ fn entries<'a>(key: &str, value: &'a Value) -> Result<Vec<(&'a String, &'a Value
     match value {
         Value::Null => Ok(Vec::new()),
         Value::Object(map) => Ok(map.iter().collect()),
-        other => Err(out_of_range(
-            key,
-            &render(other),
-            "an object from patterns to numbers",
-        )),
+        other => Err(out_of_range(key, &render(other), "an object from patterns to numbers")),
     }
 }
 
@@ -294,11 +255,7 @@ fn dropout(key: &str, value: &Value) -> Result<f64, AdapterError> {
         if (0.0..1.0).contains(&probability) {
             Ok(probability)
         } else {
-            Err(out_of_range(
-                key,
-                &render(value),
-                "0 up to but not including 1",
-            ))
+            Err(out_of_range(key, &render(value), "0 up to but not including 1"))
         }
     })
 }
@@ -307,11 +264,7 @@ fn refuse(key: &str, value: &Value, fine: bool, why: &'static str) -> Result<(),
     if fine {
         return Ok(());
     }
-    Err(AdapterError::Unsupported {
-        key: key.to_owned(),
-        value: render(value),
-        why,
-    })
+    Err(AdapterError::Unsupported { key: key.to_owned(), value: render(value), why })
 }
 
 fn is_off(value: &Value) -> bool {
@@ -324,11 +277,7 @@ fn is_off(value: &Value) -> bool {
 }
 
 fn out_of_range(key: &str, value: &str, expected: &str) -> AdapterError {
-    AdapterError::OutOfRange {
-        key: key.to_owned(),
-        value: value.to_owned(),
-        expected: expected.to_owned(),
-    }
+    AdapterError::OutOfRange { key: key.to_owned(), value: value.to_owned(), expected: expected.to_owned() }
 }
 
 /// A value for a message: a hostile file must not put megabytes into a log.
@@ -345,8 +294,7 @@ mod tests {
     use super::*;
 
     fn parse(change: Value) -> Result<AdapterConfig, AdapterError> {
-        let mut settings =
-            json!({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]});
+        let mut settings = json!({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]});
         for (key, value) in change.as_object().unwrap() {
             settings[key] = value.clone();
         }
@@ -359,18 +307,8 @@ mod tests {
             "rank_pattern": {r"layers\.0\..*": 2}, "alpha_pattern": {"k_proj": 16.0}, "use_rslora": true, "lora_dropout": 0.05,
         }))
         .unwrap();
-        assert_eq!(
-            config
-                .rank_and_alpha("m.layers.0.self_attn.q_proj")
-                .unwrap(),
-            (2, 8.0)
-        );
-        assert_eq!(
-            config
-                .rank_and_alpha("m.layers.1.self_attn.k_proj")
-                .unwrap(),
-            (4, 16.0)
-        );
+        assert_eq!(config.rank_and_alpha("m.layers.0.self_attn.q_proj").unwrap(), (2, 8.0));
+        assert_eq!(config.rank_and_alpha("m.layers.1.self_attn.k_proj").unwrap(), (4, 16.0));
         assert_eq!(config.scale(4, 16.0), 8.0);
         let again = AdapterConfig::parse(config.to_json().as_object().unwrap()).unwrap();
         assert_eq!(again, config);
@@ -396,14 +334,8 @@ mod tests {
                 other => panic!("{key}: {other:?}"),
             }
         }
-        assert!(matches!(
-            parse(json!({"peft_type": "IA3"})),
-            Err(AdapterError::PeftType { .. })
-        ));
-        assert!(
-            parse(json!({"invented_next_year": null, "use_dora": false, "modules_to_save": []}))
-                .is_ok()
-        );
+        assert!(matches!(parse(json!({"peft_type": "IA3"})), Err(AdapterError::PeftType { .. })));
+        assert!(parse(json!({"invented_next_year": null, "use_dora": false, "modules_to_save": []})).is_ok());
     }
 
     #[test]
@@ -418,14 +350,8 @@ mod tests {
             json!({"rank_pattern": {"q_proj": 0}}),
             json!({"target_modules": 3}),
         ] {
-            assert!(
-                matches!(parse(change.clone()), Err(AdapterError::OutOfRange { .. })),
-                "{change}"
-            );
+            assert!(matches!(parse(change.clone()), Err(AdapterError::OutOfRange { .. })), "{change}");
         }
-        assert!(matches!(
-            parse(json!({"alpha_pattern": {"(": 2}})),
-            Err(AdapterError::Pattern { .. })
-        ));
+        assert!(matches!(parse(json!({"alpha_pattern": {"(": 2}})), Err(AdapterError::Pattern { .. })));
     }
 }

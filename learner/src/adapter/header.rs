@@ -37,36 +37,20 @@ pub(super) fn read_header(path: &Path) -> Result<BTreeMap<String, TensorHeader>,
     let actual = file.metadata()?.len();
     let mut prefix = [0; 8];
     if actual < 8 {
-        return Err(AdapterError::Length {
-            path: path.to_owned(),
-            expected: 8,
-            actual,
-        });
+        return Err(AdapterError::Length { path: path.to_owned(), expected: 8, actual });
     }
     file.read_exact(&mut prefix)?;
     let length = u64::from_le_bytes(prefix);
     if length > MAX_HEADER {
-        return Err(AdapterError::HeaderTooLarge {
-            path: path.to_owned(),
-            length,
-            limit: MAX_HEADER,
-        });
+        return Err(AdapterError::HeaderTooLarge { path: path.to_owned(), length, limit: MAX_HEADER });
     }
     if actual < 8 + length {
-        return Err(AdapterError::Length {
-            path: path.to_owned(),
-            expected: 8 + length,
-            actual,
-        });
+        return Err(AdapterError::Length { path: path.to_owned(), expected: 8 + length, actual });
     }
     let mut header = vec![0; length as usize];
     file.read_exact(&mut header)?;
-    let json = |source| AdapterError::Json {
-        path: path.to_owned(),
-        source,
-    };
-    let mut entries: BTreeMap<String, serde_json::Value> =
-        serde_json::from_slice(&header).map_err(json)?;
+    let json = |source| AdapterError::Json { path: path.to_owned(), source };
+    let mut entries: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&header).map_err(json)?;
     entries.remove("__metadata__");
     let mut tensors = BTreeMap::new();
     let mut end = 0;
@@ -77,11 +61,7 @@ pub(super) fn read_header(path: &Path) -> Result<BTreeMap<String, TensorHeader>,
     }
     let expected = end.saturating_add(8 + length);
     if actual != expected {
-        return Err(AdapterError::Length {
-            path: path.to_owned(),
-            expected,
-            actual,
-        });
+        return Err(AdapterError::Length { path: path.to_owned(), expected, actual });
     }
     Ok(tensors)
 }
@@ -97,20 +77,13 @@ pub fn checkpoint_files(directory: &Path) -> Result<Vec<PathBuf>, AdapterError> 
     }
     let index = directory.join("model.safetensors.index.json");
     let mut files: Vec<PathBuf> = if index.is_file() {
-        let parsed: Index = serde_json::from_slice(&fs_err::read(&index)?).map_err(|source| {
-            AdapterError::Json {
-                path: index.clone(),
-                source,
-            }
-        })?;
+        let parsed: Index = serde_json::from_slice(&fs_err::read(&index)?)
+            .map_err(|source| AdapterError::Json { path: index.clone(), source })?;
         let mut names: Vec<String> = parsed.weight_map.into_values().collect();
         names.sort();
         names.dedup();
         for name in &names {
-            if Path::new(name)
-                .file_name()
-                .is_none_or(|last| last != name.as_str())
-            {
+            if Path::new(name).file_name().is_none_or(|last| last != name.as_str()) {
                 return Err(AdapterError::Safetensors {
                     path: index,
                     reason: format!("file name {name:?} leaves the directory"),
@@ -122,10 +95,7 @@ pub fn checkpoint_files(directory: &Path) -> Result<Vec<PathBuf>, AdapterError> 
         let mut files = Vec::new();
         for entry in fs_err::read_dir(directory)? {
             let path = entry?.path();
-            if path
-                .extension()
-                .is_some_and(|extension| extension == "safetensors")
-            {
+            if path.extension().is_some_and(|extension| extension == "safetensors") {
                 files.push(path);
             }
         }
@@ -133,9 +103,7 @@ pub fn checkpoint_files(directory: &Path) -> Result<Vec<PathBuf>, AdapterError> 
     };
     files.sort();
     if files.is_empty() {
-        return Err(AdapterError::NoCheckpoint {
-            path: directory.to_owned(),
-        });
+        return Err(AdapterError::NoCheckpoint { path: directory.to_owned() });
     }
     Ok(files)
 }
@@ -148,11 +116,7 @@ pub fn checkpoint_shapes(directory: &Path) -> Result<ModuleShapes, AdapterError>
     let mut shapes = ModuleShapes::new();
     for file in checkpoint_files(directory)? {
         let header = read_header(&file)?;
-        shapes.extend(module_shapes(
-            header
-                .iter()
-                .map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice())),
-        ));
+        shapes.extend(module_shapes(header.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()))));
     }
     Ok(shapes)
 }
@@ -160,11 +124,9 @@ pub fn checkpoint_shapes(directory: &Path) -> Result<ModuleShapes, AdapterError>
 /// The linear layers among named tensors: two-dimensional weights.
 pub fn module_shapes<'a>(tensors: impl Iterator<Item = (&'a str, &'a [usize])>) -> ModuleShapes {
     tensors
-        .filter_map(
-            |(name, shape)| match (name.strip_suffix(".weight"), shape) {
-                (Some(module), &[rows, columns]) => Some((module.to_owned(), (rows, columns))),
-                _ => None,
-            },
-        )
+        .filter_map(|(name, shape)| match (name.strip_suffix(".weight"), shape) {
+            (Some(module), &[rows, columns]) => Some((module.to_owned(), (rows, columns))),
+            _ => None,
+        })
         .collect()
 }

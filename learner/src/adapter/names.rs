@@ -4,13 +4,8 @@
 //! and in PEFT files saved from either. What follows the prefix (`layers.3.self_attn.q_proj`) is the same everywhere.
 
 /// Prefixes that a language model's layers are found under. Order matters where one is the end of another.
-const PREFIXES: [&str; 5] = [
-    "model.text_model.",
-    "model.language_model.",
-    "language_model.model.",
-    "text_model.",
-    "model.",
-];
+const PREFIXES: [&str; 5] =
+    ["model.text_model.", "model.language_model.", "language_model.model.", "text_model.", "model."];
 
 /// Which names an adapter is written with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,16 +34,8 @@ impl Naming {
 /// The names under which `module` may be known in a checkpoint, itself first.
 pub(super) fn candidates(module: &str) -> Vec<String> {
     let mut names = vec![module.to_owned()];
-    if let Some(rest) = PREFIXES
-        .iter()
-        .find_map(|prefix| module.strip_prefix(prefix))
-    {
-        names.extend(
-            PREFIXES
-                .iter()
-                .map(|prefix| format!("{prefix}{rest}"))
-                .filter(|name| name != module),
-        );
+    if let Some(rest) = PREFIXES.iter().find_map(|prefix| module.strip_prefix(prefix)) {
+        names.extend(PREFIXES.iter().map(|prefix| format!("{prefix}{rest}")).filter(|name| name != module));
     }
     names
 }
@@ -68,9 +55,6 @@ mod tests {
             Naming::Transformers5.rename("language_model.model.layers.0.mlp.up_proj"),
             "model.language_model.layers.0.mlp.up_proj"
         );
-        assert_eq!(
-            Naming::Transformers5.rename("model.text_model.norm"),
-            "model.text_model.norm"
-        );
+        assert_eq!(Naming::Transformers5.rename("model.text_model.norm"), "model.text_model.norm");
     }
 }

@@ -17,10 +17,7 @@ pub(super) fn full(pattern: &str) -> Result<Regex, regex::Error> {
 
 /// An entry of a `target_modules` list: the whole path, or its last components.
 pub(super) fn listed(entry: &str, module: &str) -> bool {
-    module == entry
-        || module
-            .strip_suffix(entry)
-            .is_some_and(|rest| rest.ends_with('.'))
+    module == entry || module.strip_suffix(entry).is_some_and(|rest| rest.ends_with('.'))
 }
 
 #[cfg(test)]
@@ -30,15 +27,9 @@ mod tests {
     #[test]
     fn a_list_entry_matches_whole_components() {
         assert!(listed("q_proj", "model.layers.0.self_attn.q_proj"));
-        assert!(listed(
-            "layers.0.self_attn.q_proj",
-            "model.layers.0.self_attn.q_proj"
-        ));
+        assert!(listed("layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj"));
         assert!(!listed("proj", "model.layers.0.self_attn.q_proj"));
-        assert!(!listed(
-            "1.self_attn.q_proj",
-            "model.layers.11.self_attn.q_proj"
-        ));
+        assert!(!listed("1.self_attn.q_proj", "model.layers.11.self_attn.q_proj"));
     }
 
     #[test]

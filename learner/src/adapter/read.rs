@@ -22,11 +22,8 @@ impl PeftAdapter {
     /// Anything that would make the adapter mean something else here than in PEFT: see [`AdapterError`].
     pub fn read(directory: &Path) -> Result<Self, AdapterError> {
         let path = directory.join(CONFIG_FILE);
-        let settings: Map<String, Value> =
-            serde_json::from_slice(&fs_err::read(&path)?).map_err(|source| AdapterError::Json {
-                path: path.clone(),
-                source,
-            })?;
+        let settings: Map<String, Value> = serde_json::from_slice(&fs_err::read(&path)?)
+            .map_err(|source| AdapterError::Json { path: path.clone(), source })?;
         let config = AdapterConfig::parse(&settings)?;
 
         let path = directory.join(WEIGHTS_FILE);
@@ -37,19 +34,12 @@ impl PeftAdapter {
         }
         for module in halves.keys() {
             if config.target_modules.names(module) == Some(false) {
-                return Err(AdapterError::NotTargeted {
-                    module: module.clone(),
-                });
+                return Err(AdapterError::NotTargeted { module: module.clone() });
             }
         }
         let bytes = fs_err::read(&path)?;
-        let mut tensors =
-            candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|error| {
-                AdapterError::Safetensors {
-                    path: path.clone(),
-                    reason: error.to_string(),
-                }
-            })?;
+        let mut tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
+            .map_err(|error| AdapterError::Safetensors { path: path.clone(), reason: error.to_string() })?;
         let mut modules = BTreeMap::new();
         for (module, [a, b]) in halves {
             let a = take(&mut tensors, &a, &path)?;
@@ -66,22 +56,17 @@ fn take(
     name: &str,
     path: &Path,
 ) -> Result<Tensor, AdapterError> {
-    tensors
-        .remove(name)
-        .ok_or_else(|| AdapterError::Safetensors {
-            path: path.to_owned(),
-            reason: format!("tensor {name} vanished between two reads"),
-        })
+    tensors.remove(name).ok_or_else(|| AdapterError::Safetensors {
+        path: path.to_owned(),
+        reason: format!("tensor {name} vanished between two reads"),
+    })
 }
 
 /// Names of the two matrices of each module.
-fn halves(
-    header: &BTreeMap<String, TensorHeader>,
-) -> Result<BTreeMap<String, [String; 2]>, AdapterError> {
+fn halves(header: &BTreeMap<String, TensorHeader>) -> Result<BTreeMap<String, [String; 2]>, AdapterError> {
     let mut found: BTreeMap<String, [Option<String>; 2]> = BTreeMap::new();
     for (name, tensor) in header {
-        let (module, half) =
-            split(name).ok_or_else(|| AdapterError::UnexpectedTensor { name: name.clone() })?;
+        let (module, half) = split(name).ok_or_else(|| AdapterError::UnexpectedTensor { name: name.clone() })?;
         if !matches!(tensor.dtype.as_str(), "F32" | "F16" | "BF16") {
             return Err(AdapterError::DType {
                 module: module.to_owned(),
@@ -95,14 +80,8 @@ fn halves(
         .into_iter()
         .map(|(module, halves)| match halves {
             [Some(a), Some(b)] => Ok((module, [a, b])),
-            [None, _] => Err(AdapterError::MissingHalf {
-                module,
-                missing: "lora_A",
-            }),
-            [_, None] => Err(AdapterError::MissingHalf {
-                module,
-                missing: "lora_B",
-            }),
+            [None, _] => Err(AdapterError::MissingHalf { module, missing: "lora_A" }),
+            [_, None] => Err(AdapterError::MissingHalf { module, missing: "lora_B" }),
         })
         .collect()
 }

@@ -63,9 +63,7 @@ impl PeftAdapter {
                 config.rank_pattern.push((regex::escape(module), weights.r));
             }
             if weights.alpha != config.lora_alpha {
-                config
-                    .alpha_pattern
-                    .push((regex::escape(module), weights.alpha));
+                config.alpha_pattern.push((regex::escape(module), weights.alpha));
             }
         }
         Self { config, modules }
@@ -83,18 +81,13 @@ impl PeftAdapter {
             let (name, &(rows, columns)) = candidates(&module)
                 .iter()
                 .find_map(|name| base.get_key_value(name))
-                .ok_or_else(|| AdapterError::NoSuchModule {
-                    module: module.clone(),
-                })?;
+                .ok_or_else(|| AdapterError::NoSuchModule { module: module.clone() })?;
             if weights.a.dims() != [weights.r, columns] {
                 return Err(AdapterError::Shape {
                     module,
                     tensor: "lora_A",
                     found: weights.a.dims().to_vec(),
-                    expected: format!(
-                        "[{}, {columns}] for the base's weight [{rows}, {columns}]",
-                        weights.r
-                    ),
+                    expected: format!("[{}, {columns}] for the base's weight [{rows}, {columns}]", weights.r),
                 });
             }
             if weights.b.dims() != [rows, weights.r] {
@@ -102,30 +95,17 @@ impl PeftAdapter {
                     module,
                     tensor: "lora_B",
                     found: weights.b.dims().to_vec(),
-                    expected: format!(
-                        "[{rows}, {}] for the base's weight [{rows}, {columns}]",
-                        weights.r
-                    ),
+                    expected: format!("[{rows}, {}] for the base's weight [{rows}, {columns}]", weights.r),
                 });
             }
             if let Some(first) = names.insert(name.clone(), module.clone()) {
-                return Err(AdapterError::Duplicate {
-                    first,
-                    second: module,
-                });
+                return Err(AdapterError::Duplicate { first, second: module });
             }
             modules.insert(name.clone(), weights);
         }
         let renamed = names.iter().any(|(name, module)| name != module);
         // Patterns speak of the names in the file, so renamed modules need settings of their own.
-        Ok(if renamed {
-            Self::new(self.config, modules)
-        } else {
-            Self {
-                config: self.config,
-                modules,
-            }
-        })
+        Ok(if renamed { Self::new(self.config, modules) } else { Self { config: self.config, modules } })
     }
 
     /// Whether every module has its place in the base: [`PeftAdapter::resolved`] without the result.
@@ -138,10 +118,7 @@ impl PeftAdapter {
 
     /// Number of values in all matrices.
     pub fn parameter_count(&self) -> usize {
-        self.modules
-            .values()
-            .map(|weights| weights.a.elem_count() + weights.b.elem_count())
-            .sum()
+        self.modules.values().map(|weights| weights.a.elem_count() + weights.b.elem_count()).sum()
     }
 
     /// Checks one module: ranks agree with the settings and each other, every value is finite.
@@ -159,41 +136,19 @@ impl PeftAdapter {
             expected,
         };
         if a.rank() != 2 || a.dims()[0] != r || a.dims()[1] == 0 {
-            return Err(shape(
-                "lora_A",
-                &a,
-                format!("[{r}, in] by the rank in the settings"),
-            ));
+            return Err(shape("lora_A", &a, format!("[{r}, in] by the rank in the settings")));
         }
         if b.rank() != 2 || b.dims()[1] != r || b.dims()[0] == 0 {
-            return Err(shape(
-                "lora_B",
-                &b,
-                format!("[out, {r}] by the rank in the settings"),
-            ));
+            return Err(shape("lora_B", &b, format!("[out, {r}] by the rank in the settings")));
         }
         let a = a.to_dtype(DType::F32)?;
         let b = b.to_dtype(DType::F32)?;
         for (tensor, values) in [("lora_A", &a), ("lora_B", &b)] {
             // A sum cannot tell: two infinities of different sign make a NaN, but large finite values overflow it.
-            if !values
-                .flatten_all()?
-                .to_vec1::<f32>()?
-                .iter()
-                .all(|value| value.is_finite())
-            {
-                return Err(AdapterError::NotFinite {
-                    module: module.to_owned(),
-                    tensor,
-                });
+            if !values.flatten_all()?.to_vec1::<f32>()?.iter().all(|value| value.is_finite()) {
+                return Err(AdapterError::NotFinite { module: module.to_owned(), tensor });
             }
         }
-        Ok(LoraWeights {
-            a,
-            b,
-            scale: config.scale(r, alpha),
-            r,
-            alpha,
-        })
+        Ok(LoraWeights { a, b, scale: config.scale(r, alpha), r, alpha })
     }
 }

@@ -15,10 +15,7 @@ use super::{CONFIG_FILE, WEIGHTS_FILE};
 impl PeftAdapter {
     /// Name of a module's `lora_A` (`half` 0) or `lora_B` (`half` 1) in PEFT's files, and of the trainable tensor.
     pub fn tensor_name(module: &str, half: usize) -> String {
-        format!(
-            "base_model.model.{module}.lora_{}.weight",
-            if half == 0 { "A" } else { "B" }
-        )
+        format!("base_model.model.{module}.lora_{}.weight", if half == 0 { "A" } else { "B" })
     }
 
     /// The matrices by [`PeftAdapter::tensor_name`].
@@ -38,34 +35,21 @@ impl PeftAdapter {
     /// The directory exists (adapters never change); anything the file system says.
     pub fn write(&self, directory: &Path, naming: Naming) -> Result<(), AdapterError> {
         if directory.exists() {
-            return Err(AdapterError::Exists {
-                path: directory.to_owned(),
-            });
+            return Err(AdapterError::Exists { path: directory.to_owned() });
         }
         let parent = match directory.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
         fs_err::create_dir_all(parent)?;
-        let beside = tempfile::Builder::new()
-            .prefix(".adapter-")
-            .tempdir_in(parent)?;
+        let beside = tempfile::Builder::new().prefix(".adapter-").tempdir_in(parent)?;
         let renamed = self.renamed(naming);
-        let settings = serde_json::to_vec_pretty(&renamed.config.to_json()).map_err(|source| {
-            AdapterError::Json {
-                path: beside.path().join(CONFIG_FILE),
-                source,
-            }
-        })?;
+        let settings = serde_json::to_vec_pretty(&renamed.config.to_json())
+            .map_err(|source| AdapterError::Json { path: beside.path().join(CONFIG_FILE), source })?;
         let path = beside.path().join(WEIGHTS_FILE);
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let bytes =
-            safetensors::tensor::serialize(renamed.tensors(), Some(metadata)).map_err(|error| {
-                AdapterError::Safetensors {
-                    path: path.clone(),
-                    reason: error.to_string(),
-                }
-            })?;
+        let bytes = safetensors::tensor::serialize(renamed.tensors(), Some(metadata))
+            .map_err(|error| AdapterError::Safetensors { path: path.clone(), reason: error.to_string() })?;
         write_synced(&path, &bytes)?;
         write_synced(&beside.path().join(CONFIG_FILE), &settings)?;
         fs_err::File::open(beside.path())?.sync_all()?;
@@ -83,16 +67,9 @@ impl PeftAdapter {
         if naming == Naming::Checkpoint {
             return self.clone();
         }
-        let modules: BTreeMap<String, LoraWeights> = self
-            .modules
-            .iter()
-            .map(|(module, weights)| (naming.rename(module), weights.clone()))
-            .collect();
-        if modules.keys().eq(self.modules.keys()) {
-            self.clone()
-        } else {
-            Self::new(self.config.clone(), modules)
-        }
+        let modules: BTreeMap<String, LoraWeights> =
+            self.modules.iter().map(|(module, weights)| (naming.rename(module), weights.clone())).collect();
+        if modules.keys().eq(self.modules.keys()) { self.clone() } else { Self::new(self.config.clone(), modules) }
     }
 }
 

@@ -40,10 +40,12 @@ impl Answerer {
             () = self.closing.cancelled() => return Err(AnswerError::ShuttingDown),
         };
 
-        let Query { messages, tools, tool_choice, sampling, max_tokens, top_logprobs, grammar, stop, deadline, .. } = query;
+        let Query { messages, tools, tool_choice, sampling, max_tokens, top_logprobs, grammar, stop, deadline, .. } =
+            query;
         let tools = if tool_choice == ToolChoice::None { Vec::new() } else { tools };
         let grammar = tools::grammar(&tools, &tool_choice).map(Arc::new).or(grammar);
-        let request = Generate { messages, tools: tools.clone(), sampling, max_tokens, top_logprobs, grammar, forced: None };
+        let request =
+            Generate { messages, tools: tools.clone(), sampling, max_tokens, top_logprobs, grammar, forced: None };
         let Lease { generation, .. } = lease.clone();
         let id = generation.id().clone();
         // The permit and the lease stay with the sequence until it has left the engine.

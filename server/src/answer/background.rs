@@ -44,7 +44,9 @@ impl BackgroundGenerator {
                     retries += 1;
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
-                Ok(Err(error @ (EngineError::Invalid(_) | EngineError::TooLong { .. }))) => return Err(GeneratorError::Invalid(error.to_string())),
+                Ok(Err(error @ (EngineError::Invalid(_) | EngineError::TooLong { .. }))) => {
+                    return Err(GeneratorError::Invalid(error.to_string()));
+                }
                 Ok(Err(error)) => return Err(GeneratorError::Failed(error.to_string())),
                 Err(Preempted) => {}
             }
@@ -57,7 +59,12 @@ impl BackgroundGenerator {
         lease.ok_or_else(|| GeneratorError::Invalid(format!("generation `{id}` is not loaded")))
     }
 
-    async fn attempt(&self, lease: Lease, permit: BackgroundPermit, question: &Question) -> Result<Result<Generated, EngineError>, Preempted> {
+    async fn attempt(
+        &self,
+        lease: Lease,
+        permit: BackgroundPermit,
+        question: &Question,
+    ) -> Result<Result<Generated, EngineError>, Preempted> {
         let vocabulary = &self.generations.info().vocabulary;
         let generation = lease.generation.clone();
         let permit = Arc::new(permit);
@@ -67,7 +74,8 @@ impl BackgroundGenerator {
             Err(error) => return Ok(Err(error)),
         };
         let mut text = TextBuilder::new(Vec::new());
-        let mut generated = Generated { generation: generation.id().to_string(), text: String::new(), tokens: Vec::new() };
+        let mut generated =
+            Generated { generation: generation.id().to_string(), text: String::new(), tokens: Vec::new() };
         tokio::pin!(preempted);
         loop {
             let event = tokio::select! {
@@ -92,7 +100,10 @@ impl BackgroundGenerator {
 }
 
 impl Generator for BackgroundGenerator {
-    fn generate(&self, question: Question) -> Pin<Box<dyn Future<Output = Result<Generated, GeneratorError>> + Send + '_>> {
+    fn generate(
+        &self,
+        question: Question,
+    ) -> Pin<Box<dyn Future<Output = Result<Generated, GeneratorError>> + Send + '_>> {
         Box::pin(self.answer(question))
     }
 }
@@ -101,7 +112,12 @@ fn request(question: &Question) -> Generate {
     Generate {
         messages: question.turns.iter().map(message).collect(),
         tools: Vec::new(),
-        sampling: Sampling { temperature: question.temperature, top_p: question.top_p, seed: question.seed, ..Sampling::greedy() },
+        sampling: Sampling {
+            temperature: question.temperature,
+            top_p: question.top_p,
+            seed: question.seed,
+            ..Sampling::greedy()
+        },
         max_tokens: Some(question.max_tokens),
         top_logprobs: 0,
         grammar: None,
@@ -116,5 +132,10 @@ fn message(turn: &Turn) -> Message {
         Speaker::Assistant => Role::Assistant,
     };
     let images = turn.images.iter().cloned().map(Content::Image);
-    Message { role, content: images.chain([Content::Text(turn.text.clone())]).collect(), tool_calls: Vec::new(), tool_call_id: None }
+    Message {
+        role,
+        content: images.chain([Content::Text(turn.text.clone())]).collect(),
+        tool_calls: Vec::new(),
+        tool_call_id: None,
+    }
 }

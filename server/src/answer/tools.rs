@@ -101,7 +101,9 @@ mod tests {
     use super::*;
 
     fn tools() -> Vec<Value> {
-        ["weather", "time"].map(|name| json!({"type": "function", "function": {"name": name, "parameters": {"type": "object"}}})).into()
+        ["weather", "time"]
+            .map(|name| json!({"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}))
+            .into()
     }
 
     fn names(text: &str) -> Vec<String> {
@@ -134,7 +136,9 @@ mod tests {
     #[test]
     fn a_demanded_call_has_a_grammar() {
         assert_eq!(grammar(&tools(), &ToolChoice::Auto), None);
-        let Some(Grammar::JsonSchema(schema)) = grammar(&tools(), &ToolChoice::Function("time".into())) else { panic!() };
+        let Some(Grammar::JsonSchema(schema)) = grammar(&tools(), &ToolChoice::Function("time".into())) else {
+            panic!()
+        };
         assert_eq!(schema["anyOf"].as_array().unwrap().len(), 1);
         assert_eq!(schema["anyOf"][0]["properties"]["name"]["const"], "time");
         let Some(Grammar::JsonSchema(schema)) = grammar(&tools(), &ToolChoice::Required) else { panic!() };

@@ -83,7 +83,7 @@ impl App {
             answerer,
             images,
             metrics: metrics::Metrics::install(),
-            shutdown: CancellationToken::new(),
+            shutdown,
             started: unix_seconds(),
         })
     }

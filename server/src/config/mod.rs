@@ -4,7 +4,7 @@
 //! at the top of the repository lists every key with its default; a test holds the two equal.
 //!
 //! # Layout
-//! - [`load`]: the layers; [`file`]: the one that is a file.
+//! - [`load`]: the layers; [`file`](mod@file): the one that is a file.
 //! - [`error`]: what is wrong, by key, value and place.
 //! - [`secret`]: values that are read from `env:NAME` or `file:PATH`, never written in the file.
 //! - one file a section.

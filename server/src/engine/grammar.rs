@@ -54,7 +54,12 @@ mod tests {
     #[test]
     fn a_malformed_schema_is_the_callers_fault() {
         let vocabulary = Vocabulary::read(&golden("model"), Some(342)).unwrap();
-        for schema in [json!({"type": "nothing"}), json!({"type": 3}), json!({"$ref": "#/nowhere"}), json!({"pattern": "(", "type": "string"})] {
+        for schema in [
+            json!({"type": "nothing"}),
+            json!({"type": 3}),
+            json!({"$ref": "#/nowhere"}),
+            json!({"pattern": "(", "type": "string"}),
+        ] {
             let error = Grammar::JsonSchema(schema.clone()).matcher(&vocabulary).err();
             assert!(matches!(error, Some(EngineError::Invalid(_))), "{schema}: {error:?}");
         }

@@ -37,7 +37,11 @@ pub trait Engine: Send + Sync + 'static {
     fn info(&self) -> &EngineInfo;
 
     /// Loads the base (`adapter` is `None`) or the base with the PEFT adapter in a directory.
-    fn load(&self, id: GenerationId, adapter: Option<PathBuf>) -> BoxFuture<'_, Result<Arc<dyn Generation>, EngineError>>;
+    fn load(
+        &self,
+        id: GenerationId,
+        adapter: Option<PathBuf>,
+    ) -> BoxFuture<'_, Result<Arc<dyn Generation>, EngineError>>;
 }
 
 /// A loaded generation. Holding the `Arc` keeps it loaded.

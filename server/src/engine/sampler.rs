@@ -74,7 +74,11 @@ impl Sampler {
 
     fn is_plain_greedy(&self) -> bool {
         let Sampling { temperature, frequency_penalty, presence_penalty, logit_bias, .. } = &self.sampling;
-        *temperature == 0.0 && *frequency_penalty == 0.0 && *presence_penalty == 0.0 && logit_bias.is_empty() && self.matcher.is_none()
+        *temperature == 0.0
+            && *frequency_penalty == 0.0
+            && *presence_penalty == 0.0
+            && logit_bias.is_empty()
+            && self.matcher.is_none()
     }
 
     fn choose(&mut self, logits: &[f32]) -> Result<u32, EngineError> {
@@ -112,7 +116,9 @@ impl Sampler {
             }
             return Ok(());
         }
-        let mask = matcher.compute_mask_or_eos().map_err(|error| EngineError::Failed(format!("the grammar broke: {error:#}")))?;
+        let mask = matcher
+            .compute_mask_or_eos()
+            .map_err(|error| EngineError::Failed(format!("the grammar broke: {error:#}")))?;
         for (id, logit) in logits.iter_mut().enumerate() {
             if !mask.is_allowed(id as u32) {
                 *logit = f32::NEG_INFINITY;
@@ -228,7 +234,8 @@ mod tests {
 
     #[test]
     fn reports_natural_log_probabilities_of_the_model_itself() {
-        let mut sampler = sampler(Sampling { temperature: 0.5, logit_bias: vec![(7, 100.0)], ..Sampling::greedy() }, None);
+        let mut sampler =
+            sampler(Sampling { temperature: 0.5, logit_bias: vec![(7, 100.0)], ..Sampling::greedy() }, None);
         // Four tokens with probabilities 1/8, 1/8, 1/4, 1/2.
         let mut logits = vec![f32::NEG_INFINITY; 342];
         for (id, share) in [(5, 0.125_f32), (7, 0.125), (8, 0.25), (9, 0.5)] {
@@ -286,7 +293,8 @@ mod tests {
 
     #[test]
     fn penalties_count_what_was_generated() {
-        let mut sampler = sampler(Sampling { presence_penalty: 0.5, frequency_penalty: 1.0, ..Sampling::greedy() }, None);
+        let mut sampler =
+            sampler(Sampling { presence_penalty: 0.5, frequency_penalty: 1.0, ..Sampling::greedy() }, None);
         let mut logits = vec![0.0; 342];
         (logits[10], logits[11]) = (2.0, 1.0);
         let drawn: Vec<u32> = (0..3).map(|_| sampler.next(&logits).unwrap().id).collect();
@@ -297,7 +305,8 @@ mod tests {
     #[test]
     fn a_grammar_holds_even_against_the_logits() {
         let schema = serde_json::json!({"type": "object", "properties": {"a": {"enum": [true, false]}}, "required": ["a"], "additionalProperties": false});
-        let mut sampler = sampler(Sampling { temperature: 1.0, ..Sampling::greedy() }, Some(Grammar::JsonSchema(schema)));
+        let mut sampler =
+            sampler(Sampling { temperature: 1.0, ..Sampling::greedy() }, Some(Grammar::JsonSchema(schema)));
         let mut text = Vec::new();
         for _ in 0..200 {
             let id = sampler.next(&logits()).unwrap().id;

@@ -54,7 +54,10 @@ impl ModelFiles {
             )));
         };
         if !directory.join("config.json").is_file() {
-            return Err(EngineError::Load(format!("{} holds no config.json, so it is no checkpoint", directory.display())));
+            return Err(EngineError::Load(format!(
+                "{} holds no config.json, so it is no checkpoint",
+                directory.display()
+            )));
         }
         Self::prepare(source, directory)
     }
@@ -77,7 +80,9 @@ impl ModelFiles {
         if is_idefics3 && preprocessor.is_file() {
             let mut settings = read_json(&preprocessor)?;
             if settings["do_image_splitting"] == true {
-                warn!("{source}: image splitting is switched off, since mistralrs 0.8.1 cannot serve it; small details of large images are lost.");
+                warn!(
+                    "{source}: image splitting is switched off, since mistralrs 0.8.1 cannot serve it; small details of large images are lost."
+                );
                 settings["do_image_splitting"] = false.into();
                 changed.push(("preprocessor_config.json", settings));
             }
@@ -100,7 +105,8 @@ impl ModelFiles {
             let target = prepared.path().join(entry.file_name());
             match changed.iter().find(|(name, _)| *name == entry.file_name()) {
                 Some((_, settings)) => write(&target, settings.to_string().as_bytes())?,
-                None => fs_err::os::unix::fs::symlink(entry.path(), target).map_err(|error| EngineError::Load(error.to_string()))?,
+                None => fs_err::os::unix::fs::symlink(entry.path(), target)
+                    .map_err(|error| EngineError::Load(error.to_string()))?,
             }
         }
         Ok(Self { directory: prepared.path().to_owned(), source: source.into(), _prepared: Some(prepared) })
@@ -108,7 +114,10 @@ impl ModelFiles {
 }
 
 fn prepared_directory() -> Result<TempDir, EngineError> {
-    tempfile::Builder::new().prefix("reground-model-").tempdir().map_err(|error| EngineError::Load(format!("no temporary directory: {error}")))
+    tempfile::Builder::new()
+        .prefix("reground-model-")
+        .tempdir()
+        .map_err(|error| EngineError::Load(format!("no temporary directory: {error}")))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), EngineError> {
@@ -124,7 +133,9 @@ pub(super) fn read_json(path: &Path) -> Result<Value, EngineError> {
 /// `owner/name`, of the characters that the hub allows.
 fn is_hub_id(source: &str) -> bool {
     let well_formed = |part: &str| {
-        !part.is_empty() && !part.starts_with('.') && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
     };
     matches!(source.split_once('/'), Some((owner, name)) if well_formed(owner) && well_formed(name))
 }
@@ -157,7 +168,9 @@ async fn download(id: &str, revision: &str) -> Result<PathBuf, EngineError> {
             directory = path.parent().map(Path::to_owned);
         }
     }
-    directory.ok_or_else(|| EngineError::Load(format!("hub repository `{id}` ({revision}) holds no config.json, so it is no checkpoint")))
+    directory.ok_or_else(|| {
+        EngineError::Load(format!("hub repository `{id}` ({revision}) holds no config.json, so it is no checkpoint"))
+    })
 }
 
 fn is_needed(name: &str) -> bool {

@@ -31,9 +31,10 @@ impl Vocabulary {
     /// # Errors
     /// A file is missing or malformed, or no token ends a turn.
     pub fn read(directory: &Path, logits: Option<usize>) -> Result<Self, EngineError> {
-        let text = fs_err::read(directory.join("tokenizer.json")).map_err(|error| EngineError::Load(error.to_string()))?;
-        let mut tokenizer =
-            ByteTokenizer::from_json_bytes(&text).map_err(|error| EngineError::Load(format!("tokenizer.json: {error:#}")))?;
+        let text =
+            fs_err::read(directory.join("tokenizer.json")).map_err(|error| EngineError::Load(error.to_string()))?;
+        let mut tokenizer = ByteTokenizer::from_json_bytes(&text)
+            .map_err(|error| EngineError::Load(format!("tokenizer.json: {error:#}")))?;
 
         let added = tokenizer.hf_tokenizer.get_added_tokens_decoder();
         let mut control: Vec<(u32, String)> =
@@ -57,8 +58,8 @@ impl Vocabulary {
             .map_err(|error| EngineError::Load(format!("tokenizer.json: {error:#}")))?;
         let tokenizer = Arc::new(tokenizer);
         let environment: TokEnv = tokenizer.clone();
-        let mut grammars =
-            ParserFactory::new_simple(&environment).map_err(|error| EngineError::Load(format!("tokenizer.json: {error:#}")))?;
+        let mut grammars = ParserFactory::new_simple(&environment)
+            .map_err(|error| EngineError::Load(format!("tokenizer.json: {error:#}")))?;
         grammars.quiet();
 
         Ok(Self {

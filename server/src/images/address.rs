@@ -50,9 +50,7 @@ pub fn is_public(address: IpAddr) -> bool {
 }
 
 fn is_public_v4(address: Ipv4Addr) -> bool {
-    !CLOSED_V4.iter().any(|(network, prefix)| {
-        (address.to_bits() ^ network.to_bits()) >> (Ipv4Addr::BITS - prefix) == 0
-    })
+    !CLOSED_V4.iter().any(|(network, prefix)| (address.to_bits() ^ network.to_bits()) >> (Ipv4Addr::BITS - prefix) == 0)
 }
 
 fn is_public_v6(address: Ipv6Addr) -> bool {

@@ -43,22 +43,13 @@ struct Account {
 
 impl Account {
     fn new(unit: &'static str, limit: u64) -> Self {
-        Self {
-            unit,
-            limit,
-            left: AtomicU64::new(limit),
-        }
+        Self { unit, limit, left: AtomicU64::new(limit) }
     }
 
     fn take(&self, amount: u64) -> Result<(), ImageError> {
         self.left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                left.checked_sub(amount)
-            })
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(amount))
             .map(|_| ())
-            .map_err(|_| ImageError::RequestTooLarge {
-                limit: self.limit,
-                unit: self.unit,
-            })
+            .map_err(|_| ImageError::RequestTooLarge { limit: self.limit, unit: self.unit })
     }
 }

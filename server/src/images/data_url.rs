@@ -19,9 +19,7 @@ const LAST: GeneralPurpose = engine(DecodePaddingMode::Indifferent);
 const NOT_LAST: GeneralPurpose = engine(DecodePaddingMode::RequireNone);
 
 const fn engine(padding: DecodePaddingMode) -> GeneralPurpose {
-    let config = GeneralPurposeConfig::new()
-        .with_decode_padding_mode(padding)
-        .with_decode_allow_trailing_bits(true);
+    let config = GeneralPurposeConfig::new().with_decode_padding_mode(padding).with_decode_allow_trailing_bits(true);
     GeneralPurpose::new(&STANDARD, config)
 }
 
@@ -42,29 +40,22 @@ impl<'a> DataUrl<'a> {
 
     /// Reads the header and, from its length, whether the payload is small enough.
     pub(super) fn parse(url: &'a str, max_bytes: usize) -> Result<Self, ImageError> {
-        let (header, payload) = url.split_once(',').ok_or_else(|| {
-            invalid("it has no comma, which stands between its header and its data")
-        })?;
+        let (header, payload) = url
+            .split_once(',')
+            .ok_or_else(|| invalid("it has no comma, which stands between its header and its data"))?;
         if header.len() > MAX_HEADER {
             return Err(invalid("its header is longer than 256 bytes"));
         }
         let mut parts = header.split(';').map(str::trim);
-        let media_type = parts
-            .next()
-            .and_then(|first| first.split_once(':'))
-            .map_or("", |(_, media_type)| media_type.trim());
+        let media_type =
+            parts.next().and_then(|first| first.split_once(':')).map_or("", |(_, media_type)| media_type.trim());
         if media_type.is_empty() {
             return Err(invalid("it names no media type"));
         }
         // The media type before the encoding: who sends an SVG as text learns that SVG is not taken.
         let format = Format::of_media_type(media_type)?;
-        if !parts
-            .next_back()
-            .is_some_and(|last| last.eq_ignore_ascii_case("base64"))
-        {
-            return Err(invalid(
-                "its data must be base64 (`;base64` before the comma)",
-            ));
+        if !parts.next_back().is_some_and(|last| last.eq_ignore_ascii_case("base64")) {
+            return Err(invalid("its data must be base64 (`;base64` before the comma)"));
         }
         let payload = payload.trim_ascii().as_bytes();
         if payload.is_empty() {
@@ -76,20 +67,12 @@ impl<'a> DataUrl<'a> {
         // White space is only looked for when it decides: line breaks may make a payload look too long.
         let max_chars = max_bytes.saturating_mul(4).div_ceil(3).saturating_add(3);
         if payload.len() > max_chars
-            && payload
-                .iter()
-                .filter(|byte| !byte.is_ascii_whitespace())
-                .nth(max_chars)
-                .is_some()
+            && payload.iter().filter(|byte| !byte.is_ascii_whitespace()).nth(max_chars).is_some()
         {
             return Err(ImageError::TooManyBytes { limit: max_bytes });
         }
         let len = payload.len().min(max_chars) / 4 * 3 + 3;
-        Ok(Self {
-            format,
-            payload,
-            len,
-        })
+        Ok(Self { format, payload, len })
     }
 
     /// Bytes that the payload decodes to, at most.
@@ -106,9 +89,7 @@ impl<'a> DataUrl<'a> {
             chunk.clear();
             rest = fill(&mut chunk, rest);
             let engine = if rest.is_empty() { &LAST } else { &NOT_LAST };
-            engine
-                .decode_vec(&chunk, &mut bytes)
-                .map_err(|error| invalid(describe(&error)))?;
+            engine.decode_vec(&chunk, &mut bytes).map_err(|error| invalid(describe(&error)))?;
             if rest.is_empty() {
                 return Ok(bytes);
             }
@@ -118,8 +99,7 @@ impl<'a> DataUrl<'a> {
 }
 
 fn is_data(text: &[u8]) -> bool {
-    text.get(..5)
-        .is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"data:"))
+    text.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"data:"))
 }
 
 /// Moves up to [`CHUNK`] characters over, without white space, and returns what is left.
@@ -144,9 +124,7 @@ fn describe(error: &DecodeError) -> &'static str {
         DecodeError::InvalidByte(_, b'-' | b'_') => {
             "its base64 must use the standard alphabet (`+` and `/`), not the URL-safe one"
         }
-        DecodeError::InvalidByte(_, b'=') | DecodeError::InvalidPadding => {
-            "its base64 has padding where none belongs"
-        }
+        DecodeError::InvalidByte(_, b'=') | DecodeError::InvalidPadding => "its base64 has padding where none belongs",
         DecodeError::InvalidByte(..) | DecodeError::InvalidLastSymbol(..) => {
             "its data hold a character that is not base64"
         }
@@ -155,9 +133,7 @@ fn describe(error: &DecodeError) -> &'static str {
 }
 
 fn invalid(reason: &str) -> ImageError {
-    ImageError::url(format!(
-        "{reason}; expected is data:image/png;base64,… or another image type"
-    ))
+    ImageError::url(format!("{reason}; expected is data:image/png;base64,… or another image type"))
 }
 
 #[cfg(test)]
@@ -167,9 +143,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn read(url: &str, max_bytes: usize) -> Result<(Format, Vec<u8>), ImageError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let parsed = DataUrl::parse(url, max_bytes)?;
         let format = parsed.format;
         Ok((format, runtime.block_on(parsed.decode())?))
@@ -186,11 +160,7 @@ mod tests {
             "data: image/png ; base64 , AQIDBA==",
             "data:image/png;base64,AQI\r\n DBA\t==\n",
         ] {
-            assert_eq!(
-                read(url, 100).unwrap(),
-                (Format::Png, vec![1, 2, 3, 4]),
-                "{url}"
-            );
+            assert_eq!(read(url, 100).unwrap(), (Format::Png, vec![1, 2, 3, 4]), "{url}");
         }
     }
 
@@ -206,30 +176,18 @@ mod tests {
             ("data:image/png;base32,AAAA", "must be base64"),
             ("data:image/png;base64,", "has no data"),
             ("data:image/png;base64,\n \t", "has no data"),
-            (
-                "data:image/png;base64,data:image/png;base64,AAAA",
-                "another data URL",
-            ),
-            (
-                "data:image/png;base64,DATA:image/png;base64,AAAA",
-                "another data URL",
-            ),
+            ("data:image/png;base64,data:image/png;base64,AAAA", "another data URL"),
+            ("data:image/png;base64,DATA:image/png;base64,AAAA", "another data URL"),
             ("data:image/png;base64,AA%3D%3D", "percent-encoded"),
             ("data:image/png;base64,AA-_", "standard alphabet"),
-            (
-                "data:image/png;base64,AA==AAAA",
-                "padding where none belongs",
-            ),
+            ("data:image/png;base64,AA==AAAA", "padding where none belongs"),
             ("data:image/png;base64,AAAA!", "not base64"),
             ("data:image/png;base64,AA\u{e9}A", "not base64"),
             ("data:image/png;base64,AAAAA", "ends in the middle"),
             ("data:image/png;base64,AAA=A", "padding"),
             ("data:image/svg+xml,<svg/>", "image/svg+xml"),
             ("data:text/plain;base64,AAAA", "text/plain"),
-            (
-                "data:application/octet-stream;base64,AAAA",
-                "application/octet-stream",
-            ),
+            ("data:application/octet-stream;base64,AAAA", "application/octet-stream"),
         ];
         for (url, wanted) in cases {
             let message = read(url, 100).unwrap_err().to_string();
@@ -255,12 +213,7 @@ mod tests {
 
     #[test]
     fn chunks_fit_together() {
-        for len in [
-            CHUNK / 4 * 3 - 1,
-            CHUNK / 4 * 3,
-            CHUNK / 4 * 3 + 1,
-            CHUNK * 2,
-        ] {
+        for len in [CHUNK / 4 * 3 - 1, CHUNK / 4 * 3, CHUNK / 4 * 3 + 1, CHUNK * 2] {
             let bytes: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
             let mut payload = BASE64_STANDARD.encode(&bytes);
             payload.insert_str(100, "\r\n");
@@ -271,12 +224,7 @@ mod tests {
         // Two complete texts in a row are not one, wherever the border lies.
         let padded = BASE64_STANDARD.encode(vec![1; CHUNK / 4 * 3 - 1]);
         let url = format!("data:image/gif;base64,{padded}AAAA");
-        assert!(
-            read(&url, CHUNK)
-                .unwrap_err()
-                .to_string()
-                .contains("padding where")
-        );
+        assert!(read(&url, CHUNK).unwrap_err().to_string().contains("padding where"));
     }
 
     proptest! {

@@ -42,8 +42,7 @@ impl Header {
         match format {
             // The decoder sizes its row buffers by the width that the header claims, so it must not see it first.
             Format::Png => {
-                let size = png_size(bytes)
-                    .ok_or_else(|| ImageError::undecodable(format, "it ends too early"))?;
+                let size = png_size(bytes).ok_or_else(|| ImageError::undecodable(format, "it ends too early"))?;
                 check_size(format, size, config)?;
             }
             Format::Jpeg => {
@@ -52,21 +51,14 @@ impl Header {
             Format::WebP | Format::Gif | Format::Bmp => {}
         }
         let most = memory(config.max_pixels, bytes.len());
-        let size = open(bytes, format, most)
-            .map(|decoder| decoder.dimensions())
-            .map_err(|error| refused(format, &error))?;
+        let size =
+            open(bytes, format, most).map(|decoder| decoder.dimensions()).map_err(|error| refused(format, &error))?;
         check_size(format, size, config)?;
         let (width, height) = size;
         if format == Format::WebP {
-            webp::check(bytes, width, height)
-                .map_err(|reason| ImageError::undecodable(format, reason))?;
+            webp::check(bytes, width, height).map_err(|reason| ImageError::undecodable(format, reason))?;
         }
-        Ok(Self {
-            format,
-            width,
-            height,
-            bytes: bytes.len(),
-        })
+        Ok(Self { format, width, height, bytes: bytes.len() })
     }
 
     /// Width times height.
@@ -83,10 +75,7 @@ impl Header {
     /// models; 16 bits become 8 by scaling; the orientation that a camera noted is applied. Colour profiles are not.
     pub(super) fn decode(&self, bytes: &[u8]) -> Result<DynamicImage, ImageError> {
         let failed = |error| match error {
-            image::ImageError::Limits(_) => ImageError::TooMuchMemory {
-                width: self.width,
-                height: self.height,
-            },
+            image::ImageError::Limits(_) => ImageError::TooMuchMemory { width: self.width, height: self.height },
             error => refused(self.format, &error),
         };
         let mut decoder = open(bytes, self.format, self.memory()).map_err(failed)?;
@@ -107,18 +96,11 @@ pub(super) fn largest_memory(config: &ImagesConfig) -> u64 {
 fn memory(pixels: u64, encoded: usize) -> u64 {
     // Two copies of the encoded image: some decoders make one of their own.
     let encoded = u64::try_from(encoded).unwrap_or(u64::MAX).saturating_mul(2);
-    pixels
-        .saturating_mul(MEMORY_PER_PIXEL)
-        .saturating_add(encoded)
-        .saturating_add(MEMORY_FIXED)
+    pixels.saturating_mul(MEMORY_PER_PIXEL).saturating_add(encoded).saturating_add(MEMORY_FIXED)
 }
 
 /// Only the five decoders, by name: what other features of the `image` crate are compiled in changes nothing.
-fn open<'a>(
-    bytes: &'a [u8],
-    format: Format,
-    memory: u64,
-) -> ImageResult<Box<dyn ImageDecoder + 'a>> {
+fn open<'a>(bytes: &'a [u8], format: Format, memory: u64) -> ImageResult<Box<dyn ImageDecoder + 'a>> {
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(memory);
     let reader = Cursor::new(bytes);
@@ -142,11 +124,7 @@ fn png_size(bytes: &[u8]) -> Option<(u32, u32)> {
     Some((side(16)?, side(20)?))
 }
 
-fn check_size(
-    format: Format,
-    (width, height): (u32, u32),
-    config: &ImagesConfig,
-) -> Result<(), ImageError> {
+fn check_size(format: Format, (width, height): (u32, u32), config: &ImagesConfig) -> Result<(), ImageError> {
     if width == 0 || height == 0 {
         return Err(ImageError::undecodable(format, "it has no pixels"));
     }

@@ -25,33 +25,13 @@ fn every_colour_type_becomes_rgb() {
     let rgb16 = ImageBuffer::from_pixel(1, 1, Rgb([0xffff_u16, 0x7f7f, 0]));
     let rgba16 = ImageBuffer::from_pixel(1, 1, Rgba([0_u16, 0, 0, 0x8080]));
     let cases: [(&str, DynamicImage, [u8; 3]); 8] = [
-        (
-            "grey",
-            GrayImage::from_pixel(1, 1, Luma([77])).into(),
-            [77; 3],
-        ),
+        ("grey", GrayImage::from_pixel(1, 1, Luma([77])).into(), [77; 3]),
         ("16-bit grey", grey16.into(), [128; 3]),
-        (
-            "half transparent grey",
-            GrayAlphaImage::from_pixel(1, 1, LumaA([55, 128])).into(),
-            [155; 3],
-        ),
-        (
-            "rgb",
-            RgbImage::from_pixel(1, 1, Rgb([1, 2, 3])).into(),
-            [1, 2, 3],
-        ),
+        ("half transparent grey", GrayAlphaImage::from_pixel(1, 1, LumaA([55, 128])).into(), [155; 3]),
+        ("rgb", RgbImage::from_pixel(1, 1, Rgb([1, 2, 3])).into(), [1, 2, 3]),
         ("16-bit rgb", rgb16.into(), [255, 127, 0]),
-        (
-            "opaque",
-            RgbaImage::from_pixel(1, 1, Rgba([9, 8, 7, 255])).into(),
-            [9, 8, 7],
-        ),
-        (
-            "transparent",
-            RgbaImage::from_pixel(1, 1, Rgba([9, 8, 7, 0])).into(),
-            [255; 3],
-        ),
+        ("opaque", RgbaImage::from_pixel(1, 1, Rgba([9, 8, 7, 255])).into(), [9, 8, 7]),
+        ("transparent", RgbaImage::from_pixel(1, 1, Rgba([9, 8, 7, 0])).into(), [255; 3]),
         ("16-bit half transparent", rgba16.into(), [127; 3]),
     ];
     for (name, image, pixel) in cases {
@@ -67,14 +47,7 @@ fn palettes_and_single_bits_become_rgb() {
     let two_colours = fixtures::png(1, 1, 1, 3, &palette, &fixtures::stored_zlib(&[0, 0x80]));
     assert_eq!(only_pixel(&two_colours), [200, 100, 50]);
     let transparency = [palette, fixtures::chunk(*b"tRNS", &[255, 0])].concat();
-    let hole = fixtures::png(
-        1,
-        1,
-        1,
-        3,
-        &transparency,
-        &fixtures::stored_zlib(&[0, 0x80]),
-    );
+    let hole = fixtures::png(1, 1, 1, 3, &transparency, &fixtures::stored_zlib(&[0, 0x80]));
     assert_eq!(only_pixel(&hole), [255; 3]);
     let one_bit = fixtures::png(1, 1, 1, 0, &[], &fixtures::stored_zlib(&[0, 0x80]));
     assert_eq!(only_pixel(&one_bit), [255; 3]);
@@ -92,10 +65,7 @@ fn every_format_is_decoded() {
     ] {
         let bytes = fixtures::encode(&image, encoding);
         let header = Header::read(&bytes, &ImagesConfig::default()).unwrap();
-        assert_eq!(
-            (header.format, header.width, header.height),
-            (format, 33, 9)
-        );
+        assert_eq!((header.format, header.width, header.height), (format, 33, 9));
         let pixel = decode(&bytes).unwrap().get_pixel(20, 4).0;
         assert!(near(pixel, [200, 30, 60]), "{format}: {pixel:?}");
     }
@@ -135,9 +105,7 @@ fn all_eight_orientations_are_turned_upright() {
     // Quarters as they are stored: red, green over blue, white. Where they belong follows from what EXIF says of
     // each value: on which visual side row 0 and column 0 lie.
     let [r, g, b, w] = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255; 3]];
-    let stored = RgbImage::from_fn(64, 32, |x, y| {
-        Rgb([[r, g], [b, w]][usize::from(y >= 16)][usize::from(x >= 32)])
-    });
+    let stored = RgbImage::from_fn(64, 32, |x, y| Rgb([[r, g], [b, w]][usize::from(y >= 16)][usize::from(x >= 32)]));
     let jpeg = fixtures::encode(&stored.into(), ImageFormat::Jpeg);
     let upright = [
         [r, g, b, w],
@@ -154,8 +122,7 @@ fn all_eight_orientations_are_turned_upright() {
             let image = decode(&fixtures::with_exif(&jpeg, orientation, big_endian)).unwrap();
             let (width, height) = image.dimensions();
             assert_eq!(width > height, orientation < 5, "{orientation}");
-            let found = [(1, 1), (3, 1), (1, 3), (3, 3)]
-                .map(|(x, y)| image.get_pixel(width * x / 4, height * y / 4).0);
+            let found = [(1, 1), (3, 1), (1, 3), (3, 3)].map(|(x, y)| image.get_pixel(width * x / 4, height * y / 4).0);
             for (found, expected) in found.into_iter().zip(expected) {
                 assert!(near(found, expected), "{orientation}: {found:?}");
             }
@@ -177,21 +144,11 @@ fn sizes_are_refused_by_the_header_alone() {
     };
     // No pixels follow any of these headers: what is read is the header.
     let message = too_large(&fixtures::png(60_000, 60_000, 8, 2, &[], &[]));
-    assert!(
-        message.contains("60000 x 60000") && message.contains("16384"),
-        "{message}"
-    );
+    assert!(message.contains("60000 x 60000") && message.contains("16384"), "{message}");
     too_large(&fixtures::png(20_000, 1, 8, 2, &[], &[]));
     too_large(&fixtures::png(1, 20_000, 8, 2, &[], &[]));
     too_large(&fixtures::png(10_000, 10_000, 8, 2, &[], &[]));
-    too_large(&fixtures::png(
-        u32::MAX >> 1,
-        u32::MAX >> 1,
-        16,
-        6,
-        &[],
-        &[],
-    ));
+    too_large(&fixtures::png(u32::MAX >> 1, u32::MAX >> 1, 16, 6, &[], &[]));
     let mut gif = fixtures::animated_gif(1, 4, 4);
     gif[6..10].fill(0xff);
     too_large(&gif);
@@ -238,10 +195,7 @@ fn what_inflates_without_end_stops() {
     let _ = decode(&fixtures::png(1, 1, 8, 2, &profile, &pixel));
     // As a comment.
     let text = fixtures::chunk(*b"zTXt", &[b"x\0\0".as_slice(), &zeros].concat());
-    assert_eq!(
-        only_pixel(&fixtures::png(1, 1, 8, 2, &text, &pixel)),
-        [5, 6, 7]
-    );
+    assert_eq!(only_pixel(&fixtures::png(1, 1, 8, 2, &text, &pixel)), [5, 6, 7]);
 }
 
 #[test]
@@ -259,17 +213,9 @@ fn a_gif_frame_cannot_outgrow_its_screen_by_much() {
 
 #[test]
 fn no_part_of_an_image_is_an_image() {
-    let image = RgbImage::from_fn(40, 30, |x, y| {
-        Rgb([(x * y) as u8, (x ^ y) as u8, (x * 7 + y) as u8])
-    });
+    let image = RgbImage::from_fn(40, 30, |x, y| Rgb([(x * y) as u8, (x ^ y) as u8, (x * 7 + y) as u8]));
     let image = DynamicImage::from(image);
-    for format in [
-        ImageFormat::Jpeg,
-        ImageFormat::Png,
-        ImageFormat::WebP,
-        ImageFormat::Gif,
-        ImageFormat::Bmp,
-    ] {
+    for format in [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Bmp] {
         let bytes = fixtures::encode(&image, format);
         // Past the last pixel, formats have a few bytes that no decoder needs.
         let needed = bytes.len() - 24;

@@ -58,31 +58,20 @@ impl Decoders {
     ) -> Result<Decoded, ImageError> {
         let format = Format::of_bytes(&bytes)?;
         if let Some(declared) = declared.filter(|declared| *declared != format) {
-            return Err(ImageError::MediaTypeMismatch {
-                declared,
-                found: format,
-            });
+            return Err(ImageError::MediaTypeMismatch { declared, found: format });
         }
         let thread = acquire(&self.threads, 1).await?;
         let (config, encoded) = (self.config.clone(), bytes.clone());
-        let (thread, header) =
-            blocking(format, move || (thread, Header::read(&encoded, &config))).await?;
+        let (thread, header) = blocking(format, move || (thread, Header::read(&encoded, &config))).await?;
         let header = header?;
         budget.take_pixels(header.pixels())?;
         let memory = acquire(&self.memory, pieces(header.memory())).await?;
         let (image, digest) = blocking(format, move || {
             let _held = (thread, memory);
-            (
-                header.decode(&bytes),
-                blake3::hash(&bytes).to_hex().to_string(),
-            )
+            (header.decode(&bytes), blake3::hash(&bytes).to_hex().to_string())
         })
         .await?;
-        Ok(Decoded {
-            header,
-            digest,
-            image: image?,
-        })
+        Ok(Decoded { header, digest, image: image? })
     }
 }
 
@@ -90,15 +79,8 @@ fn pieces(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(PIECE)).unwrap_or(u32::MAX)
 }
 
-async fn acquire(
-    semaphore: &Arc<Semaphore>,
-    permits: u32,
-) -> Result<OwnedSemaphorePermit, ImageError> {
-    semaphore
-        .clone()
-        .acquire_many_owned(permits)
-        .await
-        .map_err(|_| ImageError::ShuttingDown)
+async fn acquire(semaphore: &Arc<Semaphore>, permits: u32) -> Result<OwnedSemaphorePermit, ImageError> {
+    semaphore.clone().acquire_many_owned(permits).await.map_err(|_| ImageError::ShuttingDown)
 }
 
 /// Runs work off the asynchronous threads. A decoder that panics has met an image that its authors did not think of; that
@@ -139,10 +121,7 @@ mod tests {
     async fn nothing_is_held_afterwards() {
         let config = Arc::new(ImagesConfig::default());
         let decoders = Decoders::new(config.clone());
-        let before = (
-            decoders.threads.available_permits(),
-            decoders.memory.available_permits(),
-        );
+        let before = (decoders.threads.available_permits(), decoders.memory.available_permits());
         let budget = Budget::new(&config);
         for (bytes, declared) in [
             (image(9), Some(Format::Png)),
@@ -152,10 +131,7 @@ mod tests {
         ] {
             let _ = decoders.decode(bytes, declared, &budget).await;
         }
-        let after = (
-            decoders.threads.available_permits(),
-            decoders.memory.available_permits(),
-        );
+        let after = (decoders.threads.available_permits(), decoders.memory.available_permits());
         assert_eq!(before, after);
     }
 

@@ -38,22 +38,13 @@ impl Transport for DirectTransport {
                 .header(ACCEPT, HeaderValue::from_static("image/*"))
                 .send()
                 .await
-                .map_err(|error| {
-                    if error.is_connect() {
-                        TransportError::Connect
-                    } else {
-                        TransportError::Broken
-                    }
-                })?;
+                .map_err(|error| if error.is_connect() { TransportError::Connect } else { TransportError::Broken })?;
             Ok(Reply {
                 status: response.status().as_u16(),
                 location: text(response.headers(), &LOCATION),
                 content_type: text(response.headers(), &CONTENT_TYPE),
                 length: response.content_length(),
-                body: response
-                    .bytes_stream()
-                    .map(|bytes| bytes.map_err(|_| TransportError::Broken))
-                    .boxed(),
+                body: response.bytes_stream().map(|bytes| bytes.map_err(|_| TransportError::Broken)).boxed(),
             })
         }
         .boxed()
@@ -131,10 +122,7 @@ mod tests {
         .await;
         // `.invalid` never resolves: the pinned address is what makes this work.
         let url = format!("http://images.invalid:{}/a.png?b=c", address.port());
-        let reply = DirectTransport
-            .get(&hop(&url, vec![address]))
-            .await
-            .unwrap();
+        let reply = DirectTransport.get(&hop(&url, vec![address])).await.unwrap();
         assert_eq!(reply.status, 302, "redirects are the caller's business");
         assert_eq!(reply.location.as_deref(), Some("http://127.0.0.1:1/"));
         assert_eq!(reply.content_type.as_deref(), Some("image/png"));
@@ -148,11 +136,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_unchecked_name_leads_nowhere() {
-        let found = client(&hop("http://checked.invalid/", vec![]))
-            .unwrap()
-            .get("http://localhost:1/")
-            .send()
-            .await;
+        let found = client(&hop("http://checked.invalid/", vec![])).unwrap().get("http://localhost:1/").send().await;
         let error = format!("{:?}", found.unwrap_err());
         assert!(error.contains("was not checked"), "{error}");
     }

@@ -25,9 +25,7 @@ pub enum ImageError {
         scheme: &'static str,
     },
     /// The host is, or resolves to, an address that strangers must not reach through this server.
-    #[error(
-        "the image host `{host}` is not allowed: images are fetched from public internet addresses only"
-    )]
+    #[error("the image host `{host}` is not allowed: images are fetched from public internet addresses only")]
     NotPublic {
         /// The host of the URL, or of the redirect.
         host: String,
@@ -61,9 +59,7 @@ pub enum ImageError {
         max_pixels: u64,
     },
     /// Decoding would take more memory than an image of its size needs.
-    #[error(
-        "the image cannot be decoded within the memory that a {width} x {height} image may take"
-    )]
+    #[error("the image cannot be decoded within the memory that a {width} x {height} image may take")]
     TooMuchMemory {
         /// In pixels, as its header says.
         width: u32,
@@ -71,9 +67,7 @@ pub enum ImageError {
         height: u32,
     },
     /// Each image is within its limits, all together are not.
-    #[error(
-        "the images of this request together have more than {limit} {unit}, which is the limit"
-    )]
+    #[error("the images of this request together have more than {limit} {unit}, which is the limit")]
     RequestTooLarge {
         /// How much one request may hold.
         limit: u64,
@@ -139,9 +133,7 @@ impl ImageError {
             | Self::TooManyPixels { .. }
             | Self::TooMuchMemory { .. }
             | Self::RequestTooLarge { .. } => "image_too_large",
-            Self::UnsupportedFormat { .. } | Self::UnsupportedMediaType { .. } => {
-                "unsupported_image_format"
-            }
+            Self::UnsupportedFormat { .. } | Self::UnsupportedMediaType { .. } => "unsupported_image_format",
             Self::MediaTypeMismatch { .. } => "image_media_type_mismatch",
             Self::Undecodable { .. } => "invalid_image",
             Self::Fetch { .. } => "image_fetch_failed",
@@ -156,23 +148,15 @@ impl ImageError {
     }
 
     pub(super) fn url(reason: impl Into<String>) -> Self {
-        Self::InvalidUrl {
-            reason: reason.into(),
-        }
+        Self::InvalidUrl { reason: reason.into() }
     }
 
     pub(super) fn fetch(host: &str, reason: impl Into<String>) -> Self {
-        Self::Fetch {
-            host: excerpt(host),
-            reason: reason.into(),
-        }
+        Self::Fetch { host: excerpt(host), reason: reason.into() }
     }
 
     pub(super) fn undecodable(format: Format, reason: impl AsRef<str>) -> Self {
-        Self::Undecodable {
-            format,
-            reason: excerpt(reason.as_ref()),
-        }
+        Self::Undecodable { format, reason: excerpt(reason.as_ref()) }
     }
 }
 
@@ -188,9 +172,7 @@ pub struct FailedImage {
 
 /// At most [`EXCERPT`] printable characters of a text that someone else wrote.
 pub(super) fn excerpt(text: &str) -> String {
-    let mut printable = text
-        .chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c });
+    let mut printable = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c });
     let mut short: String = printable.by_ref().take(EXCERPT).collect();
     if printable.next().is_some() {
         short.push('…');
@@ -213,13 +195,7 @@ mod tests {
 
     #[test]
     fn a_mismatch_names_both_formats() {
-        let error = ImageError::MediaTypeMismatch {
-            declared: Format::Png,
-            found: Format::Jpeg,
-        };
-        assert_eq!(
-            error.to_string(),
-            "the data URL says image/png, but the data are JPEG; send them as image/jpeg"
-        );
+        let error = ImageError::MediaTypeMismatch { declared: Format::Png, found: Format::Jpeg };
+        assert_eq!(error.to_string(), "the data URL says image/png, but the data are JPEG; send them as image/jpeg");
     }
 }

@@ -35,11 +35,7 @@ pub(super) struct Fetcher {
 }
 
 impl Fetcher {
-    pub(super) fn new(
-        config: &ImagesConfig,
-        resolver: Arc<dyn Resolver>,
-        transport: Arc<dyn Transport>,
-    ) -> Self {
+    pub(super) fn new(config: &ImagesConfig, resolver: Arc<dyn Resolver>, transport: Arc<dyn Transport>) -> Self {
         Self {
             resolver,
             transport,
@@ -54,46 +50,27 @@ impl Fetcher {
     pub(super) async fn fetch(&self, url: &str) -> Result<Bytes, ImageError> {
         let url = parse(url)?;
         let host = url.host_str().unwrap_or_default().to_owned();
-        tokio::time::timeout(self.timeout, self.follow(url))
-            .await
-            .unwrap_or_else(|_| {
-                let seconds = self.timeout.as_secs_f32();
-                Err(ImageError::fetch(
-                    &host,
-                    format!("it took longer than {seconds} s"),
-                ))
-            })
+        tokio::time::timeout(self.timeout, self.follow(url)).await.unwrap_or_else(|_| {
+            let seconds = self.timeout.as_secs_f32();
+            Err(ImageError::fetch(&host, format!("it took longer than {seconds} s")))
+        })
     }
 
     async fn follow(&self, mut url: Url) -> Result<Bytes, ImageError> {
-        let _place = self
-            .places
-            .acquire()
-            .await
-            .map_err(|_| ImageError::ShuttingDown)?;
+        let _place = self.places.acquire().await.map_err(|_| ImageError::ShuttingDown)?;
         for _ in 0..=self.redirects {
             let hop = self.check(url).await?;
             let host = hop.url.host_str().unwrap_or_default();
-            let reply = self
-                .transport
-                .get(&hop)
-                .await
-                .map_err(|error| ImageError::fetch(host, error.to_string()))?;
+            let reply = self.transport.get(&hop).await.map_err(|error| ImageError::fetch(host, error.to_string()))?;
             match reply.status {
                 200 => return self.body(host, reply).await,
                 301 | 302 | 303 | 307 | 308 => url = target(&hop.url, reply.location.as_deref())?,
                 status => {
-                    return Err(ImageError::fetch(
-                        host,
-                        format!("it answered with status {status}, expected is 200"),
-                    ));
+                    return Err(ImageError::fetch(host, format!("it answered with status {status}, expected is 200")));
                 }
             }
         }
-        Err(ImageError::fetch(
-            url.host_str().unwrap_or_default(),
-            format!("more than {} redirects", self.redirects),
-        ))
+        Err(ImageError::fetch(url.host_str().unwrap_or_default(), format!("more than {} redirects", self.redirects)))
     }
 
     /// The gate: what passes it may be connected to.
@@ -101,9 +78,7 @@ impl Fetcher {
         if !url.username().is_empty() || url.password().is_some() {
             return Err(ImageError::url("it must not hold a user name or password"));
         }
-        let port = url
-            .port_or_known_default()
-            .ok_or_else(|| ImageError::url("it has no port"))?;
+        let port = url.port_or_known_default().ok_or_else(|| ImageError::url("it has no port"))?;
         let addresses = match url.host() {
             Some(Host::Ipv4(address)) => vec![IpAddr::V4(address)],
             Some(Host::Ipv6(address)) => vec![IpAddr::V6(address)],
@@ -120,21 +95,14 @@ impl Fetcher {
         }
         // One closed address among open ones is a name that is being played with.
         if !addresses.iter().copied().all(is_public) {
-            return Err(ImageError::NotPublic {
-                host: excerpt(host),
-            });
+            return Err(ImageError::NotPublic { host: excerpt(host) });
         }
-        let addresses = addresses
-            .into_iter()
-            .map(|address| SocketAddr::new(address, port))
-            .collect();
+        let addresses = addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect();
         Ok(Hop { url, addresses })
     }
 
     async fn body(&self, host: &str, mut reply: Reply) -> Result<Bytes, ImageError> {
-        let too_large = ImageError::TooManyBytes {
-            limit: self.max_bytes,
-        };
+        let too_large = ImageError::TooManyBytes { limit: self.max_bytes };
         check_type(reply.content_type.as_deref())?;
         let max = u64::try_from(self.max_bytes).unwrap_or(u64::MAX);
         if reply.length.is_some_and(|length| length > max) {
@@ -163,16 +131,12 @@ fn check_type(content_type: Option<&str>) -> Result<(), ImageError> {
     if lower.is_empty() || lower.starts_with("image/") || lower.ends_with("/octet-stream") {
         return Ok(());
     }
-    Err(ImageError::UnsupportedMediaType {
-        media_type: excerpt(media_type),
-    })
+    Err(ImageError::UnsupportedMediaType { media_type: excerpt(media_type) })
 }
 
 fn parse(url: &str) -> Result<Url, ImageError> {
     if url.len() > MAX_URL {
-        return Err(ImageError::url(format!(
-            "it is longer than {MAX_URL} bytes; send larger images as data URLs"
-        )));
+        return Err(ImageError::url(format!("it is longer than {MAX_URL} bytes; send larger images as data URLs")));
     }
     let url = Url::parse(url).map_err(|error| ImageError::url(error.to_string()))?;
     http_only(url)
@@ -181,29 +145,20 @@ fn parse(url: &str) -> Result<Url, ImageError> {
 /// Where a redirect leads.
 fn target(from: &Url, location: Option<&str>) -> Result<Url, ImageError> {
     let host = from.host_str().unwrap_or_default();
-    let location =
-        location.ok_or_else(|| ImageError::fetch(host, "it redirects without saying where to"))?;
+    let location = location.ok_or_else(|| ImageError::fetch(host, "it redirects without saying where to"))?;
     if location.len() > MAX_URL {
         return Err(ImageError::fetch(host, "it redirects to an endless URL"));
     }
-    let to = from
-        .join(location)
-        .map_err(|_| ImageError::fetch(host, "it redirects to something that is no URL"))?;
-    http_only(to).map_err(|_| {
-        ImageError::fetch(
-            host,
-            "it redirects to something that is neither http nor https",
-        )
-    })
+    let to = from.join(location).map_err(|_| ImageError::fetch(host, "it redirects to something that is no URL"))?;
+    http_only(to).map_err(|_| ImageError::fetch(host, "it redirects to something that is neither http nor https"))
 }
 
 fn http_only(url: Url) -> Result<Url, ImageError> {
     match url.scheme() {
         "http" | "https" => Ok(url),
-        scheme => Err(ImageError::url(format!(
-            "its scheme is `{}`; allowed are data, http and https",
-            excerpt(scheme)
-        ))),
+        scheme => {
+            Err(ImageError::url(format!("its scheme is `{}`; allowed are data, http and https", excerpt(scheme))))
+        }
     }
 }
 

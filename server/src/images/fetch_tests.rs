@@ -47,28 +47,12 @@ struct World {
 
 impl World {
     fn new(names: &[&[&str]], replies: Vec<Reply>) -> Self {
-        let answers = names
-            .iter()
-            .map(|addresses| addresses.iter().map(|a| a.parse().unwrap()).collect())
-            .collect();
-        let names = Arc::new(Names {
-            answers: Mutex::new(answers),
-            asked: Mutex::default(),
-        });
-        let web = Arc::new(Web {
-            replies: Mutex::new(replies.into()),
-            hops: Mutex::default(),
-        });
-        let config = ImagesConfig {
-            max_bytes: 1024,
-            ..ImagesConfig::default()
-        };
+        let answers = names.iter().map(|addresses| addresses.iter().map(|a| a.parse().unwrap()).collect()).collect();
+        let names = Arc::new(Names { answers: Mutex::new(answers), asked: Mutex::default() });
+        let web = Arc::new(Web { replies: Mutex::new(replies.into()), hops: Mutex::default() });
+        let config = ImagesConfig { max_bytes: 1024, ..ImagesConfig::default() };
         let fetcher = Fetcher::new(&config, names.clone(), web.clone());
-        Self {
-            names,
-            web,
-            fetcher,
-        }
+        Self { names, web, fetcher }
     }
 
     async fn fetch(&self, url: &str) -> Result<Bytes, ImageError> {
@@ -86,13 +70,7 @@ fn socket(text: &str) -> SocketAddr {
 }
 
 fn reply(status: u16, pieces: Vec<Result<Bytes, TransportError>>) -> Reply {
-    Reply {
-        status,
-        location: None,
-        content_type: None,
-        length: None,
-        body: stream::iter(pieces).boxed(),
-    }
+    Reply { status, location: None, content_type: None, length: None, body: stream::iter(pieces).boxed() }
 }
 
 fn image() -> Reply {
@@ -100,10 +78,7 @@ fn image() -> Reply {
 }
 
 fn redirect(to: &str) -> Reply {
-    Reply {
-        location: Some(to.to_owned()),
-        ..reply(302, vec![])
-    }
+    Reply { location: Some(to.to_owned()), ..reply(302, vec![]) }
 }
 
 #[tokio::test]
@@ -149,22 +124,14 @@ async fn addresses_that_are_not_public_are_never_connected_to() {
     ] {
         let world = World::new(&[], vec![image()]);
         let error = world.fetch(url).await.unwrap_err();
-        assert!(
-            matches!(error, ImageError::NotPublic { .. }),
-            "{url}: {error}"
-        );
+        assert!(matches!(error, ImageError::NotPublic { .. }), "{url}: {error}");
         assert!(world.connections().is_empty(), "{url}");
     }
 }
 
 #[tokio::test]
 async fn names_of_such_addresses_are_not_connected_to_either() {
-    for addresses in [
-        &["127.0.0.1"][..],
-        &["169.254.169.254"],
-        &["8.8.8.8", "10.0.0.1"],
-        &["2606:4700::1", "::1"],
-    ] {
+    for addresses in [&["127.0.0.1"][..], &["169.254.169.254"], &["8.8.8.8", "10.0.0.1"], &["2606:4700::1", "::1"]] {
         let world = World::new(&[addresses], vec![image()]);
         let error = world.fetch("http://metadata.example/").await.unwrap_err();
         assert_eq!(error.code(), "image_url_not_allowed");
@@ -205,10 +172,7 @@ async fn redirects_go_through_the_same_gate() {
         ("gopher://8.8.8.8/", "image_fetch_failed"),
         ("http://", "image_fetch_failed"),
     ] {
-        let world = World::new(
-            &[&["8.8.8.8"], &["10.0.0.1"]],
-            vec![redirect(location), image()],
-        );
+        let world = World::new(&[&["8.8.8.8"], &["10.0.0.1"]], vec![redirect(location), image()]);
         let error = world.fetch("http://open.example/").await.unwrap_err();
         assert_eq!(error.code(), code, "{location}: {error}");
         assert!(!error.to_string().contains("secret"), "{error}");
@@ -218,10 +182,8 @@ async fn redirects_go_through_the_same_gate() {
 
 #[tokio::test]
 async fn redirects_are_followed_so_far() {
-    let world = World::new(
-        &[&["8.8.8.8"], &["1.1.1.1"]],
-        vec![redirect("https://b.example/x/y"), redirect("../z"), image()],
-    );
+    let world =
+        World::new(&[&["8.8.8.8"], &["1.1.1.1"]], vec![redirect("https://b.example/x/y"), redirect("../z"), image()]);
     // The last name has no address left: each hop asks for its own.
     assert!(world.fetch("http://a.example/").await.is_err());
     let hops = world.web.hops.lock().unwrap();
@@ -232,10 +194,7 @@ async fn redirects_are_followed_so_far() {
     let endless = || (0..10).map(|_| redirect("http://8.8.8.8/")).collect();
     let world = World::new(&[], endless());
     let error = world.fetch("http://8.8.4.4/").await.unwrap_err();
-    assert!(
-        error.to_string().contains("more than 3 redirects"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("more than 3 redirects"), "{error}");
     assert_eq!(world.connections().len(), 4);
 }
 
@@ -243,18 +202,10 @@ async fn redirects_are_followed_so_far() {
 async fn only_an_image_that_fits_is_taken() {
     let full = || vec![Ok(Bytes::from(vec![0; 1024]))];
     let over = || vec![Ok(Bytes::from(vec![0; 1000])), Ok(Bytes::from(vec![0; 25]))];
-    let endless = || Reply {
-        body: stream::repeat_with(|| Ok(Bytes::from(vec![0; 100]))).boxed(),
-        ..reply(200, vec![])
-    };
-    let typed = |content_type: &str| Reply {
-        content_type: Some(content_type.to_owned()),
-        ..image()
-    };
-    let claimed = |length| Reply {
-        length: Some(length),
-        ..endless()
-    };
+    let endless =
+        || Reply { body: stream::repeat_with(|| Ok(Bytes::from(vec![0; 100]))).boxed(), ..reply(200, vec![]) };
+    let typed = |content_type: &str| Reply { content_type: Some(content_type.to_owned()), ..image() };
+    let claimed = |length| Reply { length: Some(length), ..endless() };
     let cases: Vec<(&str, Reply, Result<usize, &str>)> = vec![
         ("full", reply(200, full()), Ok(1024)),
         ("over", reply(200, over()), Err("image_too_large")),
@@ -265,21 +216,9 @@ async fn only_an_image_that_fits_is_taken() {
         ("partial", reply(206, full()), Err("image_fetch_failed")),
         ("empty", reply(204, vec![]), Err("image_fetch_failed")),
         ("nowhere", reply(301, vec![]), Err("image_fetch_failed")),
-        (
-            "breaks",
-            reply(200, vec![Ok("a".into()), Err(TransportError::Broken)]),
-            Err("image_fetch_failed"),
-        ),
-        (
-            "html",
-            typed("text/html; charset=utf-8"),
-            Err("unsupported_image_format"),
-        ),
-        (
-            "json",
-            typed("application/json"),
-            Err("unsupported_image_format"),
-        ),
+        ("breaks", reply(200, vec![Ok("a".into()), Err(TransportError::Broken)]), Err("image_fetch_failed")),
+        ("html", typed("text/html; charset=utf-8"), Err("unsupported_image_format")),
+        ("json", typed("application/json"), Err("unsupported_image_format")),
         ("vague", typed("binary/octet-stream"), Ok(5)),
         ("image", typed("Image/Whatever; q=1"), Ok(5)),
     ];
@@ -287,29 +226,20 @@ async fn only_an_image_that_fits_is_taken() {
         let world = World::new(&[], vec![reply]);
         let found = world.fetch("http://8.8.8.8/").await;
         let found = found.map(|bytes| bytes.len());
-        assert_eq!(
-            found.as_ref().map_err(ImageError::code),
-            wanted.as_ref().map_err(|code| *code),
-            "{name}"
-        );
+        assert_eq!(found.as_ref().map_err(ImageError::code), wanted.as_ref().map_err(|code| *code), "{name}");
     }
 }
 
 #[tokio::test]
 async fn time_is_limited() {
     let silent = Reply {
-        body: stream::once(async { Ok(Bytes::from_static(b"a")) })
-            .chain(stream::pending())
-            .boxed(),
+        body: stream::once(async { Ok(Bytes::from_static(b"a")) }).chain(stream::pending()).boxed(),
         ..reply(200, vec![])
     };
     let mut world = World::new(&[], vec![silent]);
     world.fetcher.timeout = Duration::from_millis(50);
     let error = world.fetch("http://8.8.8.8/").await.unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "the image could not be fetched from `8.8.8.8`: it took longer than 0.05 s"
-    );
+    assert_eq!(error.to_string(), "the image could not be fetched from `8.8.8.8`: it took longer than 0.05 s");
     assert_eq!(world.fetcher.places.available_permits(), PLACES);
 }
 
@@ -337,13 +267,7 @@ async fn urls_have_a_form() {
     }
     let world = World::new(&[], vec![image()]);
     let long = format!("http://8.8.8.8/{}", "a".repeat(MAX_URL));
-    assert_eq!(
-        world.fetch(&long).await.unwrap_err().code(),
-        "invalid_image_url"
-    );
+    assert_eq!(world.fetch(&long).await.unwrap_err().code(), "invalid_image_url");
     let unknown = world.fetch("http://nowhere.example/").await.unwrap_err();
-    assert!(
-        unknown.to_string().contains("cannot be resolved"),
-        "{unknown}"
-    );
+    assert!(unknown.to_string().contains("cannot be resolved"), "{unknown}");
 }

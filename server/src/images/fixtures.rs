@@ -22,34 +22,19 @@ pub(super) fn encode(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
 /// A chunk of a PNG.
 pub(super) fn chunk(kind: [u8; 4], data: &[u8]) -> Vec<u8> {
     let body = [&kind, data].concat();
-    let crc = !body.iter().fold(u32::MAX, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            crc >> 1 ^ 0xedb8_8320 * (crc & 1)
-        })
-    });
+    let crc = !body
+        .iter()
+        .fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ 0xedb8_8320 * (crc & 1)));
     let length = (data.len() as u32).to_be_bytes();
     [&length, body.as_slice(), &crc.to_be_bytes()].concat()
 }
 
 /// A PNG of a header (colour type as in the specification: 0 grey, 2 RGB, 3 palette, 6 RGBA), further chunks, and data.
-pub(super) fn png(
-    width: u32,
-    height: u32,
-    depth: u8,
-    colour: u8,
-    chunks: &[u8],
-    zlib: &[u8],
-) -> Vec<u8> {
+pub(super) fn png(width: u32, height: u32, depth: u8, colour: u8, chunks: &[u8], zlib: &[u8]) -> Vec<u8> {
     let [width, height] = [width, height].map(u32::to_be_bytes);
     let header = [&width, &height, [depth, colour, 0, 0].as_slice(), &[0]].concat();
-    [
-        b"\x89PNG\r\n\x1a\n".as_slice(),
-        &chunk(*b"IHDR", &header),
-        chunks,
-        &chunk(*b"IDAT", zlib),
-        &chunk(*b"IEND", &[]),
-    ]
-    .concat()
+    [b"\x89PNG\r\n\x1a\n".as_slice(), &chunk(*b"IHDR", &header), chunks, &chunk(*b"IDAT", zlib), &chunk(*b"IEND", &[])]
+        .concat()
 }
 
 /// A zlib stream that holds its few bytes as they are.
@@ -130,11 +115,7 @@ fn jpeg(components: &[u8], adobe: Option<u8>, width: u16, height: u16) -> Vec<u8
         bits += &format!("{category:04b}");
         if category > 0 {
             // Negative numbers are written less one, without their sign.
-            let code = if level > 0 {
-                level
-            } else {
-                level - 1 + (1 << category)
-            };
+            let code = if level > 0 { level } else { level - 1 + (1 << category) };
             bits += &format!("{code:0category$b}");
         }
         bits.push('0');
@@ -187,11 +168,7 @@ pub(super) fn animated_gif(frames: usize, width: u32, height: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = GifEncoder::new(&mut bytes);
     for frame in 0..frames {
-        let colour = if frame == 0 {
-            [255, 0, 0, 255]
-        } else {
-            [0, 0, 255, 255]
-        };
+        let colour = if frame == 0 { [255, 0, 0, 255] } else { [0, 0, 255, 255] };
         let image = RgbaImage::from_pixel(width, height, Rgba(colour));
         encoder.encode_frame(Frame::new(image)).unwrap();
     }

@@ -55,9 +55,7 @@ impl Format {
             "image/webp" => Ok(Self::WebP),
             "image/gif" => Ok(Self::Gif),
             "image/bmp" | "image/x-bmp" | "image/x-ms-bmp" => Ok(Self::Bmp),
-            _ => Err(ImageError::UnsupportedMediaType {
-                media_type: excerpt(media_type),
-            }),
+            _ => Err(ImageError::UnsupportedMediaType { media_type: excerpt(media_type) }),
         }
     }
 
@@ -75,9 +73,7 @@ impl Format {
         } else if starts(b"BM") && has_bitmap_header(bytes) {
             Ok(Self::Bmp)
         } else {
-            Err(ImageError::UnsupportedFormat {
-                found: foreign(bytes),
-            })
+            Err(ImageError::UnsupportedFormat { found: foreign(bytes) })
         }
     }
 }
@@ -89,16 +85,12 @@ impl fmt::Display for Format {
 }
 
 fn at(bytes: &[u8], offset: usize, magic: &[u8]) -> bool {
-    bytes
-        .get(offset..)
-        .is_some_and(|rest| rest.starts_with(magic))
+    bytes.get(offset..).is_some_and(|rest| rest.starts_with(magic))
 }
 
 /// "BM" alone begins many a text; a bitmap also has one of the known header sizes.
 fn has_bitmap_header(bytes: &[u8]) -> bool {
-    bytes
-        .get(14..18)
-        .is_some_and(|size| matches!(size, [12 | 16 | 40 | 52 | 56 | 64 | 108 | 124, 0, 0, 0]))
+    bytes.get(14..18).is_some_and(|size| matches!(size, [12 | 16 | 40 | 52 | 56 | 64 | 108 | 124, 0, 0, 0]))
 }
 
 /// What data are that are none of the five.
@@ -145,10 +137,7 @@ fn foreign(bytes: &[u8]) -> &'static str {
     if bytes.is_empty() {
         return "empty";
     }
-    KNOWN
-        .iter()
-        .find(|(offset, magic, _)| at(bytes, *offset, magic))
-        .map_or_else(|| text(bytes), |(_, _, name)| name)
+    KNOWN.iter().find(|(offset, magic, _)| at(bytes, *offset, magic)).map_or_else(|| text(bytes), |(_, _, name)| name)
 }
 
 /// What data are that look like text.
@@ -212,10 +201,7 @@ mod tests {
             (b"RIFF\0\0\0\0AVI LIST", "a video or audio file (AVI)"),
             (b"\x1f\x8b\x08", "gzip-compressed data"),
             (b"P6 1 1 255 abc", "a Netpbm image"),
-            (
-                b"data:image/png;base64,AAAA",
-                "another data URL, not an image",
-            ),
+            (b"data:image/png;base64,AAAA", "another data URL, not an image"),
             (b"BMW, a car", "text, not an image"),
             (b"RIFF\0\0\0\0", "text, not an image"),
             (b"\x89PN", "of an unknown format"),

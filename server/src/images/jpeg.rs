@@ -81,11 +81,7 @@ mod tests {
     fn scans_are_counted() {
         let scan = [0xff, START_OF_SCAN, 0, 2, 1, 2, 3, 0xff, 0, 0xff, 0xd0];
         for (count, passes) in [(64, true), (65, false)] {
-            let file = [
-                vec![0xff, 0xd8],
-                scan.repeat(count),
-                vec![0xff, END_OF_IMAGE],
-            ];
+            let file = [vec![0xff, 0xd8], scan.repeat(count), vec![0xff, END_OF_IMAGE]];
             assert_eq!(check(&file.concat()).is_ok(), passes, "{count}");
         }
     }

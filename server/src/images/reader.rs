@@ -62,17 +62,11 @@ impl ImageReader {
 
     /// The same with another name service and transport.
     #[must_use]
-    pub fn with_network(
-        config: &ImagesConfig,
-        resolver: Arc<dyn Resolver>,
-        transport: Arc<dyn Transport>,
-    ) -> Self {
+    pub fn with_network(config: &ImagesConfig, resolver: Arc<dyn Resolver>, transport: Arc<dyn Transport>) -> Self {
         let config = Arc::new(config.clone());
         Self {
             decoders: Decoders::new(config.clone()),
-            fetcher: config
-                .allow_http
-                .then(|| Fetcher::new(&config, resolver, transport)),
+            fetcher: config.allow_http.then(|| Fetcher::new(&config, resolver, transport)),
             config,
         }
     }
@@ -93,22 +87,14 @@ impl ImageReader {
     pub async fn read_all(&self, urls: &[String]) -> Result<Vec<ReadImage>, FailedImage> {
         let limit = self.config.max_per_request;
         if urls.len() > limit {
-            return Err(FailedImage {
-                index: limit,
-                error: ImageError::TooMany {
-                    count: urls.len(),
-                    limit,
-                },
-            });
+            return Err(FailedImage { index: limit, error: ImageError::TooMany { count: urls.len(), limit } });
         }
         let budget = &Budget::new(&self.config);
         let reads: Vec<_> = urls
             .iter()
             .enumerate()
             .map(|(index, url)| async move {
-                self.read_within(budget, url)
-                    .await
-                    .map_err(|error| FailedImage { index, error })
+                self.read_within(budget, url).await.map_err(|error| FailedImage { index, error })
             })
             .collect();
         stream::iter(reads).buffered(AT_ONCE).try_collect().await
@@ -127,33 +113,18 @@ impl ImageReader {
             (bytes, None)
         };
         if bytes.len() > self.config.max_bytes {
-            return Err(ImageError::TooManyBytes {
-                limit: self.config.max_bytes,
-            });
+            return Err(ImageError::TooManyBytes { limit: self.config.max_bytes });
         }
-        let decoded = self
-            .decoders
-            .decode(bytes.clone(), declared, budget)
-            .await?;
-        Ok(ReadImage {
-            bytes,
-            digest: decoded.digest,
-            format: decoded.header.format,
-            image: Arc::new(decoded.image),
-        })
+        let decoded = self.decoders.decode(bytes.clone(), declared, budget).await?;
+        Ok(ReadImage { bytes, digest: decoded.digest, format: decoded.header.format, image: Arc::new(decoded.image) })
     }
 
     /// What fetches a URL that is no data URL, if it may be fetched at all.
     fn fetcher_for(&self, url: &str) -> Result<&Fetcher, ImageError> {
         let scheme = url.split_once(':').map(|(scheme, _)| scheme);
-        let known = ["http", "https"]
-            .into_iter()
-            .find(|known| scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(known)));
-        match (
-            known,
-            &self.fetcher,
-            scheme.filter(|scheme| is_scheme(scheme)),
-        ) {
+        let known =
+            ["http", "https"].into_iter().find(|known| scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(known)));
+        match (known, &self.fetcher, scheme.filter(|scheme| is_scheme(scheme))) {
             (Some(_), Some(fetcher), _) => Ok(fetcher),
             (Some(scheme), None, _) => Err(ImageError::FetchingIsOff { scheme }),
             (None, _, Some(scheme)) => Err(ImageError::url(format!(
@@ -162,10 +133,9 @@ impl ImageReader {
                 self.allowed_schemes()
             ))),
             // Most often base64 without what belongs before it: not a word of it is repeated.
-            (None, _, None) => Err(ImageError::url(format!(
-                "it has no scheme; allowed are {}",
-                self.allowed_schemes()
-            ))),
+            (None, _, None) => {
+                Err(ImageError::url(format!("it has no scheme; allowed are {}", self.allowed_schemes())))
+            }
         }
     }
 
@@ -181,9 +151,7 @@ impl ImageReader {
 fn is_scheme(text: &str) -> bool {
     text.len() <= 16
         && text.starts_with(|first: char| first.is_ascii_alphabetic())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
 }
 
 #[cfg(test)]

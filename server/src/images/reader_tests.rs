@@ -24,16 +24,7 @@ impl Resolver for Gallery {
 impl Transport for Gallery {
     fn get<'a>(&'a self, _: &'a Hop) -> BoxFuture<'a, Result<Reply, TransportError>> {
         let body = stream::iter([Ok(self.0.clone())]).boxed();
-        async {
-            Ok(Reply {
-                status: 200,
-                location: None,
-                content_type: None,
-                length: None,
-                body,
-            })
-        }
-        .boxed()
+        async { Ok(Reply { status: 200, location: None, content_type: None, length: None, body }) }.boxed()
     }
 }
 
@@ -43,9 +34,7 @@ fn gallery(config: &ImagesConfig, picture: Vec<u8>) -> ImageReader {
 }
 
 fn picture(width: u32, height: u32, format: ImageFormat) -> Vec<u8> {
-    let image = RgbImage::from_fn(width, height, |x, y| {
-        Rgb([(x * 3) as u8, (y * 5) as u8, (x ^ y) as u8])
-    });
+    let image = RgbImage::from_fn(width, height, |x, y| Rgb([(x * 3) as u8, (y * 5) as u8, (x ^ y) as u8]));
     fixtures::encode(&image.into(), format)
 }
 
@@ -80,144 +69,34 @@ async fn hostile_images_are_refused_by_name() {
     let cases: Vec<(&str, String, &str, &str)> = vec![
         ("empty", String::new(), "invalid_image_url", "no scheme"),
         ("space", " ".into(), "invalid_image_url", "no scheme"),
-        (
-            "bare base64",
-            inner[22..].into(),
-            "invalid_image_url",
-            "no scheme",
-        ),
-        (
-            "path",
-            "/etc/passwd".into(),
-            "invalid_image_url",
-            "no scheme",
-        ),
-        (
-            "file",
-            "file:///etc/passwd".into(),
-            "invalid_image_url",
-            "`file`",
-        ),
-        (
-            "blob",
-            "blob:https://a/b".into(),
-            "invalid_image_url",
-            "`blob`",
-        ),
-        (
-            "http",
-            "http://127.0.0.1/".into(),
-            "image_url_not_allowed",
-            "http ",
-        ),
-        (
-            "HTTPS",
-            "HTTPS://a/".into(),
-            "image_url_not_allowed",
-            "https ",
-        ),
-        (
-            "no data",
-            "data:image/png;base64,".into(),
-            "invalid_image_url",
-            "no data",
-        ),
-        (
-            "bad base64",
-            "data:image/png;base64,€".into(),
-            "invalid_image_url",
-            "base64",
-        ),
-        (
-            "nested",
-            format!("data:image/png;base64,{inner}"),
-            "invalid_image_url",
-            "another",
-        ),
-        (
-            "nested and encoded",
-            data_url("image/png", inner.as_bytes()),
-            "unsupported_image_format",
-            "another data URL",
-        ),
-        (
-            "wrong type",
-            data_url("image/png", &jpeg),
-            "image_media_type_mismatch",
-            "the data are JPEG",
-        ),
-        (
-            "svg",
-            data_url("image/svg+xml", svg),
-            "unsupported_image_format",
-            "svg",
-        ),
-        (
-            "disguised svg",
-            data_url("image/png", svg),
-            "unsupported_image_format",
-            "SVG",
-        ),
-        (
-            "tiff",
-            data_url("image/png", b"II*\0\x08\0\0\0"),
-            "unsupported_image_format",
-            "JPEG, PNG, WebP, GIF",
-        ),
-        (
-            "pdf",
-            data_url("application/pdf", b"%PDF"),
-            "unsupported_image_format",
-            "pdf",
-        ),
-        (
-            "text",
-            data_url("image/gif", b"hello"),
-            "unsupported_image_format",
-            "text",
-        ),
-        (
-            "half",
-            data_url("image/png", &png[..40]),
-            "invalid_image",
-            "PNG",
-        ),
-        (
-            "half",
-            data_url("image/jpeg", &jpeg[..400]),
-            "invalid_image",
-            "too early",
-        ),
+        ("bare base64", inner[22..].into(), "invalid_image_url", "no scheme"),
+        ("path", "/etc/passwd".into(), "invalid_image_url", "no scheme"),
+        ("file", "file:///etc/passwd".into(), "invalid_image_url", "`file`"),
+        ("blob", "blob:https://a/b".into(), "invalid_image_url", "`blob`"),
+        ("http", "http://127.0.0.1/".into(), "image_url_not_allowed", "http "),
+        ("HTTPS", "HTTPS://a/".into(), "image_url_not_allowed", "https "),
+        ("no data", "data:image/png;base64,".into(), "invalid_image_url", "no data"),
+        ("bad base64", "data:image/png;base64,€".into(), "invalid_image_url", "base64"),
+        ("nested", format!("data:image/png;base64,{inner}"), "invalid_image_url", "another"),
+        ("nested and encoded", data_url("image/png", inner.as_bytes()), "unsupported_image_format", "another data URL"),
+        ("wrong type", data_url("image/png", &jpeg), "image_media_type_mismatch", "the data are JPEG"),
+        ("svg", data_url("image/svg+xml", svg), "unsupported_image_format", "svg"),
+        ("disguised svg", data_url("image/png", svg), "unsupported_image_format", "SVG"),
+        ("tiff", data_url("image/png", b"II*\0\x08\0\0\0"), "unsupported_image_format", "JPEG, PNG, WebP, GIF"),
+        ("pdf", data_url("application/pdf", b"%PDF"), "unsupported_image_format", "pdf"),
+        ("text", data_url("image/gif", b"hello"), "unsupported_image_format", "text"),
+        ("half", data_url("image/png", &png[..40]), "invalid_image", "PNG"),
+        ("half", data_url("image/jpeg", &jpeg[..400]), "invalid_image", "too early"),
         (
             "bomb",
             data_url("image/png", &fixtures::png(60_000, 60_000, 8, 2, &[], &[])),
             "image_too_large",
             "60000 x 60000",
         ),
-        (
-            "long",
-            data_url("image/png", &fixtures::encode(&long, ImageFormat::Png)),
-            "image_too_large",
-            "4096",
-        ),
-        (
-            "large",
-            data_url("image/png", &fixtures::encode(&square, ImageFormat::Png)),
-            "image_too_large",
-            "1000000",
-        ),
-        (
-            "heavy",
-            data_url("image/png", &[0; 500_001]),
-            "image_too_large",
-            "500000 bytes",
-        ),
-        (
-            "heavier",
-            data_url("image/png", &[0; 600_000]),
-            "image_too_large",
-            "500000 bytes",
-        ),
+        ("long", data_url("image/png", &fixtures::encode(&long, ImageFormat::Png)), "image_too_large", "4096"),
+        ("large", data_url("image/png", &fixtures::encode(&square, ImageFormat::Png)), "image_too_large", "1000000"),
+        ("heavy", data_url("image/png", &[0; 500_001]), "image_too_large", "500000 bytes"),
+        ("heavier", data_url("image/png", &[0; 600_000]), "image_too_large", "500000 bytes"),
     ];
     for (name, url, code, wanted) in cases {
         let error = reader.read(&url).await.unwrap_err();
@@ -251,24 +130,13 @@ async fn http_is_fetched_only_when_allowed() {
 
 #[tokio::test]
 async fn a_request_has_limits_of_its_own() {
-    let config = ImagesConfig {
-        max_bytes: 4096,
-        max_pixels: 100,
-        max_per_request: 6,
-        ..ImagesConfig::default()
-    };
+    let config = ImagesConfig { max_bytes: 4096, max_pixels: 100, max_per_request: 6, ..ImagesConfig::default() };
     let reader = ImageReader::new(&config);
     let full = data_url("image/png", &picture(10, 10, ImageFormat::Png));
     let read = reader.read_all(&vec![full.clone(); 4]).await.unwrap();
     assert_eq!(read.len(), 4);
     let failed = reader.read_all(&vec![full.clone(); 5]).await.unwrap_err();
-    assert_eq!(
-        failed.error,
-        ImageError::RequestTooLarge {
-            limit: 400,
-            unit: "pixels"
-        }
-    );
+    assert_eq!(failed.error, ImageError::RequestTooLarge { limit: 400, unit: "pixels" });
     let failed = reader.read_all(&vec![full.clone(); 7]).await.unwrap_err();
     assert_eq!(failed.error, ImageError::TooMany { count: 7, limit: 6 });
     assert_eq!(failed.index, 6);
@@ -288,23 +156,16 @@ async fn a_request_has_limits_of_its_own() {
 #[tokio::test]
 async fn images_keep_their_order() {
     let reader = ImageReader::new(&ImagesConfig::default());
-    let urls: Vec<_> = (1..=16)
-        .map(|side| data_url("image/gif", &picture(side, 200 / side, ImageFormat::Gif)))
-        .collect();
+    let urls: Vec<_> =
+        (1..=16).map(|side| data_url("image/gif", &picture(side, 200 / side, ImageFormat::Gif))).collect();
     let read = reader.read_all(&urls).await.unwrap();
     let widths: Vec<_> = read.iter().map(|read| read.image.width()).collect();
     assert_eq!(widths, (1..=16).collect::<Vec<_>>());
 }
 
 fn read(url: &str) -> Result<ReadImage, ImageError> {
-    let reader = ImageReader::new(&ImagesConfig {
-        max_pixels: 1_000_000,
-        ..ImagesConfig::default()
-    });
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let reader = ImageReader::new(&ImagesConfig { max_pixels: 1_000_000, ..ImagesConfig::default() });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(reader.read(url))
 }
 

@@ -53,10 +53,7 @@ fn chunks(bytes: &[u8]) -> impl Iterator<Item = Result<Chunk<'_>, &'static str>>
 fn frame_size(kind: &[u8], data: &[u8]) -> Option<(u32, u32)> {
     match kind {
         // RFC 6386, 9.1: three bytes of tag, three of start code, then 14 bits each.
-        b"VP8 " => Some((
-            u32::from(le_u16(data, 6)? & 0x3fff),
-            u32::from(le_u16(data, 8)? & 0x3fff),
-        )),
+        b"VP8 " => Some((u32::from(le_u16(data, 6)? & 0x3fff), u32::from(le_u16(data, 8)? & 0x3fff))),
         // RFC 9649, 3.4: a signature byte, then 14 bits each, less one.
         b"VP8L" => {
             let bits = u32::from_le_bytes(data.get(1..5)?.try_into().ok()?);
@@ -101,11 +98,7 @@ mod tests {
 
     #[test]
     fn a_chunk_cannot_claim_more_than_there_is() {
-        let file = [
-            b"RIFF\x14\0\0\0WEBPEXIF".as_slice(),
-            &[0xff, 0xff, 0xff, 0xff],
-            b"12345678",
-        ];
+        let file = [b"RIFF\x14\0\0\0WEBPEXIF".as_slice(), &[0xff, 0xff, 0xff, 0xff], b"12345678"];
         assert_eq!(check(&file.concat(), 1, 1), Err(TOO_SHORT));
     }
 

@@ -60,7 +60,8 @@ impl Generations {
     /// The engine cannot load it.
     pub async fn start(engine: Arc<dyn Engine>, admission: AdmissionConfig) -> Result<Self, EngineError> {
         let base = engine.load(GenerationId::base(), None).await?;
-        let lease = Lease { generation: base, admission: Arc::new(Admission::new(&admission, engine.info().max_parallel)) };
+        let lease =
+            Lease { generation: base, admission: Arc::new(Admission::new(&admission, engine.info().max_parallel)) };
         let loaded = Loaded { live: GenerationId::base(), slots: BTreeMap::from([(GenerationId::base(), lease)]) };
         Ok(Self { engine, admission, loaded: RwLock::new(loaded), change: tokio::sync::Mutex::new(()) })
     }

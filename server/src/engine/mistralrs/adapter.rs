@@ -40,7 +40,10 @@ impl PreparedAdapter {
         for (module, weights) in &adapter.modules {
             let missing = rank - weights.r;
             tensors.insert(format!("{module}.lora_A.weight"), weights.a.pad_with_zeros(0, 0, missing)?);
-            tensors.insert(format!("{module}.lora_B.weight"), (&weights.b * weights.scale)?.pad_with_zeros(1, 0, missing)?);
+            tensors.insert(
+                format!("{module}.lora_B.weight"),
+                (&weights.b * weights.scale)?.pad_with_zeros(1, 0, missing)?,
+            );
         }
         Ok(Self { rank, modules: adapter.modules.keys().cloned().collect(), tensors })
     }
@@ -68,7 +71,8 @@ impl ReadNote {
     /// Fails if a tensor was not merged.
     pub(super) fn check(&self) -> Result<(), EngineError> {
         let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let unread: Vec<&str> = self.adapter.tensors.keys().filter(|name| !read.contains(*name)).map(String::as_str).collect();
+        let unread: Vec<&str> =
+            self.adapter.tensors.keys().filter(|name| !read.contains(*name)).map(String::as_str).collect();
         let Some(first) = unread.first() else { return Ok(()) };
         Err(EngineError::Load(format!(
             "the adapter cannot be used: mistralrs cannot adapt the layer of {} of its {} tensors, the first is {first}",

@@ -41,7 +41,8 @@ impl MistralrsGeneration {
         info: &EngineInfo,
     ) -> Result<Arc<Self>, EngineError> {
         let loaded = load(settings.clone(), adapter.clone()).await?;
-        let category = loaded.model.config().map_err(|error| EngineError::Load(format!("mistralrs: {error}")))?.category;
+        let category =
+            loaded.model.config().map_err(|error| EngineError::Load(format!("mistralrs: {error}")))?.category;
         Ok(Arc::new_cyclic(|me| Self {
             id,
             info: info.clone(),
@@ -99,7 +100,9 @@ impl MistralrsGeneration {
                         }
                         return;
                     }
-                    Err(error) => warn!(%error, "The engine does not load; the next attempt is in {} s.", pause.as_secs_f32()),
+                    Err(error) => {
+                        warn!(%error, "The engine does not load; the next attempt is in {} s.", pause.as_secs_f32())
+                    }
                 }
             }
         });
@@ -162,7 +165,12 @@ impl Generation for MistralrsGeneration {
 struct Died;
 
 /// Hands a request to the engine, stays until the sequence has left it, and reports the end.
-async fn attend(loaded: &Loaded, request: Request, mut responses: mpsc::Receiver<Response>, tap: &Tap) -> Result<(), Died> {
+async fn attend(
+    loaded: &Loaded,
+    request: Request,
+    mut responses: mpsc::Receiver<Response>,
+    tap: &Tap,
+) -> Result<(), Died> {
     let sent = loaded.requests.send(request).await.is_ok();
     let response = if sent {
         tokio::select! {

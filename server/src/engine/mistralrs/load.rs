@@ -37,7 +37,9 @@ impl Settings {
             (Dtype::Auto, true) => Dtype::F32,
             (Dtype::Auto, false) => Dtype::Bf16,
             (Dtype::Bf16 | Dtype::F16, true) => {
-                return Err(EngineError::Load("model.dtype must be f32 on a CPU: mistralrs 0.8.1 fails with bf16 and is slower with f16".into()));
+                return Err(EngineError::Load(
+                    "model.dtype must be f32 on a CPU: mistralrs 0.8.1 fails with bf16 and is slower with f16".into(),
+                ));
             }
             (dtype, _) => dtype,
         };
@@ -104,17 +106,26 @@ pub(super) struct Loaded {
 }
 
 /// Loads the base, or the base with an adapter merged into it.
-pub(super) async fn load(settings: Arc<Settings>, adapter: Option<Arc<PreparedAdapter>>) -> Result<Loaded, EngineError> {
+pub(super) async fn load(
+    settings: Arc<Settings>,
+    adapter: Option<Arc<PreparedAdapter>>,
+) -> Result<Loaded, EngineError> {
     let runtime = Handle::current();
     let (sender, result) = oneshot::channel();
     std::thread::Builder::new()
         .name("reground-load".into())
         .spawn(move || sender.send(load_here(&settings, adapter, &runtime)))
         .map_err(|error| EngineError::Load(format!("no thread to load on: {error}")))?;
-    result.await.map_err(|_| EngineError::Load("mistralrs panicked while loading; its message is on standard error".into()))?
+    result
+        .await
+        .map_err(|_| EngineError::Load("mistralrs panicked while loading; its message is on standard error".into()))?
 }
 
-fn load_here(settings: &Settings, adapter: Option<Arc<PreparedAdapter>>, runtime: &Handle) -> Result<Loaded, EngineError> {
+fn load_here(
+    settings: &Settings,
+    adapter: Option<Arc<PreparedAdapter>>,
+    runtime: &Handle,
+) -> Result<Loaded, EngineError> {
     mistralrs_quant::clear_applied_loras();
     let note = adapter.map(|adapter| {
         let (applied, note) = adapter.applied(settings.candle_dtype(), &settings.device);
@@ -123,10 +134,12 @@ fn load_here(settings: &Settings, adapter: Option<Arc<PreparedAdapter>>, runtime
     });
     let built = runtime.block_on(settings.builder().build());
     mistralrs_quant::clear_applied_loras();
-    let model = built.map_err(|error| EngineError::Load(format!("mistralrs cannot load {}: {error:#}", settings.files.source)))?;
+    let model = built
+        .map_err(|error| EngineError::Load(format!("mistralrs cannot load {}: {error:#}", settings.files.source)))?;
     if let Some(note) = note {
         note.check()?;
     }
-    let requests = model.inner().get_sender(None).map_err(|error| EngineError::Load(format!("mistralrs: {error:?}")))?;
+    let requests =
+        model.inner().get_sender(None).map_err(|error| EngineError::Load(format!("mistralrs: {error:?}")))?;
     Ok(Loaded { model, requests })
 }

@@ -57,10 +57,14 @@ impl MistralrsEngine {
         let vocabulary = Arc::new(Vocabulary::read(directory, size("vocab_size"))?);
         let own_max_len = size("max_position_embeddings").unwrap_or(4096);
         if config.max_len > own_max_len {
-            return Err(EngineError::Load(format!("model.max_len = {} is more than the model's own {own_max_len}", config.max_len)));
+            return Err(EngineError::Load(format!(
+                "model.max_len = {} is more than the model's own {own_max_len}",
+                config.max_len
+            )));
         }
         let settings = Settings::new(config, files)?;
-        let layers = checkpoint_shapes(&settings.files.directory).map_err(|error| EngineError::Load(error.to_string()))?;
+        let layers =
+            checkpoint_shapes(&settings.files.directory).map_err(|error| EngineError::Load(error.to_string()))?;
         let info = EngineInfo {
             engine: "mistralrs",
             source: settings.files.source.clone(),
@@ -83,16 +87,24 @@ impl Engine for MistralrsEngine {
         &self.info
     }
 
-    fn load(&self, id: GenerationId, adapter: Option<PathBuf>) -> BoxFuture<'_, Result<Arc<dyn Generation>, EngineError>> {
+    fn load(
+        &self,
+        id: GenerationId,
+        adapter: Option<PathBuf>,
+    ) -> BoxFuture<'_, Result<Arc<dyn Generation>, EngineError>> {
         Box::pin(async move {
             if adapter.is_some() && self.settings.isq != Isq::Off {
-                return Err(EngineError::Load("an adapter cannot be merged into quantised layers: set model.isq = \"off\"".into()));
+                return Err(EngineError::Load(
+                    "an adapter cannot be merged into quantised layers: set model.isq = \"off\"".into(),
+                ));
             }
             let prepared = match adapter {
                 Some(directory) => {
                     let layers = self.layers.clone();
                     let read = tokio::task::spawn_blocking(move || PreparedAdapter::read(&directory, &layers)).await;
-                    Some(Arc::new(read.map_err(|error| EngineError::Load(format!("reading the adapter failed: {error}")))??))
+                    Some(Arc::new(
+                        read.map_err(|error| EngineError::Load(format!("reading the adapter failed: {error}")))??,
+                    ))
                 }
                 None => None,
             };

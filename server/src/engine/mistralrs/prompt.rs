@@ -49,10 +49,13 @@ fn template_message(message: Message, category: &ModelCategory, images: &mut Vec
         Either::Right(parts)
     } else {
         // Templates of text models take a string only.
-        let texts: Vec<String> = content.into_iter().filter_map(|part| match part {
-            Content::Text(text) => Some(text),
-            Content::Image(_) => None,
-        }).collect();
+        let texts: Vec<String> = content
+            .into_iter()
+            .filter_map(|part| match part {
+                Content::Text(text) => Some(text),
+                Content::Image(_) => None,
+            })
+            .collect();
         Either::Left(texts.join("\n"))
     };
     entry.insert("content".into(), content);

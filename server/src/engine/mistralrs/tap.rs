@@ -51,7 +51,13 @@ impl Tap {
         max_tokens: Option<usize>,
     ) -> Self {
         let progress = Progress { sampler, events, prompt_tokens: None, tokens: 0, outcome: Outcome::Running };
-        Self { vocabulary, max_len, max_tokens: max_tokens.unwrap_or(usize::MAX), cancelled, progress: Mutex::new(progress) }
+        Self {
+            vocabulary,
+            max_len,
+            max_tokens: max_tokens.unwrap_or(usize::MAX),
+            cancelled,
+            progress: Mutex::new(progress),
+        }
     }
 
     /// Reports the end, once the sequence has left the engine: with `error` if the engine gave one.
@@ -79,7 +85,8 @@ impl Tap {
             progress.prompt_tokens = Some(length);
             if length >= self.max_len {
                 progress.outcome = Outcome::Failed;
-                let _ = progress.events.send(Event::Failed(EngineError::TooLong { prompt: length, max_len: self.max_len }));
+                let _ =
+                    progress.events.send(Event::Failed(EngineError::TooLong { prompt: length, max_len: self.max_len }));
                 return None;
             }
             let _ = progress.events.send(Event::Started { prompt_tokens: length });

@@ -7,7 +7,9 @@ use serde_json::Value;
 use super::MistralrsEngine;
 use crate::config::ModelConfig;
 use crate::engine::source::{ModelFiles, golden, read_json};
-use crate::engine::{Content, Engine, Event, Finish, Generate, Generation, GenerationId, Message, Role, Sampling, Token};
+use crate::engine::{
+    Content, Engine, Event, Finish, Generate, Generation, GenerationId, Message, Role, Sampling, Token,
+};
 
 async fn engine() -> MistralrsEngine {
     let files = ModelFiles::open("builtin", "").await.unwrap();
