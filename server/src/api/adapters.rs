@@ -20,7 +20,7 @@ const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// Which adapter to load, and as what.
 #[derive(Debug, PartialEq, Eq, ToSchema)]
-pub struct LoadAdapter {
+pub(super) struct LoadAdapter {
     /// The new generation's id: 1 to 128 letters, digits, `-`, `_` or `.`. Ask for it as `name@lora_name`.
     pub lora_name: String,
     /// A directory in PEFT format, below `model.adapter_root`, or relative to it.
@@ -32,7 +32,7 @@ pub struct LoadAdapter {
 
 /// Which adapter to unload.
 #[derive(Debug, PartialEq, Eq, ToSchema)]
-pub struct UnloadAdapter {
+pub(super) struct UnloadAdapter {
     /// The generation's id.
     pub lora_name: String,
 }

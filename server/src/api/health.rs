@@ -10,7 +10,7 @@ use super::error::{ApiError, ErrorBody, code};
 
 /// That all is well.
 #[derive(Serialize, ToSchema)]
-pub struct Health {
+pub(super) struct Health {
     /// `ok` or `ready`.
     pub status: &'static str,
     /// The live generation; not in /health.

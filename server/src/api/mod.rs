@@ -53,7 +53,7 @@ pub struct App {
     /// Gives the answers.
     pub answerer: Arc<Answerer>,
     /// Reads images.
-    pub images: ImageReader,
+    pub images: Arc<ImageReader>,
     /// Who may call.
     pub keyring: auth::Keyring,
     /// What Prometheus is told.
@@ -74,14 +74,18 @@ impl App {
         config: &Config,
         generations: Arc<Generations>,
         answerer: Arc<Answerer>,
+<<<<<<< HEAD
         shutdown: CancellationToken,
+=======
+        images: Arc<ImageReader>,
+>>>>>>> api
     ) -> Result<Self, ConfigError> {
         Ok(Self {
             keyring: auth::Keyring::new(&config.auth)?,
             config: Arc::new(config.clone()),
-            images: ImageReader::new(&config.images),
             generations,
             answerer,
+            images,
             metrics: metrics::Metrics::install(),
             shutdown,
             started: unix_seconds(),

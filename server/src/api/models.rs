@@ -11,7 +11,7 @@ use super::error::{ApiError, ErrorBody};
 
 /// The model, or one of its generations.
 #[derive(Debug, PartialEq, Serialize, ToSchema)]
-pub struct Model {
+pub(super) struct Model {
     /// What callers put into `model`: the name alone for the live generation, `name@generation` for one of them.
     pub id: String,
     /// `model`.
@@ -28,7 +28,7 @@ pub struct Model {
 
 /// All ids that can be asked for.
 #[derive(Debug, PartialEq, Serialize, ToSchema)]
-pub struct ModelList {
+pub(super) struct ModelList {
     /// `list`.
     pub object: &'static str,
     /// The name alone first, then the generations by id.
