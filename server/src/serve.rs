@@ -15,6 +15,7 @@ use crate::api;
 use crate::config::{Config, EngineKind};
 use crate::engine::Engine;
 use crate::engine::source::ModelFiles;
+use crate::images::ImageReader;
 use crate::rollout::Generations;
 
 /// How long an idle connection stays open: longer than load balancers keep theirs, so that they close first.
@@ -93,7 +94,8 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let generations = Arc::new(Generations::start(engine, config.admission.clone()).await?);
     let (stopping, closing) = (CancellationToken::new(), CancellationToken::new());
     let answerer = Arc::new(Answerer::new(generations.clone(), closing.clone()));
-    let app = web::Data::new(api::App::new(&config, generations.clone(), answerer, stopping.clone())?);
+    let images = Arc::new(ImageReader::new(&config.images));
+    let app = web::Data::new(api::App::new(&config, generations.clone(), answerer, images, stopping.clone())?);
 
     let server = HttpServer::new(move || ActixApp::new().configure(api::configure(app.clone())))
         .disable_signals()

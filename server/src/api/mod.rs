@@ -74,11 +74,8 @@ impl App {
         config: &Config,
         generations: Arc<Generations>,
         answerer: Arc<Answerer>,
-<<<<<<< HEAD
-        shutdown: CancellationToken,
-=======
         images: Arc<ImageReader>,
->>>>>>> api
+        shutdown: CancellationToken,
     ) -> Result<Self, ConfigError> {
         Ok(Self {
             keyring: auth::Keyring::new(&config.auth)?,

@@ -176,12 +176,8 @@ pub(crate) async fn server(mut config: Config, keys: &[(&str, &str, Role)], tool
     let generations = Arc::new(Generations::start(Arc::new(engine), config.admission.clone()).await.unwrap());
     let closing = CancellationToken::new();
     let answerer = Arc::new(Answerer::new(generations.clone(), closing.clone()));
-<<<<<<< HEAD
-    let app = App::new(&config, generations, answerer, tokio_util::sync::CancellationToken::new()).unwrap();
-=======
     let images = Arc::new(ImageReader::new(&config.images));
     let app = App::new(&config, generations, answerer, images, CancellationToken::new()).unwrap();
->>>>>>> api
     Server { app: web::Data::new(app), watch, closing, _keys: directory }
 }
 
