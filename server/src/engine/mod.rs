@@ -134,9 +134,11 @@ pub enum EngineError {
     #[error("{0}")]
     Invalid(String),
     /// Prompt and answer do not fit.
-    #[error("the prompt has {prompt} tokens; this model takes at most {max_len} for prompt and answer together")]
+    #[error(
+        "the prompt has at least {prompt} tokens; this model takes at most {max_len} for prompt and answer together"
+    )]
     TooLong {
-        /// Tokens of the prompt.
+        /// Tokens of the prompt; the template's own may be missing.
         prompt: usize,
         /// What the model takes.
         max_len: usize,

@@ -1,5 +1,6 @@
 //! Tokens and what they stand for.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,11 +16,10 @@ use super::EngineError;
 pub struct Vocabulary {
     /// Each token's bytes; empty for control tokens.
     bytes: Vec<Box<[u8]>>,
-    /// Control tokens as text (`<image>`, `<end_of_utterance>`).
-    control: Vec<String>,
+    /// Control tokens by id, as text (`<image>`, `<end_of_utterance>`).
+    control: BTreeMap<u32, String>,
     /// Tokens that end a turn; the first one is used to end an answer early.
     end_of_turn: Vec<u32>,
-    environment: TokEnv,
     tokenizer: Arc<ByteTokenizerEnv>,
     /// Compiles grammars against these tokens.
     pub(super) grammars: ParserFactory,
@@ -37,19 +37,16 @@ impl Vocabulary {
             .map_err(|error| EngineError::Load(format!("tokenizer.json: {error:#}")))?;
 
         let added = tokenizer.hf_tokenizer.get_added_tokens_decoder();
-        let mut control: Vec<(u32, String)> =
+        let control: BTreeMap<u32, String> =
             added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect();
-        control.sort();
-        // Some checkpoints list plain words among their control tokens; a user may type those.
-        let typed_by_accident = |token: &str| token.chars().all(char::is_alphanumeric);
 
         let end_of_turn = end_of_turn(directory, &tokenizer)?;
         tokenizer.set_eos_tokens(&end_of_turn);
 
         let size = tokenizer.hf_tokenizer.get_vocab_size(true);
         let mut bytes: Vec<Box<[u8]>> = tokenizer.token_bytes().into_iter().map(Vec::into_boxed_slice).collect();
-        for (id, _) in &control {
-            if let Some(entry) = bytes.get_mut(*id as usize) {
+        for &id in control.keys() {
+            if let Some(entry) = bytes.get_mut(id as usize) {
                 *entry = Box::default();
             }
         }
@@ -62,14 +59,7 @@ impl Vocabulary {
             .map_err(|error| EngineError::Load(format!("tokenizer.json: {error:#}")))?;
         grammars.quiet();
 
-        Ok(Self {
-            bytes,
-            control: control.into_iter().map(|(_, token)| token).filter(|token| !typed_by_accident(token)).collect(),
-            end_of_turn,
-            environment,
-            tokenizer,
-            grammars,
-        })
+        Ok(Self { bytes, control, end_of_turn, tokenizer, grammars })
     }
 
     /// Number of tokens, control tokens included.
@@ -93,8 +83,7 @@ impl Vocabulary {
     /// What a token is called: its bytes, or a control token's name.
     #[must_use]
     pub fn name(&self, id: u32) -> Vec<u8> {
-        let bytes = self.bytes(id);
-        if bytes.is_empty() { self.environment.tok_trie().decode_as_special(id) } else { bytes.to_vec() }
+        self.control.get(&id).map_or_else(|| self.bytes(id).to_vec(), |token| token.clone().into_bytes())
     }
 
     /// Whether a token ends the turn.
@@ -118,7 +107,9 @@ impl Vocabulary {
     /// The first control token that a text contains. Typed by a user it would be taken for a real one.
     #[must_use]
     pub fn control_token_in<'a>(&'a self, text: &str) -> Option<&'a str> {
-        self.control.iter().map(String::as_str).find(|token| text.contains(token))
+        // Some checkpoints list plain words among their control tokens; those a user may type.
+        let is_word = |token: &str| token.chars().all(char::is_alphanumeric);
+        self.control.values().map(String::as_str).find(|token| !is_word(token) && text.contains(token))
     }
 }
 

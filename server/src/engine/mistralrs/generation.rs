@@ -59,9 +59,9 @@ impl MistralrsGeneration {
         self.loaded.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Refuses what surely does not fit before the engine sees it: mistralrs checks the length before it puts the images
-    /// into the prompt. The template's own words are few and are not counted; the tap checks the exact length.
-    fn check_length(&self, request: &Generate) -> Result<(), EngineError> {
+    /// Tokens of the prompt without the template's own. Refuses what surely does not fit before the engine sees it: mistralrs
+    /// checks the length before it puts the images into the prompt.
+    fn check_length(&self, request: &Generate) -> Result<usize, EngineError> {
         let prompt = request.messages.iter().flat_map(|message| &message.content).fold(0, |sum, part| match part {
             Content::Text(text) => sum + self.info.vocabulary.count(text),
             Content::Image(_) => sum + self.info.image_tokens,
@@ -69,7 +69,7 @@ impl MistralrsGeneration {
         if prompt >= self.info.max_len {
             return Err(EngineError::TooLong { prompt, max_len: self.info.max_len });
         }
-        Ok(())
+        Ok(prompt)
     }
 
     /// Takes a dead engine out and loads a new one. Called by every answer that found it dead; the first one acts.
@@ -120,12 +120,13 @@ impl Generation for MistralrsGeneration {
 
     fn generate(&self, request: Generate, place: Place) -> Result<TokenStream, EngineError> {
         let loaded = self.loaded().ok_or_else(|| EngineError::Unavailable(self.id.clone()))?;
-        self.check_length(&request)?;
+        let prompt = self.check_length(&request)?;
         let max_tokens = request.forced.as_ref().map(Vec::len).or(request.max_tokens);
         let vocabulary = self.info.vocabulary.clone();
         let sampler = Sampler::new(&request, vocabulary.clone())?;
         let (stream, events, cancelled) = TokenStream::channel();
-        let tap = Arc::new(Tap::new(sampler, events, cancelled, vocabulary.clone(), self.info.max_len, max_tokens));
+        let tap =
+            Arc::new(Tap::new(sampler, events, cancelled, vocabulary.clone(), self.info.max_len, prompt, max_tokens));
 
         let sampling_params = SamplingParams {
             // Greedy over the tap's logits, which leave one token.
@@ -135,7 +136,7 @@ impl Generation for MistralrsGeneration {
             ..SamplingParams::deterministic()
         };
         // One message comes back, at the end.
-        let (response, responses) = mpsc::channel(1);
+        let (response, mut responses) = mpsc::channel(1);
         let request = NormalRequest {
             logits_processors: Some(vec![tap.clone()]),
             constraint: Constraint::None,
@@ -150,12 +151,14 @@ impl Generation for MistralrsGeneration {
         };
         let me = self.me.clone();
         self.tasks.spawn(async move {
-            let died = attend(&loaded, Request::Normal(Box::new(request)), responses, &tap).await.is_err();
+            let died = attend(&loaded, Request::Normal(Box::new(request)), &mut responses, &tap).await.is_err();
             if let Some(me) = me.upgrade().filter(|_| died) {
                 me.revive(&loaded);
             }
-            // The place is free only now that the sequence has left the engine; a dead engine's is free once it is taken out.
+            // Free only now that the sequence has left the engine; a dead engine's place once it is taken out.
             drop(place);
+            // A failed step can be reported twice, and the engine dies if nobody is there to listen.
+            while responses.recv().await.is_some() {}
         });
         Ok(stream)
     }

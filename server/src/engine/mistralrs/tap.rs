@@ -15,11 +15,16 @@ use tokio::sync::mpsc;
 use crate::engine::sampler::Sampler;
 use crate::engine::{EngineError, Event, Finish, Vocabulary};
 
+/// Most tokens that a chat template is expected to add around the messages.
+const TEMPLATE_TOKENS: usize = 256;
+
 /// Chooses and reports the tokens of one answer.
 pub(super) struct Tap {
     vocabulary: Arc<Vocabulary>,
     /// Most tokens of prompt and answer.
     max_len: usize,
+    /// Tokens of the prompt as counted before, without the template's own.
+    counted: usize,
     max_tokens: usize,
     cancelled: Arc<AtomicBool>,
     progress: Mutex<Progress>,
@@ -48,12 +53,14 @@ impl Tap {
         cancelled: Arc<AtomicBool>,
         vocabulary: Arc<Vocabulary>,
         max_len: usize,
+        counted: usize,
         max_tokens: Option<usize>,
     ) -> Self {
         let progress = Progress { sampler, events, prompt_tokens: None, tokens: 0, outcome: Outcome::Running };
         Self {
             vocabulary,
             max_len,
+            counted,
             max_tokens: max_tokens.unwrap_or(usize::MAX),
             cancelled,
             progress: Mutex::new(progress),
@@ -65,6 +72,12 @@ impl Tap {
         let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         let event = match (progress.outcome, error) {
             (Outcome::Failed, _) => return,
+            // A forward pass over a prompt beyond the last position fails without saying why.
+            (Outcome::Running, Some(EngineError::Failed(_)))
+                if progress.prompt_tokens.is_none() && self.counted + TEMPLATE_TOKENS >= self.max_len =>
+            {
+                Event::Failed(EngineError::TooLong { prompt: self.max_len.max(self.counted), max_len: self.max_len })
+            }
             (_, Some(error)) => Event::Failed(error),
             (Outcome::EndOfTurn, None) => Event::Finished(Finish::Stop),
             // Still running when the engine ended it: mistralrs counted to max_tokens before we did.
