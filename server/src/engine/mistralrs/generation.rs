@@ -171,7 +171,7 @@ struct Died;
 async fn attend(
     loaded: &Loaded,
     request: Request,
-    mut responses: mpsc::Receiver<Response>,
+    responses: &mut mpsc::Receiver<Response>,
     tap: &Tap,
 ) -> Result<(), Died> {
     let sent = loaded.requests.send(request).await.is_ok();
