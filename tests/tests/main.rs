@@ -4,6 +4,7 @@ mod adapters;
 mod around;
 mod auth;
 mod chat;
+mod clients;
 mod golden;
 mod hostile;
 mod models;

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use reground_tests::{Server, Settings, say};
 
 const KEY: &str = "sk-of-the-sdk-tests";
+const ADMIN_KEY: &str = "sk-of-the-sdk-tests-for-admins";
 
 /// Where the SDKs are installed: beside the build, kept between runs.
 fn place(name: &str) -> Result<PathBuf> {
@@ -39,7 +40,7 @@ fn install(place: &Path, pins: &Path, commands: &[(&str, &[&str])]) -> Result<()
 
 /// Runs the SDK's own tests against two servers: a usual one, and one whose queue holds a single request.
 async fn run(mut command: Command) -> Result<()> {
-    let settings = || Settings::golden().key("sdk", KEY, "client");
+    let settings = || Settings::golden().key("sdk", KEY, "client").key("root", ADMIN_KEY, "admin");
     let server = Server::start(settings()).await?;
     let narrow = Server::start(settings().section("admission", "queue = 1\nqueue_per_key = 1")).await?;
     let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/idefics3/image_0.png");
@@ -47,6 +48,7 @@ async fn run(mut command: Command) -> Result<()> {
         .env("REGROUND_URL", server.base_url())
         .env("REGROUND_NARROW_URL", narrow.base_url())
         .env("REGROUND_KEY", KEY)
+        .env("REGROUND_ADMIN_KEY", ADMIN_KEY)
         .env("REGROUND_IMAGE", image)
         // The servers are on this machine, whatever proxy the environment names.
         .env("NO_PROXY", "127.0.0.1")
@@ -69,6 +71,7 @@ async fn run(mut command: Command) -> Result<()> {
 async fn python() -> Result<()> {
     let place = place("python")?;
     let pins = source("python").join("requirements.txt");
+    let clients = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("a root")?.join("clients");
     let python = ["python3.13", "python3.12", "python3.11", "python3"]
         .into_iter()
         .find(|name| Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success()))
@@ -85,10 +88,14 @@ async fn python() -> Result<()> {
             ),
         ],
     )?;
-    let mut command = Command::new(place.join("venv/bin/python"));
-    command.arg("-m").arg("unittest").arg("--verbose").arg("test_sdk").current_dir(source("python"));
-    command.env("PYTHONDONTWRITEBYTECODE", "1");
-    run(command).await
+    // One after the other: the second one loads adapters, which the first one would see in the list of models.
+    for test in ["test_sdk", "test_client"] {
+        let mut command = Command::new(place.join("venv/bin/python"));
+        command.args(["-m", "unittest", "--verbose", test]).current_dir(source("python"));
+        command.env("PYTHONPATH", clients.join("python")).env("PYTHONDONTWRITEBYTECODE", "1");
+        run(command).await?;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
