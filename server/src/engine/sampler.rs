@@ -72,6 +72,11 @@ impl Sampler {
         Ok(Token { id, logprob: logprob(id), top })
     }
 
+    #[cfg(test)]
+    pub(super) fn seed(&self) -> u64 {
+        self.sampling.seed
+    }
+
     fn is_plain_greedy(&self) -> bool {
         let Sampling { temperature, frequency_penalty, presence_penalty, logit_bias, .. } = &self.sampling;
         *temperature == 0.0

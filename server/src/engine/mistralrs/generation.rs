@@ -197,19 +197,3 @@ async fn attend(
     tap.finish(error);
     Ok(())
 }
-
-/// Kills the engine of the next step, so that tests can see it come back.
-#[cfg(test)]
-pub(crate) mod kill_switch {
-    use std::sync::atomic::{AtomicBool, Ordering};
-
-    static THROWN: AtomicBool = AtomicBool::new(false);
-
-    pub(crate) fn throw() {
-        THROWN.store(true, Ordering::SeqCst);
-    }
-
-    pub(in crate::engine::mistralrs) fn panic_if_thrown() {
-        assert!(!THROWN.swap(false, Ordering::SeqCst), "killed on purpose");
-    }
-}

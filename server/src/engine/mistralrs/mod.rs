@@ -21,6 +21,8 @@ mod prompt;
 mod tap;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tap::LETHAL_SEED;
 
 use std::path::PathBuf;
 use std::sync::Arc;

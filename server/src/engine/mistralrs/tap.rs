@@ -18,6 +18,10 @@ use crate::engine::{EngineError, Event, Finish, Vocabulary};
 /// Most tokens that a chat template is expected to add around the messages.
 const TEMPLATE_TOKENS: usize = 256;
 
+/// A request with this seed kills its engine, so that tests can see it come back.
+#[cfg(test)]
+pub(crate) const LETHAL_SEED: u64 = 0x006b_696c_6c;
+
 /// Chooses and reports the tokens of one answer.
 pub(super) struct Tap {
     vocabulary: Arc<Vocabulary>,
@@ -28,6 +32,9 @@ pub(super) struct Tap {
     max_tokens: usize,
     cancelled: Arc<AtomicBool>,
     progress: Mutex<Progress>,
+    /// Whether this answer kills its engine.
+    #[cfg(test)]
+    lethal: bool,
 }
 
 struct Progress {
@@ -63,6 +70,8 @@ impl Tap {
             counted,
             max_tokens: max_tokens.unwrap_or(usize::MAX),
             cancelled,
+            #[cfg(test)]
+            lethal: progress.sampler.seed() == LETHAL_SEED,
             progress: Mutex::new(progress),
         }
     }
@@ -130,7 +139,7 @@ impl Tap {
 impl CustomLogitsProcessor for Tap {
     fn apply(&self, logits: &Tensor, context: &[u32]) -> candle_core::Result<Tensor> {
         #[cfg(test)]
-        super::generation::kill_switch::panic_if_thrown();
+        assert!(!self.lethal, "killed on purpose");
         let logits = logits.to_vec1::<f32>()?;
         let chosen = self.next(&logits, context.len()).unwrap_or(self.vocabulary.end_of_turn()[0]);
         let mut certain = vec![f32::NEG_INFINITY; logits.len()];

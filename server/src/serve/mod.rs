@@ -151,3 +151,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     println!("    -d '{{\"model\": \"{name}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'");
     running.until_signal().await
 }
+
+#[cfg(all(test, feature = "mistralrs"))]
+mod tests;
