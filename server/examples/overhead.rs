@@ -128,10 +128,11 @@ fn prompt(n: usize) -> String {
 async fn ask_bare(model: Arc<Model>, n: usize) -> Result<()> {
     static ONE_AT_A_TIME: Semaphore = Semaphore::const_new(1);
     let _turn = ONE_AT_A_TIME.acquire().await?;
+    // The deterministic sampler replaces all settings, so the length comes after it.
     let request = RequestBuilder::new()
         .add_message(TextMessageRole::User, prompt(n))
-        .set_sampler_max_len(TOKENS)
-        .set_deterministic_sampler();
+        .set_deterministic_sampler()
+        .set_sampler_max_len(TOKENS);
     let response = model.send_chat_request(request).await?;
     ensure!(response.usage.completion_tokens > 0);
     Ok(())
