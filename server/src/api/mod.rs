@@ -75,6 +75,7 @@ impl App {
         generations: Arc<Generations>,
         answerer: Arc<Answerer>,
         images: Arc<ImageReader>,
+        shutdown: CancellationToken,
     ) -> Result<Self, ConfigError> {
         Ok(Self {
             keyring: auth::Keyring::new(&config.auth)?,
