@@ -197,12 +197,6 @@ pub(super) fn wrong_type(value: &Value, at: &Path<'_>, expected: &str) -> ApiErr
     }
 }
 
-/// Any value.
-#[expect(clippy::unnecessary_wraps, reason = "has the shape of the other readers")]
-pub(super) fn any(value: Value, _at: &Path<'_>) -> Result<Value, ApiError> {
-    Ok(value)
-}
-
 /// A string.
 pub(super) fn string(value: Value, at: &Path<'_>) -> Result<String, ApiError> {
     match value {
@@ -328,7 +322,7 @@ mod tests {
     #[test]
     fn fields_left_over_are_named() {
         let mut fields = Fields::of(json!({"a": 1, "b": null}), &Path::Root).unwrap();
-        assert_eq!(fields.optional("a", any).unwrap(), Some(json!(1)));
+        assert_eq!(fields.optional("a", |value, _| Ok(value)).unwrap(), Some(json!(1)));
         let error = fields.finish().unwrap_err();
         assert_eq!(error.param.as_deref(), Some("b"));
         assert!(error.message.ends_with("known here: a"), "{}", error.message);
