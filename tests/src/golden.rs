@@ -34,8 +34,17 @@ impl Which {
 pub struct Golden {
     /// The four images with their questions.
     pub pairs: Vec<Pair>,
-    /// The bytes of every token, by its id; control tokens have none, because answers leave them out.
-    tokens: BTreeMap<u32, Option<Vec<u8>>>,
+    /// Every token, by its id.
+    tokens: BTreeMap<u32, Token>,
+}
+
+/// One token of the vocabulary.
+#[derive(Clone, Debug)]
+pub struct Token {
+    /// Its bytes; a control token's are its name (`<pad>`).
+    pub name: Vec<u8>,
+    /// Whether it is a control token, which log-probabilities name and texts leave out.
+    pub control: bool,
 }
 
 /// One image, its question, and what was computed on them.
@@ -87,25 +96,15 @@ impl Golden {
             });
         }
         let tokenizer: Value = serde_json::from_slice(&std::fs::read(root.join("model/tokenizer.json"))?)?;
-        Ok(Self { pairs, tokens: token_bytes(&tokenizer)? })
+        Ok(Self { pairs, tokens: vocabulary(&tokenizer)? })
     }
 
-    /// The bytes that answers show for these tokens, one entry a token; control tokens are left out.
+    /// Tokens by their ids.
     ///
     /// # Errors
-    /// A token is not in the vocabulary.
-    pub fn bytes(&self, ids: &[u32]) -> Result<Vec<Vec<u8>>> {
-        let mut shown = Vec::new();
-        for id in ids {
-            shown.extend(self.tokens.get(id).with_context(|| format!("no token {id}"))?.clone());
-        }
-        Ok(shown)
-    }
-
-    /// The bytes of one token.
-    #[must_use]
-    pub fn token(&self, id: u32) -> Option<&[u8]> {
-        self.tokens.get(&id)?.as_deref()
+    /// One is not in the vocabulary.
+    pub fn tokens(&self, ids: &[u32]) -> Result<Vec<&Token>> {
+        ids.iter().map(|id| self.tokens.get(id).with_context(|| format!("no token {id}"))).collect()
     }
 
     /// The control tokens as text.
@@ -242,7 +241,7 @@ fn log_softmax(logits: &[f32]) -> Vec<f64> {
 }
 
 /// A byte-level vocabulary writes every byte as a printable character (GPT-2's table); this undoes it.
-fn token_bytes(tokenizer: &Value) -> Result<BTreeMap<u32, Option<Vec<u8>>>> {
+fn vocabulary(tokenizer: &Value) -> Result<BTreeMap<u32, Token>> {
     let printable = |byte: &u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let mut byte_of = BTreeMap::new();
     for byte in (0..256).filter(printable) {
@@ -253,11 +252,12 @@ fn token_bytes(tokenizer: &Value) -> Result<BTreeMap<u32, Option<Vec<u8>>>> {
     }
     let mut tokens = BTreeMap::new();
     for (text, id) in tokenizer["model"]["vocab"].as_object().context("no vocabulary")? {
-        let bytes: Option<Vec<u8>> = text.chars().map(|character| byte_of.get(&character).copied()).collect();
-        tokens.insert(u32::try_from(id.as_u64().context("an id")?)?, bytes);
+        let name = text.chars().filter_map(|character| byte_of.get(&character).copied()).collect();
+        tokens.insert(u32::try_from(id.as_u64().context("an id")?)?, Token { name, control: false });
     }
     for token in tokenizer["added_tokens"].as_array().context("no added tokens")? {
-        tokens.insert(u32::try_from(token["id"].as_u64().context("an id")?)?, None);
+        let name = token["content"].as_str().context("a name")?.as_bytes().to_vec();
+        tokens.insert(u32::try_from(token["id"].as_u64().context("an id")?)?, Token { name, control: true });
     }
     ensure!(tokens.len() > 256, "a vocabulary of {} tokens", tokens.len());
     Ok(tokens)

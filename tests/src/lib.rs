@@ -21,6 +21,6 @@ mod server;
 mod sse;
 
 pub use client::{Client, ErrorBody, Reply, Stream, Streamed};
-pub use golden::{Golden, Pair, Which};
+pub use golden::{Golden, Pair, Token, Which};
 pub use progress::print;
 pub use server::{Server, Settings};

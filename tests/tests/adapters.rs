@@ -61,7 +61,6 @@ async fn what_is_no_adapter_is_refused_and_nothing_changes() -> Result<()> {
     configured(at, "alpha-text", |config| config["lora_alpha"] = json!("eight"))?;
     configured(at, "dora", |config| config["use_dora"] = json!(true))?;
     configured(at, "another-kind", |config| config["peft_type"] = json!("IA3"))?;
-    configured(at, "broken-pattern", |config| config["target_modules"] = json!("("))?;
     configured(at, "list-instead", |config| *config = json!([]))?;
     weighted(at, "a-tensor-too-many", |header, _| {
         if let Some(name) = first_tensor(header) {

@@ -44,12 +44,14 @@ fn token(entry: &Value) -> Result<(Vec<u8>, f64)> {
 async fn check_greedy(client: &Client, golden: &Golden, pair: &Pair, which: Which) -> Result<()> {
     let answer = client.answer(&pair.greedy(model(which))).await?;
     let served: Vec<Vec<u8>> = tokens(&answer)?.into_iter().map(|(bytes, _)| bytes).collect();
-    let expected = golden.bytes(&pair.greedy_ids(which))?;
+    let tokens = golden.tokens(&pair.greedy_ids(which))?;
+    let expected: Vec<Vec<u8>> = tokens.iter().map(|token| token.name.clone()).collect();
     ensure!(served == expected, "{}, {:?}: {served:?} instead of {expected:?}", which.name(), pair.question);
     let text = answer["choices"][0]["message"]["content"].as_str().context("no text")?;
+    // Neither control tokens nor white space before the first word are shown.
+    let shown: Vec<u8> = tokens.iter().filter(|token| !token.control).flat_map(|token| token.name.clone()).collect();
     ensure!(
-        // White space before the first word is not shown.
-        text == String::from_utf8_lossy(&expected.concat()).trim_start(),
+        text == String::from_utf8_lossy(&shown).trim_start(),
         "{}: the text {text:?} is not its tokens",
         which.name()
     );
@@ -85,8 +87,8 @@ async fn check_logprobs(client: &Client, golden: &Golden, pair: &Pair, which: Wh
     let entries = answer["choices"][0]["logprobs"]["content"].as_array().context("no log-probabilities")?;
     let mut compared = 0;
     for step in 0..steps {
-        let wanted = golden.token(pair.chosen[step]).context("a token with bytes")?;
-        ensure!(served[step].0 == wanted, "step {step}: {:?} instead of {wanted:?}", served[step].0);
+        let wanted = &golden.tokens(&pair.chosen[step..=step])?[0].name;
+        ensure!(served[step].0 == *wanted, "step {step}: {:?} instead of {wanted:?}", served[step].0);
         let expected = pair.logprobs(which)[step];
         ensure!((served[step].1 - expected).abs() < TOLERANCE, "step {step}: {} instead of {expected}", served[step].1);
         compared += 1 + check_top(golden, &entries[step], &pair.distributions(which)[step])?;
@@ -104,11 +106,10 @@ fn check_top(golden: &Golden, entry: &Value, distribution: &[f64]) -> Result<usi
     let mut compared = 0;
     for ((bytes, logprob), (id, expected)) in top.iter().zip(&likeliest) {
         ensure!((logprob - expected).abs() < TOLERANCE, "alternative {bytes:?}: {logprob} instead of {expected}");
-        // Two tokens as likely as each other may stand in either order; control tokens have no bytes to compare.
-        let near = |other: &&(u32, f64)| other.0 != *id && (other.1 - expected).abs() < TOLERANCE;
-        if let (Some(wanted), None) = (golden.token(*id), likeliest.iter().find(near)) {
-            ensure!(bytes == wanted, "alternative {bytes:?} instead of {wanted:?}");
-        }
+        // Two tokens as likely as each other may stand in either order.
+        let wanted = &golden.tokens(&[*id])?[0].name;
+        let near = |other: &(u32, f64)| other.0 != *id && (other.1 - expected).abs() < TOLERANCE;
+        ensure!(bytes == wanted || likeliest.iter().any(near), "alternative {bytes:?} instead of {wanted:?}");
         compared += 1;
     }
     Ok(compared)

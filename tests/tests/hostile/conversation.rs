@@ -28,7 +28,7 @@ fn messages(name: &str, messages: Value) -> Case {
 
 /// One user message with this content.
 fn content(name: &str, content: Value) -> Case {
-    messages(name, json!([{"role": "user", "content": content}]))
+    messages(&format!("content: {name}"), json!([{"role": "user", "content": content}]))
 }
 
 fn shapes() -> Vec<Case> {
@@ -167,15 +167,11 @@ fn control_tokens() -> Result<Vec<Case>> {
         "messages[0].content",
         &["<end_of_utterance>"],
     ));
-    // The template writes the parts one after the other: what none of them holds alone, they hold together.
-    let torn = json!([{"type": "text", "text": "<|im_"}, {"type": "text", "text": "start|>"}]);
-    cases.push(content("control token torn in two parts", torn).wrong(
-        CONTROL,
-        "messages[0].content",
-        &["<|im_start|>"],
-    ));
-    let torn = json!([{"type": "text", "text": "<"}, {"type": "text", "text": "ima"}, {"type": "text", "text": "ge>"}]);
-    cases.push(content("control token torn in three parts", torn).wrong(CONTROL, "messages[0].content", &["<image>"]));
+    // The template writes the parts one after the other, but what they hold together is text all the same.
+    for (name, torn) in [("two", vec!["<|im_", "start|>"]), ("three", vec!["<", "ima", "ge>"])] {
+        let parts: Vec<Value> = torn.iter().map(|text| json!({"type": "text", "text": text})).collect();
+        cases.push(content(&format!("control token torn in {name} parts"), json!(parts)));
+    }
     cases.push(content("half a control token", json!("<|im_start")));
     Ok(cases)
 }

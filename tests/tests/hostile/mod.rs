@@ -39,8 +39,9 @@ async fn every_case_is_answered_exactly_and_the_server_goes_on() -> Result<()> {
     cases.extend(conversation::cases()?);
     cases.extend(images::cases()?);
     cases.extend(adapters::cases());
-    let names: BTreeSet<&str> = cases.iter().map(|case| case.name.as_str()).collect();
-    ensure!(names.len() == cases.len(), "two cases have one name");
+    let mut names = BTreeSet::new();
+    let twice: Vec<&str> = cases.iter().map(|case| case.name.as_str()).filter(|name| !names.insert(*name)).collect();
+    ensure!(twice.is_empty(), "two cases have one name: {twice:?}");
     ensure!(cases.len() >= 200, "only {} cases", cases.len());
 
     let question = json!({
@@ -54,12 +55,16 @@ async fn every_case_is_answered_exactly_and_the_server_goes_on() -> Result<()> {
         if done % 50 == 0 {
             say!("hostile: {done} of {} cases", cases.len());
         }
-        let started = Instant::now();
+        let (started, memory) = (Instant::now(), server.memory_kib()?);
         if let Err(error) = case.run(&server).await {
             failures.push(format!("{}: {error:#}", case.name));
         }
         if started.elapsed().as_secs() >= 30 {
             failures.push(format!("{}: took {:?}", case.name, started.elapsed()));
+        }
+        let grown = server.memory_kib()?.saturating_sub(memory) / 1024;
+        if grown > 30 {
+            say!("hostile: {} MiB more after {}, {:.1} s", grown, case.name, started.elapsed().as_secs_f64());
         }
         match client.answer(&question).await.map(choice) {
             Ok(after) if after == before => {}
