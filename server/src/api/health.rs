@@ -21,7 +21,6 @@ pub(super) struct Health {
 /// Answers as long as the process runs. The one route that needs no key.
 #[utoipa::path(get, path = "/health", tag = "operation", security(()),
     responses((status = 200, description = "The process runs", body = Health)))]
-#[expect(clippy::unused_async, reason = "actix handlers are async")]
 pub(super) async fn health() -> web::Json<Health> {
     web::Json(Health { status: "ok", generation: None })
 }
@@ -32,7 +31,6 @@ pub(super) async fn health() -> web::Json<Health> {
         (status = 200, description = "The live generation answers", body = Health),
         (status = 503, description = "The engine is being rebuilt, or the server is going down", body = ErrorBody),
     ))]
-#[expect(clippy::unused_async, reason = "actix handlers are async")]
 pub(super) async fn ready(_: Caller, app: web::Data<App>) -> Result<web::Json<Health>, ApiError> {
     if app.shutdown.is_cancelled() {
         return Err(ApiError::unavailable(code::SHUTTING_DOWN, "the server is shutting down", 5));

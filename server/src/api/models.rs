@@ -54,7 +54,6 @@ impl App {
 /// Lists the model and its generations.
 #[utoipa::path(get, path = "/v1/models", tag = "models",
     responses((status = 200, description = "The model and its generations", body = ModelList)))]
-#[expect(clippy::unused_async, reason = "actix handlers are async")]
 pub(super) async fn list(_: Caller, app: web::Data<App>) -> web::Json<ModelList> {
     web::Json(app.models())
 }
@@ -66,7 +65,6 @@ pub(super) async fn list(_: Caller, app: web::Data<App>) -> web::Json<ModelList>
         (status = 200, description = "What answers to this id", body = Model),
         (status = 404, description = "No such model or generation", body = ErrorBody),
     ))]
-#[expect(clippy::unused_async, reason = "actix handlers are async")]
 pub(super) async fn get(
     _: Caller,
     app: web::Data<App>,

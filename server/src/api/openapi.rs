@@ -48,7 +48,6 @@ pub fn openapi() -> OpenApi {
 /// This description.
 #[utoipa::path(get, path = "/openapi.json", tag = "operation",
     responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json", body = serde_json::Value)))]
-#[expect(clippy::unused_async, reason = "actix handlers are async")]
 pub(super) async fn show(_: Caller) -> web::Json<OpenApi> {
     web::Json(openapi())
 }

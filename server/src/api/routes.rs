@@ -92,7 +92,6 @@ fn resources() -> Vec<impl HttpServiceFactory + 'static> {
     by_pattern.into_iter().map(resource).collect()
 }
 
-#[expect(clippy::unused_async, reason = "actix handlers are async")]
 async fn unknown(request: HttpRequest) -> Result<HttpResponse, ApiError> {
     Err(ApiError::unknown_route(request.method(), request.path()))
 }

@@ -74,8 +74,8 @@ fn every_format_is_decoded() {
 #[test]
 fn jpegs_of_all_colour_models() {
     // Stored as Adobe does it: 255 is no ink. `[200, 100, 50]` under half black is `[100, 50, 25]`.
-    let cases: [(&str, &[u8], Option<u8>, [u8; 3]); 5] = [
-        ("grey", &[77], None, [77; 3]),
+    let cases = [
+        ("grey", [77].as_slice(), None, [77; 3]),
         ("YCbCr", &[128, 128, 128], None, [128; 3]),
         ("RGB", &[10, 20, 30], Some(0), [10, 20, 30]),
         ("CMYK", &[200, 100, 50, 128], Some(0), [100, 50, 25]),

@@ -186,10 +186,11 @@ async fn redirects_are_followed_so_far() {
         World::new(&[&["8.8.8.8"], &["1.1.1.1"]], vec![redirect("https://b.example/x/y"), redirect("../z"), image()]);
     // The last name has no address left: each hop asks for its own.
     assert!(world.fetch("http://a.example/").await.is_err());
-    let hops = world.web.hops.lock().unwrap();
-    assert_eq!(hops[1].url.as_str(), "https://b.example/x/y");
-    assert_eq!(hops[1].addresses, [socket("1.1.1.1:443")]);
-    drop(hops);
+    {
+        let hops = world.web.hops.lock().unwrap();
+        assert_eq!(hops[1].url.as_str(), "https://b.example/x/y");
+        assert_eq!(hops[1].addresses, [socket("1.1.1.1:443")]);
+    }
 
     let endless = || (0..10).map(|_| redirect("http://8.8.8.8/")).collect();
     let world = World::new(&[], endless());

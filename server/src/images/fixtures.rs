@@ -22,9 +22,9 @@ pub(super) fn encode(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
 /// A chunk of a PNG.
 pub(super) fn chunk(kind: [u8; 4], data: &[u8]) -> Vec<u8> {
     let body = [&kind, data].concat();
-    let crc = !body
-        .iter()
-        .fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ 0xedb8_8320 * (crc & 1)));
+    let crc = !body.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 * (crc & 1)))
+    });
     let length = (data.len() as u32).to_be_bytes();
     [&length, body.as_slice(), &crc.to_be_bytes()].concat()
 }
@@ -120,7 +120,7 @@ fn jpeg(components: &[u8], adobe: Option<u8>, width: u16, height: u16) -> Vec<u8
         }
         bits.push('0');
     }
-    while bits.len() % 8 != 0 {
+    while !bits.len().is_multiple_of(8) {
         bits.push('1');
     }
     for byte in bits.as_bytes().chunks(8) {

@@ -152,5 +152,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     running.until_signal().await
 }
 
-#[cfg(all(test, feature = "mistralrs"))]
+#[cfg(test)]
+#[cfg(feature = "mistralrs")]
 mod tests;

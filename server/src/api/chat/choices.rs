@@ -24,7 +24,7 @@ pub(super) struct Choices {
 
 enum State {
     Starting(LocalBoxFuture<'static, Result<Answer, AnswerError>>),
-    Running(Answer, Meter),
+    Running(Box<Answer>, Meter),
     Done,
 }
 
@@ -84,7 +84,7 @@ impl Choices {
                         let begun = (answer.generation().clone(), answer.prompt_tokens());
                         let meter = Meter::new(begun.0.clone(), self.arrival, begun.1);
                         self.begun.get_or_insert(begun);
-                        *state = State::Running(answer, meter);
+                        *state = State::Running(Box::new(answer), meter);
                     }
                     Err(error) => return Poll::Ready(Some(Err(error))),
                 }

@@ -20,7 +20,7 @@ const TEMPLATE_TOKENS: usize = 256;
 
 /// A request with this seed kills its engine, so that tests can see it come back.
 #[cfg(test)]
-pub(crate) const LETHAL_SEED: u64 = 0x006b_696c_6c;
+pub(crate) const LETHAL_SEED: u64 = 0x6b69_6c6c;
 
 /// Chooses and reports the tokens of one answer.
 pub(super) struct Tap {
