@@ -2,5 +2,10 @@
 //!
 //! # Layout
 //! - [`policy`]: what the trainer needs of a model.
+//! - [`loss`]: the loss of one pair and its gradient in closed form.
+//! - [`adamw`], [`schedule`]: the optimiser, clipping, the learning rate.
 
+pub mod adamw;
+pub mod loss;
 pub mod policy;
+pub mod schedule;
