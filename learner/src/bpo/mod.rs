@@ -1,16 +1,37 @@
 //! The BPO loss, the trainer, its data and its checkpoints.
 //!
 //! # Layout
-//! - [`policy`]: what the trainer needs of a model.
+//! - [`policy`], [`examples`]: what the trainer needs of a model and of its data.
 //! - [`loss`]: the loss of one pair and its gradient in closed form.
 //! - [`adamw`], [`schedule`]: the optimiser, clipping, the learning rate.
+//! - [`config`]: `run.toml`.
 //! - [`pair`], [`data`]: preference pairs, and the files they are read from.
+//! - [`trainer`]: a run from start to end; [`order`] and [`seed`] decide what it sees when, [`reference`] holds log π_ref.
+//! - [`checkpoint`]: saving and resuming; [`guard`] and [`early_stop`]: ending before the end.
+//! - [`metrics`], [`history`], [`progress`]: its numbers, their file, and who is told.
 //! - [`files`]: writing a file whole or not at all.
 
 pub mod adamw;
+pub mod checkpoint;
+pub mod config;
 pub mod data;
+pub mod early_stop;
+mod error;
+mod evaluate;
+pub mod examples;
 pub mod files;
+pub mod guard;
+pub mod history;
 pub mod loss;
+pub mod metrics;
+pub mod order;
 pub mod pair;
 pub mod policy;
+pub mod progress;
+pub mod reference;
 pub mod schedule;
+pub mod seed;
+mod step;
+pub mod trainer;
+
+pub use self::error::TrainError;

@@ -1,0 +1,581 @@
+//! `DIR/run.toml`: everything that decides what a run does. Two runs with the same file, dataset and base are the same run.
+
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::adamw::{AdamWConfig, OptimizerError};
+use super::early_stop::EarlyStopConfig;
+use super::guard::GuardConfig;
+use super::loss::{Loss, LossError};
+use super::schedule::{Schedule, ScheduleError};
+use crate::bootstrap::distort::{DistortError, Distortion, DistortionKind};
+
+/// Why a run's configuration cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file is missing or unreadable.
+    #[error("cannot read {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong type; the text says where.
+    #[error("{path}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// The parser's words, with line and column.
+        message: String,
+    },
+    /// A number outside what it may be.
+    #[error("{key} is {value}, it must be {allowed}")]
+    OutOfRange {
+        /// `section.key`.
+        key: &'static str,
+        /// What it was set to.
+        value: String,
+        /// What it may be.
+        allowed: &'static str,
+    },
+    /// Section `[loss]`.
+    #[error(transparent)]
+    Loss(#[from] LossError),
+    /// Section `[optimizer]`.
+    #[error(transparent)]
+    Optimizer(#[from] OptimizerError),
+    /// Section `[schedule]`.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// `data.distortion`.
+    #[error("data.distortion: {0}")]
+    Distortion(#[from] DistortError),
+}
+
+/// `run.toml`. Every section and every key may be left out.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// Decides data order, adapter initialisation, dropout, and the distortions of pairs that name none. Default 0.
+    pub seed: u64,
+    /// What is trained.
+    pub model: ModelSection,
+    /// The adapter's shape.
+    pub lora: LoraSection,
+    /// The loss.
+    pub loss: LossSection,
+    /// AdamW and clipping.
+    pub optimizer: AdamWConfig,
+    /// Learning rate over time.
+    pub schedule: Schedule,
+    /// Length and batches.
+    pub train: TrainSection,
+    /// Dataset, images, held-out split.
+    pub data: DataSection,
+    /// Evaluation on the held-out split.
+    pub evaluation: EvaluationSection,
+    /// Stopping when the held-out split no longer improves.
+    pub early_stop: EarlyStopConfig,
+    /// Ending a run that goes wrong.
+    pub guard: GuardConfig,
+    /// Saving and resuming.
+    pub checkpoint: CheckpointSection,
+}
+
+/// Section `[model]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelSection {
+    /// Directory of the base checkpoint (config.json, tokenizer.json, safetensors), or `pocket` for the model that ships
+    /// with the project. Default `pocket`.
+    pub base: String,
+    /// PEFT directory of the adapter to continue from; empty starts a new one. Default empty.
+    pub adapter: PathBuf,
+}
+
+impl Default for ModelSection {
+    fn default() -> Self {
+        Self {
+            base: "pocket".to_owned(),
+            adapter: PathBuf::new(),
+        }
+    }
+}
+
+/// Section `[lora]`; ignored when `model.adapter` names one, which brings its own shape.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraSection {
+    /// r, rank, 1 to 1024. Default 64, the paper's.
+    pub rank: usize,
+    /// α; the update is scaled by α / r. Above 0. Default 256, the paper's.
+    pub alpha: f64,
+    /// Share of the adapter's inputs dropped while training, 0 ≤ p < 1. Default 0.05, the paper's.
+    pub dropout: f64,
+    /// Scale by α / √r instead (rsLoRA). Default false.
+    pub rslora: bool,
+    /// Names of the decoder's linear layers to adapt. Default all seven.
+    pub targets: Vec<String>,
+}
+
+impl Default for LoraSection {
+    fn default() -> Self {
+        let targets = [
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ];
+        Self {
+            rank: 64,
+            alpha: 256.0,
+            dropout: 0.05,
+            rslora: false,
+            targets: targets.map(str::to_owned).to_vec(),
+        }
+    }
+}
+
+/// Where `[loss]` starts from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Preset {
+    /// [`Loss::paper`].
+    Paper,
+    /// [`Loss::anchored`] and length-matched negatives.
+    #[default]
+    Anchored,
+    /// [`Loss::sft_only`].
+    Sft,
+}
+
+/// Section `[loss]`: a preset, and what differs from it. The keys are those of [`Loss`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LossSection {
+    /// `paper`, `anchored` or `sft`. Default `anchored`.
+    pub preset: Preset,
+    /// β. Default 0.1.
+    pub beta: Option<f64>,
+    /// Weight of the BPO term.
+    pub bpo: Option<f64>,
+    /// Weight of the conditional term.
+    pub conditional: Option<f64>,
+    /// Weight of the anchor term.
+    pub anchor: Option<f64>,
+    /// δ of the anchor term.
+    pub delta: Option<f64>,
+    /// Weight of the supervised term.
+    pub sft: Option<f64>,
+    /// ε of robust DPO.
+    pub label_smoothing: Option<f64>,
+    /// Divide log-ratios by token counts.
+    pub length_normalised: Option<bool>,
+    /// Pairs whose answers' token counts differ by more than this factor are dropped; 0 keeps all, otherwise at least 1.
+    /// Default 2 in `anchored`, 0 in `paper` and `sft`.
+    pub max_length_ratio: Option<f64>,
+}
+
+impl LossSection {
+    /// The preset with the differences applied.
+    pub fn resolve(&self) -> Loss {
+        let preset = match self.preset {
+            Preset::Paper => Loss::paper(),
+            Preset::Anchored => Loss::anchored(),
+            Preset::Sft => Loss::sft_only(),
+        };
+        Loss {
+            beta: self.beta.unwrap_or(preset.beta),
+            bpo: self.bpo.unwrap_or(preset.bpo),
+            conditional: self.conditional.unwrap_or(preset.conditional),
+            anchor: self.anchor.unwrap_or(preset.anchor),
+            delta: self.delta.unwrap_or(preset.delta),
+            sft: self.sft.unwrap_or(preset.sft),
+            label_smoothing: self.label_smoothing.unwrap_or(preset.label_smoothing),
+            length_normalised: self.length_normalised.unwrap_or(preset.length_normalised),
+        }
+    }
+
+    /// Largest factor between the answers' token counts; 0 for no limit.
+    pub fn length_ratio(&self) -> f64 {
+        self.max_length_ratio
+            .unwrap_or(if self.preset == Preset::Anchored {
+                2.0
+            } else {
+                0.0
+            })
+    }
+}
+
+/// Which policy is π_ref.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reference {
+    /// The policy that the run starts from: the base, or base + the adapter being continued.
+    #[default]
+    Start,
+    /// The base alone, also when an adapter is continued.
+    Base,
+}
+
+/// Section `[train]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainSection {
+    /// Passes over the data, above 0; half a pass is 0.5. Default 2, the paper's.
+    pub epochs: f64,
+    /// Optimiser steps after which the run ends at the latest; 0 for no limit. Default 0.
+    pub max_steps: u64,
+    /// Pairs per optimiser step, at least 1. Default 32, the paper's.
+    pub batch: usize,
+    /// Most pairs in one forward pass, at least 1: the effective batch is accumulated from these. Default 8.
+    pub micro_batch: usize,
+    /// Most tokens (prompts and answers) in one forward pass, so that long pairs go through alone; 0 for no limit.
+    /// Default 16384.
+    pub micro_tokens: usize,
+    /// Batches whose pairs are sorted by length together, so that one forward pass has answers of like length; 1 sorts
+    /// inside each batch only. At least 1. Default 8.
+    pub bucket_batches: usize,
+    /// π_ref. Default `start`.
+    pub reference: Reference,
+    /// Threads for the CPU; 0 for all cores. Default 0. Read by the process that runs the trainer.
+    pub threads: usize,
+}
+
+impl Default for TrainSection {
+    fn default() -> Self {
+        Self {
+            epochs: 2.0,
+            max_steps: 0,
+            batch: 32,
+            micro_batch: 8,
+            micro_tokens: 16384,
+            bucket_batches: 8,
+            reference: Reference::Start,
+            threads: 0,
+        }
+    }
+}
+
+/// Section `[data]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataSection {
+    /// Frozen pairs, relative to the run's directory. Default `dataset.jsonl`.
+    pub dataset: PathBuf,
+    /// BLAKE3 digest that the dataset was frozen with; empty is not checked. Default empty.
+    pub digest: String,
+    /// Directory of images by digest, relative to the run's directory. Default `../../blobs`.
+    pub blobs: PathBuf,
+    /// Share of the images whose pairs are held out for evaluation, 0 ≤ share < 1. Default 0.05.
+    pub held_out: f64,
+    /// Longest prompt, tokens, image tokens included; longer pairs are dropped. Default 8192.
+    pub max_prompt_tokens: usize,
+    /// Longest answer, tokens; pairs with a longer one are dropped. Default 1024.
+    pub max_answer_tokens: usize,
+    /// ṽ for pairs that name none; the seed is made from the pair's id and the run's seed. Default diffusion noise, t = 900.
+    pub distortion: Distortion,
+}
+
+impl Default for DataSection {
+    fn default() -> Self {
+        Self {
+            dataset: PathBuf::from("dataset.jsonl"),
+            digest: String::new(),
+            blobs: PathBuf::from("../../blobs"),
+            held_out: 0.05,
+            max_prompt_tokens: 8192,
+            max_answer_tokens: 1024,
+            distortion: Distortion {
+                kind: DistortionKind::Noise,
+                strength: 900.0,
+                seed: 0,
+            },
+        }
+    }
+}
+
+/// Section `[evaluation]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvaluationSection {
+    /// Optimiser steps between evaluations; 0 evaluates at the end only. Default 50.
+    pub every: u64,
+    /// Most held-out pairs to score; 0 for all. Default 256.
+    pub max_pairs: usize,
+    /// Score the distorted images too, for the image-conditional accuracy. Default true.
+    pub conditional: bool,
+}
+
+impl Default for EvaluationSection {
+    fn default() -> Self {
+        Self {
+            every: 50,
+            max_pairs: 256,
+            conditional: true,
+        }
+    }
+}
+
+/// Section `[checkpoint]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointSection {
+    /// Optimiser steps between checkpoints; 0 saves on pause and at the end only. Default 20.
+    pub every: u64,
+    /// Checkpoints kept, at least 2, so that a damaged newest one has a predecessor. Default 3.
+    pub keep: usize,
+}
+
+impl Default for CheckpointSection {
+    fn default() -> Self {
+        Self { every: 20, keep: 3 }
+    }
+}
+
+impl RunConfig {
+    /// Reads and validates `path`.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its place.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        let config: Self = toml::from_str(&text).map_err(|error| {
+            let message = error.to_string().trim().to_owned();
+            ConfigError::Parse {
+                path: path.to_owned(),
+                message,
+            }
+        })?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks every key.
+    ///
+    /// # Errors
+    /// The first key that is out of range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.loss.resolve().validate()?;
+        self.optimizer.validate()?;
+        self.schedule.validate()?;
+        self.data.distortion.validate()?;
+        self.guard.validate()?;
+        self.early_stop.validate()?;
+        let ratio = self.loss.length_ratio();
+        let number = |key, value: f64, ok, allowed| (key, value.to_string(), ok, allowed);
+        let count = |key, value: usize, ok, allowed| (key, value.to_string(), ok, allowed);
+        let checks = [
+            number(
+                "loss.max_length_ratio",
+                ratio,
+                ratio == 0.0 || (1.0..1e9).contains(&ratio),
+                "0 (off) or at least 1",
+            ),
+            count(
+                "lora.rank",
+                self.lora.rank,
+                (1..=1024).contains(&self.lora.rank),
+                "between 1 and 1024",
+            ),
+            number(
+                "lora.alpha",
+                self.lora.alpha,
+                self.lora.alpha.is_finite() && self.lora.alpha > 0.0,
+                "a number above 0",
+            ),
+            number(
+                "lora.dropout",
+                self.lora.dropout,
+                (0.0..1.0).contains(&self.lora.dropout),
+                "at least 0 and below 1",
+            ),
+            count(
+                "lora.targets",
+                self.lora.targets.len(),
+                !self.lora.targets.is_empty(),
+                "at least one layer name",
+            ),
+            number(
+                "train.epochs",
+                self.train.epochs,
+                self.train.epochs > 0.0 && self.train.epochs <= 1e6,
+                "above 0 and at most 1000000",
+            ),
+            count(
+                "train.batch",
+                self.train.batch,
+                self.train.batch >= 1,
+                "at least 1",
+            ),
+            count(
+                "train.micro_batch",
+                self.train.micro_batch,
+                self.train.micro_batch >= 1,
+                "at least 1",
+            ),
+            count(
+                "train.bucket_batches",
+                self.train.bucket_batches,
+                self.train.bucket_batches >= 1,
+                "at least 1",
+            ),
+            number(
+                "data.held_out",
+                self.data.held_out,
+                (0.0..1.0).contains(&self.data.held_out),
+                "at least 0 and below 1",
+            ),
+            count(
+                "data.max_prompt_tokens",
+                self.data.max_prompt_tokens,
+                self.data.max_prompt_tokens >= 1,
+                "at least 1",
+            ),
+            count(
+                "data.max_answer_tokens",
+                self.data.max_answer_tokens,
+                self.data.max_answer_tokens >= 1,
+                "at least 1",
+            ),
+            count(
+                "checkpoint.keep",
+                self.checkpoint.keep,
+                self.checkpoint.keep >= 2,
+                "at least 2",
+            ),
+        ];
+        for (key, value, ok, allowed) in checks {
+            if !ok {
+                return Err(ConfigError::OutOfRange {
+                    key,
+                    value,
+                    allowed,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// BLAKE3 of everything that decides the numbers of a run; a checkpoint of another configuration does not resume.
+    /// Where files lie, how often to save and evaluate, and how many threads there are decide no number.
+    ///
+    /// # Errors
+    /// Never for a configuration that was read from a file.
+    pub fn digest(&self) -> Result<String, ConfigError> {
+        let mut same = self.clone();
+        same.checkpoint = CheckpointSection::default();
+        same.data.blobs = PathBuf::new();
+        same.data.dataset = PathBuf::new();
+        same.train.threads = 0;
+        let text = toml::to_string(&same).map_err(|error| ConfigError::Parse {
+            path: PathBuf::from("run.toml"),
+            message: error.to_string(),
+        })?;
+        Ok(blake3::hash(text.as_bytes()).to_hex().to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<RunConfig, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.toml");
+        fs::write(&path, text).unwrap();
+        RunConfig::load(&path).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn empty_is_the_default_and_toml_goes_round() {
+        assert_eq!(parse("").unwrap(), RunConfig::default());
+        let text = toml::to_string(&RunConfig::default()).unwrap();
+        assert_eq!(parse(&text).unwrap(), RunConfig::default());
+    }
+
+    #[test]
+    fn presets_with_differences() {
+        let config = parse("[loss]\npreset = \"paper\"\nconditional = 0.5").unwrap();
+        assert_eq!(
+            config.loss.resolve(),
+            Loss {
+                conditional: 0.5,
+                ..Loss::paper()
+            }
+        );
+        assert_eq!(config.loss.length_ratio(), 0.0);
+        assert_eq!(RunConfig::default().loss.resolve(), Loss::anchored());
+        assert_eq!(RunConfig::default().loss.length_ratio(), 2.0);
+        assert_eq!(
+            parse("[loss]\npreset = \"sft\"").unwrap().loss.resolve(),
+            Loss::sft_only()
+        );
+    }
+
+    #[test]
+    fn wrong_keys_and_values_are_named() {
+        let cases = [
+            ("sed = 1", "unknown field `sed`"),
+            ("[loss]\npreset = \"best\"", "unknown variant `best`"),
+            ("[train]\nbatch = 0", "train.batch is 0"),
+            ("[train]\nbatch = -1", "-1"),
+            ("[train]\nepochs = 0", "train.epochs is 0"),
+            ("[train]\nepochs = nan", "train.epochs is NaN"),
+            ("[lora]\nrank = 0", "lora.rank is 0"),
+            ("[lora]\ntargets = []", "lora.targets"),
+            ("[data]\nheld_out = 1.0", "data.held_out is 1"),
+            (
+                "[data.distortion]\nkind = \"noise\"\nstrength = 1000",
+                "strength 1000",
+            ),
+            ("[checkpoint]\nkeep = 1", "checkpoint.keep is 1"),
+            (
+                "[optimizer]\nlearning_rate = -1e-3",
+                "optimizer.learning_rate",
+            ),
+            ("[schedule]\ndecay = \"step\"", "unknown variant `step`"),
+            ("[guard]\nwindow = 0", "guard.window is 0"),
+            (
+                "[early_stop]\npatience = 2\nmin_delta = -1.0",
+                "early_stop.min_delta",
+            ),
+            (
+                "[loss]\nmax_length_ratio = 0.5",
+                "loss.max_length_ratio is 0.5",
+            ),
+            ("seed = ", "TOML parse error"),
+        ];
+        for (text, message) in cases {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(message), "{text}: {error}");
+        }
+        assert!(
+            RunConfig::load(Path::new("/nowhere/run.toml"))
+                .unwrap_err()
+                .to_string()
+                .contains("cannot read")
+        );
+    }
+
+    #[test]
+    fn digest_ignores_where_and_how_often() {
+        let a = RunConfig::default();
+        let mut b = a.clone();
+        b.checkpoint.every = 1;
+        b.data.blobs = PathBuf::from("elsewhere");
+        assert_eq!(a.digest().unwrap(), b.digest().unwrap());
+        b.seed = 1;
+        assert_ne!(a.digest().unwrap(), b.digest().unwrap());
+    }
+}

@@ -1,0 +1,514 @@
+//! A run: reference once, then step after step to the end, a pause, or a reason why not.
+//!
+//! ```text
+//! DIR/reference.safetensors, reference-held-out.safetensors    log π_ref, computed once
+//! DIR/metrics.jsonl                                            every step and evaluation
+//! DIR/checkpoints/step-<n>/                                    see [`super::checkpoint`]
+//! ```
+//!
+//! A run that was killed, paused or crashed goes on from its newest whole checkpoint when it is started again, and ends with
+//! the bits that it would have had without the interruption.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use candle_core::Device;
+use fs_err as fs;
+
+use super::adamw::{AdamW, clip_global_norm};
+use super::checkpoint::{self, Checkpoint, CheckpointError, State, Tensors};
+use super::config::RunConfig;
+use super::early_stop::EarlyStop;
+use super::error::TrainError;
+use super::evaluate::evaluate;
+use super::examples::Examples;
+use super::guard::Guard;
+use super::history::{History, Line};
+use super::loss::Loss;
+use super::metrics::{StepMetrics, peak_memory_bytes};
+use super::order::Order;
+use super::policy::Policy;
+use super::progress::{Event, Progress};
+use super::reference::{Reference, Scoring};
+use super::step::{Context, accumulate};
+
+/// Asks a run to pause: it stops between two steps, saves, and returns [`Outcome::Paused`].
+#[derive(Clone, Debug, Default)]
+pub struct Control {
+    pause: Arc<AtomicBool>,
+}
+
+impl Control {
+    /// Asks for a pause; safe to call from a signal handler's thread.
+    pub fn pause(&self) {
+        self.pause.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a pause was asked for.
+    pub fn pausing(&self) -> bool {
+        self.pause.load(Ordering::Relaxed)
+    }
+
+    /// The flag itself, for signal libraries that set one.
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.pause)
+    }
+}
+
+/// What a run learns from.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    /// Examples to train on.
+    pub train: &'a dyn Examples,
+    /// Examples held out; may be empty.
+    pub held_out: &'a dyn Examples,
+    /// Names base and data, for example by their digests: a checkpoint made with another one is refused.
+    pub identity: &'a str,
+}
+
+/// How a run came to its end without going wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The policy holds the adapter to give.
+    Finished {
+        /// Optimiser steps taken.
+        step: u64,
+        /// Optimiser steps after which the policy had the tensors it holds now.
+        adapter_step: u64,
+        /// Patience ran out before the last step.
+        stopped_early: bool,
+    },
+    /// It was asked to pause; starting it again goes on.
+    Paused {
+        /// Optimiser steps taken.
+        step: u64,
+    },
+}
+
+/// Trains `policy`, which holds the starting adapter, in run directory `dir`; goes on from a checkpoint if there is one.
+///
+/// # Errors
+/// Any reason why the run has no adapter to give; it is also sent to `progress`.
+pub fn train<P: Policy>(
+    dir: &Path,
+    policy: &mut P,
+    config: &RunConfig,
+    inputs: Inputs<'_>,
+    control: &Control,
+    progress: &mut dyn Progress,
+) -> Result<Outcome, TrainError> {
+    let outcome =
+        Run::start(dir, policy, config, inputs, control, progress).and_then(|start| match start {
+            Start::Ready(run) => run.go(),
+            Start::Paused => Ok(Outcome::Paused { step: 0 }),
+        });
+    match &outcome {
+        Ok(Outcome::Paused { step }) => progress.event(&Event::Paused { step: *step }),
+        Ok(Outcome::Finished {
+            step,
+            adapter_step,
+            stopped_early,
+        }) => {
+            let (step, adapter_step, stopped_early) = (*step, *adapter_step, *stopped_early);
+            progress.event(&Event::Finished {
+                step,
+                stopped_early,
+                adapter_step,
+            });
+        }
+        Err(error) => progress.event(&Event::Failed {
+            reason: error.to_string(),
+        }),
+    }
+    outcome
+}
+
+struct Run<'a, P: Policy> {
+    policy: &'a mut P,
+    config: &'a RunConfig,
+    inputs: Inputs<'a>,
+    control: &'a Control,
+    progress: &'a mut dyn Progress,
+    checkpoints: PathBuf,
+    loss: Loss,
+    order: Order,
+    total: u64,
+    reference: Reference,
+    held_out_reference: Reference,
+    optimizer: AdamW,
+    history: History,
+    best: Option<Tensors>,
+    state: State,
+    /// Step of the newest checkpoint on disk.
+    saved: Option<u64>,
+}
+
+enum Start<'a, P: Policy> {
+    Ready(Box<Run<'a, P>>),
+    /// A pause was asked for while reference log-probabilities were computed.
+    Paused,
+}
+
+impl<'a, P: Policy> Run<'a, P> {
+    fn start(
+        dir: &Path,
+        policy: &'a mut P,
+        config: &'a RunConfig,
+        inputs: Inputs<'a>,
+        control: &'a Control,
+        progress: &'a mut dyn Progress,
+    ) -> Result<Start<'a, P>, TrainError> {
+        config.validate()?;
+        if inputs.train.is_empty() {
+            return Err(TrainError::NoExamples(
+                "the training set is empty".to_owned(),
+            ));
+        }
+        let start = policy.parameters();
+        let device = start
+            .values()
+            .next()
+            .ok_or(TrainError::NoParameters)?
+            .device()
+            .clone();
+        let key = key(config, inputs.identity, &start)?;
+
+        let checkpoints = dir.join("checkpoints");
+        fs::create_dir_all(&checkpoints)
+            .map_err(TrainError::io("cannot make the run's directories"))?;
+        for swept in [dir, &checkpoints] {
+            checkpoint::sweep(swept)
+                .map_err(TrainError::io("cannot remove what a killed run left"))?;
+        }
+        let resumed = newest(&checkpoints, &device, &key, progress)?;
+
+        let lengths = (0..inputs.train.len())
+            .map(|index| inputs.train.tokens(index))
+            .collect();
+        let order = Order::new(
+            config.seed,
+            lengths,
+            config.train.batch,
+            config.train.bucket_batches,
+        );
+        let total = order.total_steps(config.train.epochs, config.train.max_steps);
+        progress.event(&Event::Started {
+            step: resumed.as_ref().map_or(0, |resumed| resumed.state.step),
+            total_steps: total,
+            examples: inputs.train.len(),
+            held_out: inputs.held_out.len(),
+            parameters: start.values().map(|tensor| tensor.elem_count()).sum(),
+        });
+
+        // The policy still has the tensors that the run starts from, so this is π_ref, also in a resumed run.
+        let loss = config.loss.resolve();
+        let Some(reference) =
+            references(dir, &key, policy, config, &loss, inputs, control, progress)?
+        else {
+            return Ok(Start::Paused);
+        };
+        let (reference, held_out_reference) = reference;
+
+        let step = resumed.as_ref().map_or(0, |resumed| resumed.state.step);
+        let metrics = dir.join("metrics.jsonl");
+        let history =
+            History::open(&metrics, step).map_err(TrainError::io("cannot open metrics.jsonl"))?;
+        let adam = config.optimizer.clone();
+        let (optimizer, best, state) = match resumed {
+            None => {
+                let (guard, early_stop) = (Guard::default(), EarlyStop::default());
+                let state = State {
+                    step: 0,
+                    key,
+                    guard,
+                    early_stop,
+                    stopped_early: false,
+                };
+                (AdamW::new(adam, &start)?, None, state)
+            }
+            Some(Checkpoint {
+                parameters,
+                first,
+                second,
+                best,
+                state,
+            }) => {
+                policy.set_parameters(&parameters)?;
+                (
+                    AdamW::resume(adam, &parameters, state.step, first, second)?,
+                    best,
+                    state,
+                )
+            }
+        };
+        let saved = (state.step > 0).then_some(state.step);
+        Ok(Start::Ready(Box::new(Self {
+            policy,
+            config,
+            inputs,
+            control,
+            progress,
+            checkpoints,
+            loss,
+            order,
+            total,
+            reference,
+            held_out_reference,
+            optimizer,
+            history,
+            best,
+            state,
+            saved,
+        })))
+    }
+
+    fn go(mut self) -> Result<Outcome, TrainError> {
+        while self.state.step < self.total && !self.state.stopped_early {
+            if self.control.pausing() {
+                self.save()?;
+                return Ok(Outcome::Paused {
+                    step: self.state.step,
+                });
+            }
+            self.step()?;
+            let last = self.state.step == self.total;
+            let due = |every: u64| last || (every > 0 && self.state.step.is_multiple_of(every));
+            let (evaluate, save) = (
+                due(self.config.evaluation.every),
+                due(self.config.checkpoint.every),
+            );
+            // Evaluation first: what it changes belongs to this step's checkpoint.
+            if evaluate && !self.inputs.held_out.is_empty() {
+                self.evaluate()?;
+            }
+            if save || self.state.stopped_early {
+                self.save()?;
+            }
+        }
+        let State {
+            step,
+            stopped_early,
+            ..
+        } = self.state;
+        let mut adapter_step = step;
+        if let (true, Some(best), Some(best_step)) = (
+            self.config.early_stop.keep_best,
+            &self.best,
+            self.state.early_stop.best_step,
+        ) {
+            self.policy.set_parameters(best)?;
+            adapter_step = best_step;
+        }
+        Ok(Outcome::Finished {
+            step,
+            adapter_step,
+            stopped_early,
+        })
+    }
+
+    /// One optimiser step.
+    fn step(&mut self) -> Result<(), TrainError> {
+        let began = Instant::now();
+        let step = self.state.step;
+        let batch = self.order.batch(step).to_vec();
+        let context = Context {
+            loss: &self.loss,
+            train: &self.config.train,
+            seed: self.config.seed,
+            step,
+        };
+        let mut out = accumulate(
+            &*self.policy,
+            self.inputs.train,
+            &self.reference,
+            &batch,
+            context,
+        )?;
+
+        let grad_norm = clip_global_norm(&mut out.gradients, self.config.optimizer.max_grad_norm)?;
+        let mut metrics = out.sums.into_step();
+        self.state.guard.check(
+            &self.config.guard,
+            step + 1,
+            metrics.loss,
+            grad_norm,
+            metrics.chosen_drop,
+        )?;
+
+        let learning_rate = self.config.schedule.learning_rate(
+            self.config.optimizer.learning_rate,
+            step,
+            self.total,
+        );
+        let updated =
+            self.optimizer
+                .step(&self.policy.parameters(), &out.gradients, learning_rate)?;
+        self.policy.set_parameters(&updated)?;
+        self.state.step = step + 1;
+
+        let seconds = began.elapsed().as_secs_f64().max(1e-9);
+        metrics = StepMetrics {
+            step: step + 1,
+            epoch: (step + 1) as f64 / self.order.steps_per_epoch().max(1) as f64,
+            grad_norm,
+            learning_rate,
+            tokens_per_second: out.tokens as f64 / seconds,
+            pairs_per_second: batch.len() as f64 / seconds,
+            peak_memory_bytes: peak_memory_bytes(),
+            ..metrics
+        };
+        self.record(Line::Step(metrics.clone()))?;
+        self.progress.event(&Event::Step(metrics));
+        Ok(())
+    }
+
+    fn evaluate(&mut self) -> Result<(), TrainError> {
+        let (examples, step) = (self.inputs.held_out, self.state.step);
+        let evaluation = evaluate(
+            &*self.policy,
+            examples,
+            &self.held_out_reference,
+            &self.loss,
+            self.config,
+            step,
+        )?;
+        let verdict = self
+            .state
+            .early_stop
+            .observe(&self.config.early_stop, step, &evaluation);
+        if verdict.improved && self.config.early_stop.keep_best {
+            self.best = Some(self.policy.parameters());
+        }
+        self.state.stopped_early = verdict.stop;
+        self.record(Line::Evaluated(evaluation.clone()))?;
+        self.progress.event(&Event::Evaluated(evaluation));
+        Ok(())
+    }
+
+    fn record(&mut self, line: Line) -> Result<(), TrainError> {
+        self.history
+            .push(line)
+            .map_err(TrainError::io("cannot write metrics.jsonl"))
+    }
+
+    fn save(&mut self) -> Result<(), TrainError> {
+        let step = self.state.step;
+        if self.saved == Some(step) || step == 0 {
+            return Ok(());
+        }
+        self.history
+            .flush()
+            .map_err(TrainError::io("cannot flush metrics.jsonl"))?;
+        let (first, second) = self.optimizer.moments();
+        let checkpoint = Checkpoint {
+            parameters: self.policy.parameters(),
+            first: first.clone(),
+            second: second.clone(),
+            best: self.best.clone(),
+            state: self.state.clone(),
+        };
+        let path = checkpoint
+            .save(&self.checkpoints, self.config.checkpoint.keep)
+            .map_err(checkpoint_failed)?;
+        self.saved = Some(step);
+        self.progress.event(&Event::Checkpoint { step, path });
+        Ok(())
+    }
+}
+
+fn checkpoint_failed(error: CheckpointError) -> TrainError {
+    TrainError::Io {
+        what: "cannot save a checkpoint".to_owned(),
+        source: std::io::Error::other(error),
+    }
+}
+
+/// The newest whole checkpoint, if it belongs to this run.
+fn newest(
+    dir: &Path,
+    device: &Device,
+    key: &str,
+    progress: &mut dyn Progress,
+) -> Result<Option<Checkpoint>, TrainError> {
+    let found = checkpoint::newest(dir, device).map_err(|error| TrainError::Io {
+        what: "cannot list checkpoints".to_owned(),
+        source: std::io::Error::other(error),
+    })?;
+    for (path, error) in &found.damaged {
+        let message = format!("checkpoint {} is not used: {error}", path.display());
+        tracing::warn!(checkpoint.path = %path.display(), error = %error, "a damaged checkpoint is not used");
+        progress.event(&Event::Warning { message });
+    }
+    match found.checkpoint {
+        Some((path, checkpoint)) if checkpoint.state.key != key => {
+            Err(TrainError::OtherRun { path })
+        }
+        found => Ok(found.map(|(_, checkpoint)| checkpoint)),
+    }
+}
+
+/// Reference rows of both sets; `None` when a pause was asked for.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "everything that a run's start knows goes into its reference"
+)]
+fn references<P: Policy>(
+    dir: &Path,
+    key: &str,
+    policy: &P,
+    config: &RunConfig,
+    loss: &Loss,
+    inputs: Inputs<'_>,
+    control: &Control,
+    progress: &mut dyn Progress,
+) -> Result<Option<(Reference, Reference)>, TrainError> {
+    let scoring = Scoring {
+        which: config.train.reference,
+        rejected: loss.needs_rejected(),
+        distorted: loss.needs_distorted(),
+        micro_batch: config.train.micro_batch,
+        micro_tokens: config.train.micro_tokens,
+    };
+    let mut keep_going = |done: usize, total: usize| {
+        progress.event(&Event::Reference { done, total });
+        !control.pausing() || done == total
+    };
+    let path = dir.join("reference.safetensors");
+    let Some(train) =
+        Reference::load_or_score(&path, key, policy, inputs.train, scoring, &mut keep_going)?
+    else {
+        return Ok(None);
+    };
+    let distorted = loss.needs_distorted() || config.evaluation.conditional;
+    let scoring = Scoring {
+        rejected: true,
+        distorted,
+        ..scoring
+    };
+    let path = dir.join("reference-held-out.safetensors");
+    let held_out = Reference::load_or_score(
+        &path,
+        key,
+        policy,
+        inputs.held_out,
+        scoring,
+        &mut keep_going,
+    )?;
+    Ok(held_out.map(|held_out| (train, held_out)))
+}
+
+/// Digest of everything that decides the run's numbers.
+fn key(config: &RunConfig, identity: &str, start: &Tensors) -> Result<String, TrainError> {
+    let bytes = safetensors::serialize(start, None).map_err(|error| TrainError::Io {
+        what: "cannot read the starting adapter".to_owned(),
+        source: std::io::Error::other(error.to_string()),
+    })?;
+    let mut hasher = blake3::Hasher::new();
+    for part in [config.digest()?.as_bytes(), identity.as_bytes(), &bytes] {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
