@@ -54,7 +54,11 @@ fn the_paper_loss_starts_at_ln_2_and_learns_the_preference() {
         last.loss < 0.55 && last.rewards_margins.unwrap() > 0.3,
         "{last:?}"
     );
-    let accuracy = steps[44..].iter().map(|step| step.rewards_accuracies.unwrap()).sum::<f64>() / 16.0;
+    let accuracy = steps[44..]
+        .iter()
+        .map(|step| step.rewards_accuracies.unwrap())
+        .sum::<f64>()
+        / 16.0;
     assert!(accuracy > 0.9, "{accuracy}");
     let held_out = lines
         .iter()

@@ -5,16 +5,18 @@
 //! - [`loss`]: the loss of one pair and its gradient in closed form.
 //! - [`adamw`], [`schedule`]: the optimiser, clipping, the learning rate.
 //! - [`config`]: `run.toml`.
-//! - [`pair`], [`data`]: preference pairs, and the files they are read from.
+//! - [`pair`], [`data`], [`dataset`]: preference pairs, the files they are read from, and the frozen set of a run.
 //! - [`trainer`]: a run from start to end; [`order`] and [`seed`] decide what it sees when, [`reference`] holds log π_ref.
 //! - [`checkpoint`]: saving and resuming; [`guard`] and [`early_stop`]: ending before the end.
-//! - [`metrics`], [`history`], [`progress`]: its numbers, their file, and who is told.
+//! - [`metrics`], [`history`], [`progress`], [`report`]: its numbers, their file, who is told, and the page afterwards.
 //! - [`files`]: writing a file whole or not at all.
 
 pub mod adamw;
+mod chart;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+pub mod dataset;
 pub mod early_stop;
 mod error;
 mod evaluate;
@@ -29,6 +31,7 @@ pub mod pair;
 pub mod policy;
 pub mod progress;
 pub mod reference;
+pub mod report;
 pub mod schedule;
 pub mod seed;
 mod step;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::data::Fault;
+use super::data::blobs::is_digest;
 use crate::bootstrap::distort::Distortion;
 
 /// Chosen + rejected for one image and conversation, as a line of `dataset.jsonl` holds it.
@@ -137,6 +139,69 @@ impl PreferencePair {
         } else {
             bare_a == bare_b
         }
+    }
+
+    /// Checks what every pair must satisfy, wherever it comes from.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn check(&self) -> Result<(), Fault> {
+        let last = self.conversation.last().ok_or(Fault::NoMessage)?;
+        if last.role != Role::User {
+            return Err(Fault::NotTheUsersTurn(last.role.as_str()));
+        }
+        for (which, answer) in [
+            ("chosen", Some(&self.chosen)),
+            ("rejected", self.rejected.as_ref()),
+        ] {
+            if answer.is_some_and(|answer| answer.trim().is_empty()) {
+                return Err(Fault::EmptyAnswer(which));
+            }
+        }
+        if self
+            .rejected
+            .as_ref()
+            .is_some_and(|rejected| Self::same_content(&self.chosen, rejected))
+        {
+            return Err(Fault::SameAnswers);
+        }
+        let (images, mut placed) = (self.images.len(), 0);
+        for part in self
+            .conversation
+            .iter()
+            .flat_map(|message| &message.content)
+        {
+            if let Part::Image { index } = part {
+                // In order and each once: templates place images by counting, not by index.
+                if *index != placed {
+                    let what = format!("image part {placed} names image {index} of {images}");
+                    return Err(Fault::Content {
+                        place: "conversation".to_owned(),
+                        what,
+                    });
+                }
+                placed += 1;
+            }
+        }
+        if placed != images {
+            return Err(Fault::Placeholders {
+                placeholders: placed,
+                images,
+            });
+        }
+        if let Some(image) = self.images.iter().find(|image| !is_digest(&image.digest)) {
+            let why = "its digest must be 64 lower-case hexadecimal digits".to_owned();
+            return Err(Fault::ImageMissing {
+                name: image.digest.clone(),
+                why,
+            });
+        }
+        if let Some(distortion) = &self.distortion {
+            distortion
+                .validate()
+                .map_err(|error| Fault::Json(error.to_string()))?;
+        }
+        Ok(())
     }
 
     /// What held-out splitting keeps together: pairs on the same images never end up on both sides.
