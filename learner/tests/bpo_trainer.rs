@@ -35,11 +35,11 @@ fn steps(lines: &[Line]) -> Vec<StepMetrics> {
 #[test]
 fn the_paper_loss_starts_at_ln_2_and_learns_the_preference() {
     let mut config = config(Preset::Paper);
-    config.train.epochs = 15.0;
+    (config.train.epochs, config.optimizer.learning_rate) = (30.0, 5e-2);
     let (_, lines) = uninterrupted(&config, 0.0);
     let steps = steps(&lines);
-    assert_eq!(steps.len(), 60);
-    let (first, last) = (&steps[0], &steps[59]);
+    assert_eq!(steps.len(), 120);
+    let (first, last) = (&steps[0], &steps[119]);
     assert!(
         (first.loss - std::f64::consts::LN_2).abs() < 1e-6,
         "{}",
@@ -51,10 +51,10 @@ fn the_paper_loss_starts_at_ln_2_and_learns_the_preference() {
     );
     assert!(first.grad_norm > 0.0 && first.chosen_drop.abs() < 1e-6);
     assert!(
-        last.loss < 0.55 && last.rewards_margins.unwrap() > 0.3,
+        last.loss < 0.5 && last.rewards_margins.unwrap() > 0.5,
         "{last:?}"
     );
-    let accuracy = steps[44..]
+    let accuracy = steps[104..]
         .iter()
         .map(|step| step.rewards_accuracies.unwrap())
         .sum::<f64>()
@@ -76,11 +76,16 @@ fn the_paper_loss_starts_at_ln_2_and_learns_the_preference() {
         "{held_out:?}"
     );
     assert!(held_out.image_conditional_accuracy.is_some());
-    let warmup = (steps[0].learning_rate, steps[1].learning_rate);
-    assert!(
-        (warmup.0 - 1e-2).abs() < 1e-9 && (warmup.1 - 2e-2).abs() < 1e-9,
-        "3 % of 60 steps are two: {warmup:?}"
-    );
+    let warmup = steps[..4]
+        .iter()
+        .map(|step| step.learning_rate / 5e-2)
+        .collect::<Vec<_>>();
+    for (got, want) in warmup.iter().zip([0.25, 0.5, 0.75, 1.0]) {
+        assert!(
+            (got - want).abs() < 1e-9,
+            "3 % of 120 steps are four: {warmup:?}"
+        );
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::adamw::{AdamWConfig, OptimizerError};
+use super::data::OnError;
 use super::early_stop::EarlyStopConfig;
 use super::guard::GuardConfig;
 use super::loss::{Loss, LossError};
@@ -280,6 +281,13 @@ pub struct DataSection {
     pub max_prompt_tokens: usize,
     /// Longest answer, tokens; pairs with a longer one are dropped. Default 1024.
     pub max_answer_tokens: usize,
+    /// `skip` leaves out lines and pairs that cannot be used, `fail` ends the run at the first. Default `skip`.
+    pub on_error: OnError,
+    /// Longest side, pixels, to which an image is shrunk before it is distorted: about the model's input size, so that noise
+    /// is not averaged away afterwards. At least 1. Default 512.
+    pub distortion_edge: u32,
+    /// Memory for image features, MiB; 0 computes them anew every time. Default 2048.
+    pub feature_cache_mib: usize,
     /// ṽ for pairs that name none; the seed is made from the pair's id and the run's seed. Default diffusion noise, t = 900.
     pub distortion: Distortion,
 }
@@ -293,6 +301,9 @@ impl Default for DataSection {
             held_out: 0.05,
             max_prompt_tokens: 8192,
             max_answer_tokens: 1024,
+            on_error: OnError::Skip,
+            distortion_edge: 512,
+            feature_cache_mib: 2048,
             distortion: Distortion {
                 kind: DistortionKind::Noise,
                 strength: 900.0,
@@ -449,6 +460,18 @@ impl RunConfig {
                 "at least 1",
             ),
             count(
+                "data.distortion_edge",
+                self.data.distortion_edge as usize,
+                self.data.distortion_edge >= 1,
+                "at least 1",
+            ),
+            count(
+                "data.feature_cache_mib",
+                self.data.feature_cache_mib,
+                self.data.feature_cache_mib <= 1 << 24,
+                "at most 16777216",
+            ),
+            count(
                 "checkpoint.keep",
                 self.checkpoint.keep,
                 self.checkpoint.keep >= 2,
@@ -477,6 +500,7 @@ impl RunConfig {
         same.checkpoint = CheckpointSection::default();
         same.data.blobs = PathBuf::new();
         same.data.dataset = PathBuf::new();
+        same.data.feature_cache_mib = 0;
         same.train.threads = 0;
         let text = toml::to_string(&same).map_err(|error| ConfigError::Parse {
             path: PathBuf::from("run.toml"),

@@ -58,6 +58,9 @@ pub enum TrainError {
         /// The checkpoint.
         path: PathBuf,
     },
+    /// Another process trains this run.
+    #[error("{0} is being trained by another process")]
+    Locked(PathBuf),
     /// The file system refused.
     #[error("{what}: {source}")]
     Io {

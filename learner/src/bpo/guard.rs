@@ -95,14 +95,14 @@ impl GuardConfig {
         if self.window == 0 {
             return wrong("guard.window", self.window.to_string(), "at least 1");
         }
-        if !(self.loss_ratio == 0.0 || self.loss_ratio > 1.0) {
+        if self.loss_ratio.is_nan() || (self.loss_ratio != 0.0 && self.loss_ratio <= 1.0) {
             return wrong(
                 "guard.loss_ratio",
                 self.loss_ratio.to_string(),
                 "0 (off) or above 1",
             );
         }
-        if !(self.chosen_drop >= 0.0) {
+        if self.chosen_drop.is_nan() || self.chosen_drop < 0.0 {
             return wrong(
                 "guard.chosen_drop",
                 self.chosen_drop.to_string(),

@@ -4,9 +4,10 @@
 //! - [`policy`], [`examples`]: what the trainer needs of a model and of its data.
 //! - [`loss`]: the loss of one pair and its gradient in closed form.
 //! - [`adamw`], [`schedule`]: the optimiser, clipping, the learning rate.
-//! - [`config`]: `run.toml`.
+//! - [`config`]: the file `run.toml`.
 //! - [`pair`], [`data`], [`dataset`]: preference pairs, the files they are read from, and the frozen set of a run.
-//! - [`trainer`]: a run from start to end; [`order`] and [`seed`] decide what it sees when, [`reference`] holds log π_ref.
+//! - [`run`]: a run directory from start to end; [`prepare`]: its pairs as tokens and image features.
+//! - [`trainer`]: the steps of a run; [`order`] and [`seed`] decide what it sees when, [`reference`] holds log π_ref.
 //! - [`checkpoint`]: saving and resuming; [`guard`] and [`early_stop`]: ending before the end.
 //! - [`metrics`], [`history`], [`progress`], [`report`]: its numbers, their file, who is told, and the page afterwards.
 //! - [`files`]: writing a file whole or not at all.
@@ -29,9 +30,12 @@ pub mod metrics;
 pub mod order;
 pub mod pair;
 pub mod policy;
+pub mod prepare;
 pub mod progress;
 pub mod reference;
 pub mod report;
+mod resume;
+pub mod run;
 pub mod schedule;
 pub mod seed;
 mod step;

@@ -89,9 +89,9 @@ pub fn render(summary: &Summary, lines: &[Line]) -> String {
     for chart in charts(&steps, &evaluations) {
         page.push_str(&chart.svg());
     }
-    let _ = write!(
+    let _ = writeln!(
         page,
-        "</div><details><summary>run.toml</summary><pre>{}</pre></details></body></html>\n",
+        "</div><details><summary>run.toml</summary><pre>{}</pre></details></body></html>",
         escape(&summary.config)
     );
     page

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use candle_core::Device;
 use fs_err as fs;
 
 use super::adamw::{AdamW, clip_global_norm};
@@ -31,7 +30,8 @@ use super::metrics::{StepMetrics, peak_memory_bytes};
 use super::order::Order;
 use super::policy::Policy;
 use super::progress::{Event, Progress};
-use super::reference::{Reference, Scoring};
+use super::reference::Reference;
+use super::resume::{key, newest, references};
 use super::step::{Context, accumulate};
 
 /// Asks a run to pause: it stops between two steps, saves, and returns [`Outcome::Paused`].
@@ -88,6 +88,7 @@ pub enum Outcome {
 }
 
 /// Trains `policy`, which holds the starting adapter, in run directory `dir`; goes on from a checkpoint if there is one.
+/// [`super::run::train`] does this and everything around it.
 ///
 /// # Errors
 /// Any reason why the run has no adapter to give; it is also sent to `progress`.
@@ -99,30 +100,43 @@ pub fn train<P: Policy>(
     control: &Control,
     progress: &mut dyn Progress,
 ) -> Result<Outcome, TrainError> {
-    let outcome =
-        Run::start(dir, policy, config, inputs, control, progress).and_then(|start| match start {
-            Start::Ready(run) => run.go(),
-            Start::Paused => Ok(Outcome::Paused { step: 0 }),
-        });
-    match &outcome {
-        Ok(Outcome::Paused { step }) => progress.event(&Event::Paused { step: *step }),
+    let outcome = execute(dir, policy, config, inputs, control, progress);
+    announce(&outcome, progress);
+    outcome
+}
+
+/// [`train`] without the event that says how it ended.
+pub(super) fn execute<P: Policy>(
+    dir: &Path,
+    policy: &mut P,
+    config: &RunConfig,
+    inputs: Inputs<'_>,
+    control: &Control,
+    progress: &mut dyn Progress,
+) -> Result<Outcome, TrainError> {
+    match Run::start(dir, policy, config, inputs, control, progress)? {
+        Start::Ready(run) => run.go(),
+        Start::Paused { step } => Ok(Outcome::Paused { step }),
+    }
+}
+
+/// Says how a run ended.
+pub(super) fn announce(outcome: &Result<Outcome, TrainError>, progress: &mut dyn Progress) {
+    progress.event(&match outcome {
+        Ok(Outcome::Paused { step }) => Event::Paused { step: *step },
         Ok(Outcome::Finished {
             step,
             adapter_step,
             stopped_early,
-        }) => {
-            let (step, adapter_step, stopped_early) = (*step, *adapter_step, *stopped_early);
-            progress.event(&Event::Finished {
-                step,
-                stopped_early,
-                adapter_step,
-            });
-        }
-        Err(error) => progress.event(&Event::Failed {
+        }) => Event::Finished {
+            step: *step,
+            stopped_early: *stopped_early,
+            adapter_step: *adapter_step,
+        },
+        Err(error) => Event::Failed {
             reason: error.to_string(),
-        }),
-    }
-    outcome
+        },
+    });
 }
 
 struct Run<'a, P: Policy> {
@@ -148,7 +162,10 @@ struct Run<'a, P: Policy> {
 enum Start<'a, P: Policy> {
     Ready(Box<Run<'a, P>>),
     /// A pause was asked for while reference log-probabilities were computed.
-    Paused,
+    Paused {
+        /// Optimiser steps taken by the checkpoint that was found.
+        step: u64,
+    },
 }
 
 impl<'a, P: Policy> Run<'a, P> {
@@ -207,7 +224,9 @@ impl<'a, P: Policy> Run<'a, P> {
         let Some(reference) =
             references(dir, &key, policy, config, &loss, inputs, control, progress)?
         else {
-            return Ok(Start::Paused);
+            return Ok(Start::Paused {
+                step: resumed.as_ref().map_or(0, |resumed| resumed.state.step),
+            });
         };
         let (reference, held_out_reference) = reference;
 
@@ -423,92 +442,4 @@ fn checkpoint_failed(error: CheckpointError) -> TrainError {
         what: "cannot save a checkpoint".to_owned(),
         source: std::io::Error::other(error),
     }
-}
-
-/// The newest whole checkpoint, if it belongs to this run.
-fn newest(
-    dir: &Path,
-    device: &Device,
-    key: &str,
-    progress: &mut dyn Progress,
-) -> Result<Option<Checkpoint>, TrainError> {
-    let found = checkpoint::newest(dir, device).map_err(|error| TrainError::Io {
-        what: "cannot list checkpoints".to_owned(),
-        source: std::io::Error::other(error),
-    })?;
-    for (path, error) in &found.damaged {
-        let message = format!("checkpoint {} is not used: {error}", path.display());
-        tracing::warn!(checkpoint.path = %path.display(), error = %error, "a damaged checkpoint is not used");
-        progress.event(&Event::Warning { message });
-    }
-    match found.checkpoint {
-        Some((path, checkpoint)) if checkpoint.state.key != key => {
-            Err(TrainError::OtherRun { path })
-        }
-        found => Ok(found.map(|(_, checkpoint)| checkpoint)),
-    }
-}
-
-/// Reference rows of both sets; `None` when a pause was asked for.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "everything that a run's start knows goes into its reference"
-)]
-fn references<P: Policy>(
-    dir: &Path,
-    key: &str,
-    policy: &P,
-    config: &RunConfig,
-    loss: &Loss,
-    inputs: Inputs<'_>,
-    control: &Control,
-    progress: &mut dyn Progress,
-) -> Result<Option<(Reference, Reference)>, TrainError> {
-    let scoring = Scoring {
-        which: config.train.reference,
-        rejected: loss.needs_rejected(),
-        distorted: loss.needs_distorted(),
-        micro_batch: config.train.micro_batch,
-        micro_tokens: config.train.micro_tokens,
-    };
-    let mut keep_going = |done: usize, total: usize| {
-        progress.event(&Event::Reference { done, total });
-        !control.pausing() || done == total
-    };
-    let path = dir.join("reference.safetensors");
-    let Some(train) =
-        Reference::load_or_score(&path, key, policy, inputs.train, scoring, &mut keep_going)?
-    else {
-        return Ok(None);
-    };
-    let distorted = loss.needs_distorted() || config.evaluation.conditional;
-    let scoring = Scoring {
-        rejected: true,
-        distorted,
-        ..scoring
-    };
-    let path = dir.join("reference-held-out.safetensors");
-    let held_out = Reference::load_or_score(
-        &path,
-        key,
-        policy,
-        inputs.held_out,
-        scoring,
-        &mut keep_going,
-    )?;
-    Ok(held_out.map(|held_out| (train, held_out)))
-}
-
-/// Digest of everything that decides the run's numbers.
-fn key(config: &RunConfig, identity: &str, start: &Tensors) -> Result<String, TrainError> {
-    let bytes = safetensors::serialize(start, None).map_err(|error| TrainError::Io {
-        what: "cannot read the starting adapter".to_owned(),
-        source: std::io::Error::other(error.to_string()),
-    })?;
-    let mut hasher = blake3::Hasher::new();
-    for part in [config.digest()?.as_bytes(), identity.as_bytes(), &bytes] {
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part);
-    }
-    Ok(hasher.finalize().to_hex().to_string())
 }

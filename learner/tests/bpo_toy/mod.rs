@@ -240,12 +240,13 @@ pub(crate) fn examples(count: usize, seed: u64) -> InMemory {
         let prompt: Arc<[u32]> = (0..rng.random_range(2..9))
             .map(|_| rng.random_range(0..VOCABULARY as u32))
             .collect();
-        let tail = rng.random_range(1..6u32);
-        let mut answer = |first: u32| -> Arc<[u32]> {
-            std::iter::once(first)
-                .chain((0..tail).map(|_| rng.random_range(4..VOCABULARY as u32)))
-                .chain([12])
-                .collect()
+        // Both answers go on alike, so that only the image tells which is right, and a held-out image does, too.
+        let tail = (0..rng.random_range(1..6u32))
+            .map(|_| rng.random_range(4..VOCABULARY as u32))
+            .chain([12])
+            .collect::<Vec<_>>();
+        let answer = |first: u32| -> Arc<[u32]> {
+            std::iter::once(first).chain(tail.iter().copied()).collect()
         };
         let (chosen, rejected) = (answer(image), answer((image + 1) % 4));
         let group = |features: Vec<f32>, answers| Group {
