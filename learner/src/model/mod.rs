@@ -35,6 +35,7 @@
 //! - [`Family`]: what differs between families; [`idefics3`]: Idefics3 / SmolVLM. A new family is a folder beside it.
 //! - [`Decoder`], [`Packed`]: the language model over packed batches (`decoder`).
 //! - [`Lora`], [`Adapters`]: adapters on the decoder (`lora`).
+//! - [`LoraPolicy`]: what the trainer trains (`policy`); [`Workers`]: its threads.
 //! - [`Message`], [`ChatTemplate`], [`TextTokenizer`]: from a conversation to token ids.
 //! - [`ops`]: differentiable operations.
 //! - [`ModelError`]: why a model was refused.
@@ -47,10 +48,12 @@ pub mod idefics3;
 mod lora;
 mod multimodal;
 pub mod ops;
+mod policy;
 mod source;
 mod template;
 mod tokenizer;
 mod weights;
+mod workers;
 
 pub use conversation::{Message, Part};
 pub use decoder::{AnswerRows, Decoder, DecoderConfig, KeyValues, Packed, RopeScaling};
@@ -58,7 +61,9 @@ pub use error::ModelError;
 pub use family::{Family, ImageInput};
 pub use lora::{ALL_LINEAR, Adapters, Lora, Slot};
 pub use multimodal::Model;
+pub use policy::{LoraPolicy, PolicyOptions, Tape};
 pub use source::Source;
 pub use template::ChatTemplate;
 pub use tokenizer::TextTokenizer;
 pub use weights::Weights;
+pub use workers::Workers;

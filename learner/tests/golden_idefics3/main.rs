@@ -8,3 +8,4 @@
 
 mod fixture;
 mod forward;
+mod training;
