@@ -35,11 +35,12 @@ fn steps(lines: &[Line]) -> Vec<StepMetrics> {
 #[test]
 fn the_paper_loss_starts_at_ln_2_and_learns_the_preference() {
     let mut config = config(Preset::Paper);
-    (config.train.epochs, config.optimizer.learning_rate) = (30.0, 5e-2);
+    // The plain loss makes the chosen answers of this tiny model less likely, too: what the guard is for.
+    (config.train.epochs, config.guard.chosen_drop) = (40.0, 0.0);
     let (_, lines) = uninterrupted(&config, 0.0);
     let steps = steps(&lines);
-    assert_eq!(steps.len(), 120);
-    let (first, last) = (&steps[0], &steps[119]);
+    assert_eq!(steps.len(), 160);
+    let (first, last) = (&steps[0], &steps[159]);
     assert!(
         (first.loss - std::f64::consts::LN_2).abs() < 1e-6,
         "{}",
@@ -54,7 +55,7 @@ fn the_paper_loss_starts_at_ln_2_and_learns_the_preference() {
         last.loss < 0.5 && last.rewards_margins.unwrap() > 0.5,
         "{last:?}"
     );
-    let accuracy = steps[104..]
+    let accuracy = steps[144..]
         .iter()
         .map(|step| step.rewards_accuracies.unwrap())
         .sum::<f64>()
@@ -76,14 +77,14 @@ fn the_paper_loss_starts_at_ln_2_and_learns_the_preference() {
         "{held_out:?}"
     );
     assert!(held_out.image_conditional_accuracy.is_some());
-    let warmup = steps[..4]
+    let warmup = steps[..5]
         .iter()
-        .map(|step| step.learning_rate / 5e-2)
+        .map(|step| step.learning_rate / 2e-2)
         .collect::<Vec<_>>();
-    for (got, want) in warmup.iter().zip([0.25, 0.5, 0.75, 1.0]) {
+    for (got, want) in warmup.iter().zip([0.2, 0.4, 0.6, 0.8, 1.0]) {
         assert!(
             (got - want).abs() < 1e-9,
-            "3 % of 120 steps are four: {warmup:?}"
+            "3 % of 160 steps are five: {warmup:?}"
         );
     }
 }

@@ -39,6 +39,14 @@ pub enum TrainError {
     /// Nothing to train on.
     #[error("no pair is left to train on: {0}")]
     NoExamples(String),
+    /// The base or the starting adapter is missing, damaged, or the one does not fit the other.
+    #[error("cannot load {what}: {source}")]
+    Base {
+        /// The base as `run.toml` names it, or `the starting adapter`.
+        what: String,
+        /// What went wrong.
+        source: ExampleError,
+    },
     /// The model has no trainable tensor.
     #[error("the model has no trainable tensor: no layer matched the adapter's targets")]
     NoParameters,

@@ -6,6 +6,7 @@
 //! - [`adamw`], [`schedule`]: the optimiser, clipping, the learning rate.
 //! - [`config`]: the file `run.toml`.
 //! - [`pair`], [`data`], [`dataset`]: preference pairs, the files they are read from, and the frozen set of a run.
+//! - [`launch`]: `train --run DIR` on a real model.
 //! - [`run`]: a run directory from start to end; [`prepare`]: its pairs as tokens and image features.
 //! - [`trainer`]: the steps of a run; [`order`] and [`seed`] decide what it sees when, [`reference`] holds log π_ref.
 //! - [`checkpoint`]: saving and resuming; [`guard`] and [`early_stop`]: ending before the end.
@@ -25,6 +26,7 @@ pub mod examples;
 pub mod files;
 pub mod guard;
 pub mod history;
+pub mod launch;
 pub mod loss;
 pub mod metrics;
 pub mod order;

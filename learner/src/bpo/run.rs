@@ -197,6 +197,25 @@ fn lock(dir: &Path) -> Result<std::fs::File, TrainError> {
     }
 }
 
+/// For a run that failed before there was anything to run: `result.json`, if it can be written, and the event.
+pub(super) fn announce_failure(dir: &Path, error: &TrainError, progress: &mut dyn Progress) {
+    // A directory that another process trains in has a result of its own to write.
+    if let Ok(_lock) = lock(dir) {
+        let reason = Some(error.to_string());
+        let mut result = RunResult {
+            outcome: "failed",
+            reason,
+            ..RunResult::default()
+        };
+        if let Err(error) = conclude(dir, &RunConfig::default(), &mut result) {
+            tracing::warn!(error = %error, "the result of a run that could not start is not written");
+        }
+    }
+    progress.event(&Event::Failed {
+        reason: error.to_string(),
+    });
+}
+
 fn conclude(dir: &Path, config: &RunConfig, result: &mut RunResult) -> Result<(), TrainError> {
     let lines = history::read(&dir.join("metrics.jsonl"))
         .map_err(TrainError::io("cannot read metrics.jsonl"))?;
