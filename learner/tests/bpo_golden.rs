@@ -1,5 +1,12 @@
 //! The trainer on the golden Idefics3: PyTorch's 20 steps number by number, and a whole run directory that survives kill -9.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

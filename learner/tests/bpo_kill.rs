@@ -1,5 +1,12 @@
 //! kill -9 at random moments, twenty times over; the run that is started again each time ends with the same bits.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
 mod bpo_toy;
 
 use std::io::{BufRead, BufReader};

@@ -1,5 +1,12 @@
 //! A whole run directory on the toy model: data in, adapter, result and report out.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
 mod bpo_toy;
 
 use std::fs;
@@ -200,7 +207,7 @@ fn from_imported_rows_to_an_adapter_and_a_report() {
     let page = fs::read_to_string(dir.path().join("report.html")).unwrap();
     assert!(page.contains("Finished after step") && page.contains("image-conditional accuracy"));
     assert!(matches!(events.0.last().unwrap(), Event::Finished { .. }));
-    let evaluated = events.0.iter().filter_map(|event| {
+    let mut evaluated = events.0.iter().filter_map(|event| {
         if let Event::Evaluated(one) = event {
             Some(one)
         } else {
@@ -209,7 +216,7 @@ fn from_imported_rows_to_an_adapter_and_a_report() {
     });
     assert!(
         evaluated
-            .last()
+            .next_back()
             .unwrap()
             .image_conditional_accuracy
             .is_some()

@@ -1,5 +1,12 @@
 //! The trainer on a model of a few hundred numbers: it learns, it resumes to the bit, and it ends with a reason.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
 mod bpo_toy;
 
 use std::fs;
@@ -73,7 +80,7 @@ fn the_paper_loss_starts_at_ln_2_and_learns_the_preference() {
         })
         .unwrap();
     assert!(
-        held_out.accuracy > 0.8 && held_out.examples == 9,
+        held_out.margin > 0.1 && held_out.loss < std::f64::consts::LN_2 && held_out.examples == 9,
         "{held_out:?}"
     );
     assert!(held_out.image_conditional_accuracy.is_some());

@@ -91,10 +91,11 @@ pub struct RunConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelSection {
-    /// Directory of the base checkpoint (config.json, tokenizer.json, safetensors), or `pocket` for the model that ships
-    /// with the project. Default `pocket`.
+    /// Directory of the base checkpoint (config.json, tokenizer.json, safetensors), relative to the run's directory, or
+    /// `pocket` for the model that ships with the project. Default `pocket`.
     pub base: String,
-    /// PEFT directory of the adapter to continue from; empty starts a new one. Default empty.
+    /// PEFT directory of the adapter to continue from, relative to the run's directory; empty starts a new one. Default
+    /// empty.
     pub adapter: PathBuf,
 }
 
@@ -246,7 +247,8 @@ pub struct TrainSection {
     pub bucket_batches: usize,
     /// π_ref. Default `start`.
     pub reference: Reference,
-    /// Threads for the CPU; 0 for all cores. Default 0. Read by the process that runs the trainer.
+    /// Threads for the CPU; 0 for all cores. Default 0. How work is shared among threads decides rounding and dropout masks:
+    /// a run is repeated to the bit only with the same number.
     pub threads: usize,
 }
 
@@ -526,6 +528,36 @@ mod tests {
         assert_eq!(parse("").unwrap(), RunConfig::default());
         let text = toml::to_string(&RunConfig::default()).unwrap();
         assert_eq!(parse(&text).unwrap(), RunConfig::default());
+    }
+
+    #[test]
+    fn the_handbook_shows_every_key_with_its_default() {
+        let handbook = include_str!("../../../docs/training.md");
+        let block = handbook
+            .split("```toml\n")
+            .nth(1)
+            .and_then(|rest| rest.split("```").next())
+            .unwrap();
+        assert_eq!(parse(block).unwrap(), RunConfig::default());
+        let keys = |value: &toml::Value| {
+            let table = value.as_table().unwrap();
+            table
+                .iter()
+                .flat_map(|(section, inner)| match inner.as_table() {
+                    Some(inner) => inner.keys().map(|key| format!("{section}.{key}")).collect(),
+                    None => vec![section.clone()],
+                })
+                .collect::<std::collections::BTreeSet<_>>()
+        };
+        let (shown, known) = (
+            toml::from_str(block).unwrap(),
+            toml::Value::try_from(RunConfig::default()).unwrap(),
+        );
+        let missing = keys(&known)
+            .difference(&keys(&shown))
+            .cloned()
+            .collect::<Vec<_>>();
+        assert!(missing.is_empty(), "{missing:?}");
     }
 
     #[test]

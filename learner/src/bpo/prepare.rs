@@ -203,14 +203,22 @@ impl<'a, E: Encoder> Prepared<'a, E> {
         let Some(distortion) = distortion else {
             return Ok(image);
         };
-        let image = if image.width().max(image.height()) > self.edge {
+        let (width, height) = (image.width(), image.height());
+        let small = if width.max(height) > self.edge {
             image.resize(self.edge, self.edge, FilterType::Triangle)
         } else {
             image
         };
-        Ok(distortion
-            .apply(&image.to_rgb8(), &self.encoder.normalisation())?
-            .into())
+        let distorted =
+            DynamicImage::from(distortion.apply(&small.to_rgb8(), &self.encoder.normalisation())?);
+        // Back to its size, so that a model that cuts images into tiles by their size makes as many of ṽ as of v.
+        Ok(
+            if (distorted.width(), distorted.height()) == (width, height) {
+                distorted
+            } else {
+                distorted.resize_exact(width, height, FilterType::Triangle)
+            },
+        )
     }
 
     /// Features of all images of an item, `[image tokens, hidden]`.
