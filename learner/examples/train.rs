@@ -4,7 +4,7 @@
 //! Ctrl-C and SIGTERM pause the run between two steps; the same command goes on. A terminal gets a bar, anything else JSON lines.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use reground_learner::bpo::config::RunConfig;
@@ -45,7 +45,7 @@ fn arguments() -> Result<Arguments> {
     })
 }
 
-fn import(arguments: &Arguments, file: &PathBuf) -> Result<()> {
+fn import(arguments: &Arguments, file: &Path) -> Result<()> {
     fs_err::create_dir_all(&arguments.run)?;
     let settings = arguments.run.join("run.toml");
     if !settings.exists() {
