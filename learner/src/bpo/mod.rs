@@ -17,6 +17,7 @@ pub mod adamw;
 mod chart;
 pub mod checkpoint;
 pub mod config;
+mod control;
 pub mod data;
 pub mod dataset;
 pub mod early_stop;

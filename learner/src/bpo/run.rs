@@ -159,6 +159,11 @@ fn run<P: Policy, E: Encoder>(
             result.dropped
         )));
     }
+    if held_out.is_empty() && data.held_out > 0.0 {
+        // The split goes by image: a few images may well all be on one side.
+        let message = "no pair is held out: there are too few images for data.held_out, so nothing is evaluated".to_owned();
+        progress.event(&Event::Warning { message });
+    }
     let identity = format!(
         "base {} dataset {}",
         parts.base_digest, result.dataset_digest
