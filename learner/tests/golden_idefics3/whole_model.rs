@@ -261,7 +261,11 @@ fn split_images_have_as_many_placeholders_as_features() {
         assert_eq!(placeholders, features.dim(0).unwrap());
         assert_eq!(placeholders, 4 * (grid.0 * grid.1 + 1));
         let packed_group = model
-            .group(&[Message::user("what?", 1)], &[image.clone()], &["x"])
+            .group(
+                &[Message::user("what?", 1)],
+                std::slice::from_ref(&image),
+                &["x"],
+            )
             .unwrap();
         let packed = Packed::new([&packed_group]).unwrap();
         let hidden = model.hidden(&packed, &Adapters::none()).unwrap();
