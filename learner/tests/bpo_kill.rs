@@ -21,13 +21,14 @@ use reground_learner::bpo::progress::{JsonLines, Silent};
 use reground_learner::bpo::trainer::{Control, Outcome};
 
 const DIR: &str = "REGROUND_TEST_RUN_DIR";
-const STEPS: u64 = 80;
+/// Twice what twenty lives can get through, however fast the machine is.
+const STEPS: u64 = 200;
 const KILLS: usize = 20;
 const DROPOUT: f64 = 0.2;
 
 fn setting() -> RunConfig {
     let mut config = config(Preset::Anchored);
-    config.train.epochs = 20.0;
+    config.train.epochs = 50.0;
     config.checkpoint.every = 3;
     config.evaluation.every = 7;
     config

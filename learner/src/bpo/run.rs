@@ -261,6 +261,7 @@ fn conclude(dir: &Path, config: &RunConfig, result: &mut RunResult) -> Result<()
             .iter()
             .map(|(reason, count)| fact("left out", format!("{count}: {reason}"))),
     );
+    let as_written = fs::read_to_string(dir.join("run.toml"));
     let summary = Summary {
         title: format!("Run {}", name.unwrap_or_default()),
         outcome: match (&result.reason, result.adapter_step) {
@@ -272,7 +273,7 @@ fn conclude(dir: &Path, config: &RunConfig, result: &mut RunResult) -> Result<()
             (None, None) => format!("Paused after step {}.", result.step),
         },
         facts,
-        config: toml::to_string(config).unwrap_or_default(),
+        config: as_written.unwrap_or_else(|_| toml::to_string(config).unwrap_or_default()),
     };
     report::write(&dir.join("report.html"), &summary, &lines)
         .map_err(TrainError::io("cannot write report.html"))

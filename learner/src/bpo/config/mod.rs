@@ -240,6 +240,9 @@ impl RunConfig {
     pub fn digest(&self) -> Result<String, ConfigError> {
         let mut same = self.clone();
         same.checkpoint = CheckpointSection::default();
+        // Base, dataset and starting adapter are in a run's key by their content; where they lie may change.
+        same.model = ModelSection::default();
+        same.data.digest = String::new();
         same.data.blobs = PathBuf::new();
         same.data.dataset = PathBuf::new();
         same.data.feature_cache_mib = 0;
@@ -371,6 +374,8 @@ mod tests {
         let mut b = a.clone();
         b.checkpoint.every = 1;
         b.data.blobs = PathBuf::from("elsewhere");
+        b.model.base = "moved".to_owned();
+        b.data.digest = "0".repeat(64);
         assert_eq!(a.digest().unwrap(), b.digest().unwrap());
         b.seed = 1;
         assert_ne!(a.digest().unwrap(), b.digest().unwrap());
