@@ -5,12 +5,14 @@
 //! # Layout
 //! - [`model`]: the differentiable models (Idefics3 / SmolVLM), their tokenizer, template, image preprocessing and LoRA.
 //! - [`adapter`]: LoRA adapters in PEFT's file format.
+//! - [`bootstrap`]: negatives: distorted images.
 //! - [`bpo`]: the loss, the trainer, its data and its checkpoints.
 //! - [`pocket`]: the small model that ships with the project, its drawn world and its builder.
 //! - [`generator`]: what background work asks of whatever serves the model.
 //! - [`eval`]: CHAIR, POPE, preference accuracy, with confidence intervals.
 
 pub mod adapter;
+pub mod bootstrap;
 pub mod bpo;
 pub mod eval;
 pub mod generator;

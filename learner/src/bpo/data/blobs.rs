@@ -1,0 +1,113 @@
+//! Images by content: each file once, under the BLAKE3 digest of its bytes.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+
+use crate::bpo::files;
+
+/// Where the bytes of images are.
+pub trait Blobs {
+    /// Keeps `bytes` and returns their digest: 64 lower-case hexadecimal digits.
+    ///
+    /// # Errors
+    /// The store is full or not writable.
+    fn put(&self, bytes: &[u8]) -> io::Result<String>;
+
+    /// The bytes of `digest`.
+    ///
+    /// # Errors
+    /// `NotFound`, or `InvalidData` when what is stored no longer has that digest.
+    fn get(&self, digest: &str) -> io::Result<Vec<u8>>;
+}
+
+/// Whether `text` is what a digest looks like; anything else never becomes a path.
+pub fn is_digest(text: &str) -> bool {
+    text.len() == 64
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+/// A directory: `<root>/<first two digits>/<digest>`.
+#[derive(Clone, Debug)]
+pub struct BlobDir {
+    root: PathBuf,
+}
+
+impl BlobDir {
+    /// The store under `root`, which is made when the first blob arrives.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Where it is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn path(&self, digest: &str) -> io::Result<PathBuf> {
+        if !is_digest(digest) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{digest:?} is no BLAKE3 digest"),
+            ));
+        }
+        Ok(self.root.join(&digest[..2]).join(digest))
+    }
+}
+
+impl Blobs for BlobDir {
+    fn put(&self, bytes: &[u8]) -> io::Result<String> {
+        let digest = blake3::hash(bytes).to_hex().to_string();
+        let path = self.path(&digest)?;
+        // A blob is renamed into place, so one that is there is whole.
+        if !path.exists() {
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent)?;
+            }
+            files::write_atomic(&path, |file| file.write_all(bytes))?;
+        }
+        Ok(digest)
+    }
+
+    fn get(&self, digest: &str) -> io::Result<Vec<u8>> {
+        let path = self.path(digest)?;
+        let bytes = fs::read(&path)?;
+        if blake3::hash(&bytes).to_hex().as_str() != digest {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{} is damaged", path.display()),
+            ));
+        }
+        Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn once_by_content_and_damage_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = BlobDir::new(dir.path());
+        let digest = blobs.put(b"pixels").unwrap();
+        assert_eq!(blobs.put(b"pixels").unwrap(), digest);
+        assert_eq!(blobs.get(&digest).unwrap(), b"pixels");
+        fs::write(blobs.path(&digest).unwrap(), b"pixelz").unwrap();
+        assert_eq!(
+            blobs.get(&digest).unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
+        assert_eq!(
+            blobs.get(&"0".repeat(64)).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+        assert_eq!(
+            blobs.get("../../etc/passwd").unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
+    }
+}

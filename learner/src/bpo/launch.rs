@@ -1,0 +1,229 @@
+//! `train --run DIR` on a real model: loads the base and the starting adapter, runs, and writes the adapter as PEFT has it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use fs_err as fs;
+use image::DynamicImage;
+
+use super::config::{LoraSection, RunConfig};
+use super::error::TrainError;
+use super::examples::ExampleError;
+use super::pair::{Message, Part};
+use super::prepare::Encoder;
+use super::progress::Progress;
+use super::run::{self, Parts};
+use super::seed::{self, Purpose};
+use super::trainer::{Control, Outcome};
+use crate::adapter::{AdapterConfig, Naming, PeftAdapter, TargetModules, checkpoint_files};
+use crate::model::{self, ImageInput, Lora, LoraPolicy, Model, PolicyOptions, Source};
+
+/// The value of `model.base` that means the model that ships with the project.
+pub const POCKET: &str = "pocket";
+
+/// Files of a checkpoint, besides its tensors, that decide what it answers.
+const FILES: [&str; 8] = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// Trains the run in `dir` as `DIR/run.toml` says. `pocket` gives the files of the model that ships with the project; it is
+/// asked only when `model.base` is [`POCKET`].
+///
+/// # Errors
+/// The reason why there is no adapter; also sent to `progress`.
+pub fn train(
+    dir: &Path,
+    pocket: &dyn Fn() -> Option<Source>,
+    control: &Control,
+    progress: &mut dyn Progress,
+) -> Result<Outcome, TrainError> {
+    let loaded = RunConfig::load(&dir.join("run.toml"))
+        .map_err(TrainError::from)
+        .and_then(|config| {
+            let (policy, digest) = load(dir, &config, pocket)?;
+            Ok((config, policy, digest))
+        });
+    let (config, mut policy, digest) = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            run::announce_failure(dir, &error, progress);
+            return Err(error);
+        }
+    };
+    let model = Arc::clone(policy.model());
+    let write_adapter = |policy: &LoraPolicy, path: &Path| -> Result<(), ExampleError> {
+        Ok(policy
+            .lora()
+            .to_adapter()?
+            .write(path, Naming::Checkpoint)?)
+    };
+    let parts = Parts {
+        policy: &mut policy,
+        encoder: &*model,
+        base_digest: &digest,
+        write_adapter: &write_adapter,
+    };
+    run::train(dir, &config, parts, control, progress)
+}
+
+/// The policy that a run starts from, and the digest of its base.
+fn load(
+    dir: &Path,
+    config: &RunConfig,
+    pocket: &dyn Fn() -> Option<Source>,
+) -> Result<(LoraPolicy, String), TrainError> {
+    let base = |error: ExampleError| TrainError::Base {
+        what: config.model.base.clone(),
+        source: error,
+    };
+    let source = if config.model.base == POCKET {
+        pocket().ok_or_else(|| {
+            base("this program has no pocket model inside; name a checkpoint directory".into())
+        })?
+    } else {
+        let path = dir.join(&config.model.base);
+        if !path.is_dir() {
+            return Err(base(format!("{} is no directory", path.display()).into()));
+        }
+        Source::directory(path)
+    };
+    let device = Device::cuda_if_available(0)?;
+    // candle has no other matrix product than f32 on the CPU.
+    let dtype = if device.is_cpu() {
+        DType::F32
+    } else {
+        DType::BF16
+    };
+    let digest = digest(&source).map_err(|error| base(error.into()))?;
+    let weights = source
+        .weights(dtype, &device)
+        .map_err(|error| base(error.into()))?;
+    let model = Arc::new(Model::build(&source, &weights).map_err(|error| base(error.into()))?);
+
+    let adapter = |error: ExampleError| TrainError::Base {
+        what: "the starting adapter".to_owned(),
+        source: error,
+    };
+    let lora = if config.model.adapter.as_os_str().is_empty() {
+        let seed = seed::derive(config.seed, Purpose::Adapter, &[], "");
+        Lora::init(
+            model.decoder(),
+            adapter_config(&config.lora, &config.model.base),
+            seed,
+        )
+        .map_err(|error| adapter(error.into()))?
+    } else {
+        let path = dir.join(&config.model.adapter);
+        let read = PeftAdapter::read(&path).map_err(|error| adapter(error.into()))?;
+        Lora::load(model.decoder(), &read).map_err(|error| adapter(error.into()))?
+    };
+    let threads = if device.is_cpu() {
+        config.train.threads
+    } else {
+        1
+    };
+    let options = PolicyOptions {
+        threads,
+        ..PolicyOptions::default()
+    };
+    let policy = LoraPolicy::new(model, lora, options).map_err(|error| base(error.into()))?;
+    Ok((policy, digest))
+}
+
+fn adapter_config(lora: &LoraSection, base: &str) -> AdapterConfig {
+    AdapterConfig {
+        lora_dropout: lora.dropout,
+        use_rslora: lora.rslora,
+        target_modules: TargetModules::List(lora.targets.clone()),
+        base_model: Some(base.to_owned()),
+        ..AdapterConfig::uniform(lora.rank, lora.alpha)
+    }
+}
+
+/// BLAKE3 over the names and contents of a checkpoint's files: two bases with one digest answer alike.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn digest(source: &Source) -> io::Result<String> {
+    let mut files = BTreeMap::new();
+    match source {
+        Source::Memory(memory) => {
+            for (name, bytes) in memory {
+                files.insert(name.clone(), blake3::hash(bytes));
+            }
+        }
+        Source::Directory(directory) => {
+            let tensors = checkpoint_files(directory).map_err(io::Error::other)?;
+            let others = FILES
+                .iter()
+                .map(|name| directory.join(name))
+                .filter(|path| path.is_file());
+            for path in tensors.into_iter().chain(others) {
+                let name = path
+                    .file_name()
+                    .map(|name| name.to_string_lossy().into_owned())
+                    .unwrap_or_default();
+                files.insert(name, hash_file(&path)?);
+            }
+        }
+    }
+    let mut hasher = blake3::Hasher::new();
+    for (name, digest) in files {
+        hasher.update(name.as_bytes());
+        hasher.update(&[0]);
+        hasher.update(digest.as_bytes());
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+fn hash_file(path: &PathBuf) -> io::Result<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(fs::File::open(path)?)?;
+    Ok(hasher.finalize())
+}
+
+impl Encoder for Model {
+    type Image = ImageInput;
+
+    fn preprocess(&self, image: &DynamicImage) -> Result<ImageInput, ExampleError> {
+        Ok(Model::preprocess(self, image)?)
+    }
+
+    fn features(&self, image: &ImageInput) -> Result<Tensor, ExampleError> {
+        Ok(self.encode_image(image)?)
+    }
+
+    fn prompt(
+        &self,
+        conversation: &[Message],
+        images: &[ImageInput],
+    ) -> Result<Vec<u32>, ExampleError> {
+        let part = |part: &Part| match part {
+            Part::Text { text } => model::Part::Text { text: text.clone() },
+            Part::Image { .. } => model::Part::Image,
+        };
+        let message = |message: &Message| model::Message {
+            role: message.role.as_str().to_owned(),
+            content: message.content.iter().map(part).collect(),
+        };
+        Ok(Model::prompt(
+            self,
+            &conversation.iter().map(message).collect::<Vec<_>>(),
+            images,
+        )?)
+    }
+
+    fn answer(&self, text: &str) -> Result<Vec<u32>, ExampleError> {
+        Ok(Model::answer(self, text)?)
+    }
+}

@@ -1,0 +1,345 @@
+//! From stored pairs to examples: tokens once at the start, image features when they are needed and then kept.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use image::{DynamicImage, imageops::FilterType};
+
+use super::config::RunConfig;
+use super::data::OnError;
+use super::data::blobs::Blobs;
+use super::error::TrainError;
+use super::examples::{Example, ExampleError, Examples};
+use super::pair::{Message, PreferencePair};
+use super::policy::Group;
+use super::seed::{self, Purpose};
+use crate::bootstrap::distort::{Distortion, Normalisation};
+
+/// The parts of a model that turn a pair into numbers. All of it is frozen during a run.
+pub trait Encoder {
+    /// An image as the vision tower takes it.
+    type Image;
+
+    /// Pixel values of an image.
+    ///
+    /// # Errors
+    /// The model cannot take it.
+    fn preprocess(&self, image: &DynamicImage) -> Result<Self::Image, ExampleError>;
+
+    /// What vision tower and connector make of it, `[image tokens, hidden]`.
+    ///
+    /// # Errors
+    /// The model fails.
+    fn features(&self, image: &Self::Image) -> Result<Tensor, ExampleError>;
+
+    /// Token ids of the conversation up to the answer, placeholders of `images` expanded.
+    ///
+    /// # Errors
+    /// The template or the tokenizer refuses it.
+    fn prompt(
+        &self,
+        conversation: &[Message],
+        images: &[Self::Image],
+    ) -> Result<Vec<u32>, ExampleError>;
+
+    /// Token ids of an answer, end-of-turn token included.
+    ///
+    /// # Errors
+    /// The tokenizer refuses it.
+    fn answer(&self, text: &str) -> Result<Vec<u32>, ExampleError>;
+
+    /// How the model normalises pixels, for diffusion noise. Default 0.5 and 0.5.
+    fn normalisation(&self) -> Normalisation {
+        Normalisation::default()
+    }
+}
+
+/// Image features by image and distortion. It fills up and then keeps what it has: a run walks through its data again and
+/// again in ever new orders, and throwing the oldest out would throw out what comes next as often as not.
+#[derive(Debug, Default)]
+pub struct FeatureCache {
+    limit: usize,
+    bytes: usize,
+    features: HashMap<String, Tensor>,
+}
+
+impl FeatureCache {
+    /// An empty cache of at most `limit` bytes.
+    pub fn new(limit: usize) -> Rc<RefCell<Self>> {
+        Rc::new(RefCell::new(Self {
+            limit,
+            ..Self::default()
+        }))
+    }
+
+    fn insert(&mut self, key: String, tensor: &Tensor) {
+        let bytes = tensor.elem_count() * tensor.dtype().size_in_bytes();
+        if self.bytes + bytes <= self.limit {
+            self.bytes += bytes;
+            self.features.insert(key, tensor.clone());
+        }
+    }
+}
+
+/// Why pairs were left out, and how many.
+pub type Dropped = BTreeMap<String, usize>;
+
+struct Item {
+    id: String,
+    prompt: Arc<[u32]>,
+    answers: Vec<Arc<[u32]>>,
+    images: Vec<String>,
+    distortion: Option<Distortion>,
+}
+
+/// Pairs with their tokens, and their images on call.
+pub struct Prepared<'a, E: Encoder> {
+    encoder: &'a E,
+    blobs: &'a dyn Blobs,
+    edge: u32,
+    items: Vec<Item>,
+    cache: Rc<RefCell<FeatureCache>>,
+}
+
+impl<'a, E: Encoder> Prepared<'a, E> {
+    /// Tokenises `pairs` and drops those that the configuration's limits rule out.
+    ///
+    /// # Errors
+    /// A pair that cannot be prepared, where `data.on_error` is `fail`; otherwise it is dropped with its reason.
+    pub fn new(
+        encoder: &'a E,
+        blobs: &'a dyn Blobs,
+        config: &RunConfig,
+        pairs: &[PreferencePair],
+        cache: &Rc<RefCell<FeatureCache>>,
+    ) -> Result<(Self, Dropped), TrainError> {
+        let edge = config.data.distortion_edge;
+        let mut prepared = Self {
+            encoder,
+            blobs,
+            edge,
+            items: Vec::with_capacity(pairs.len()),
+            cache: Rc::clone(cache),
+        };
+        let mut dropped = Dropped::new();
+        let mut images = (Vec::new(), Vec::new());
+        for pair in pairs {
+            let item = prepared
+                .item(pair, config, &mut images)
+                .and_then(|item| limits(&item, config).map(|()| item));
+            match item {
+                Ok(item) => prepared.items.push(item),
+                Err(Refused::Limit(reason)) => *dropped.entry(reason.to_owned()).or_default() += 1,
+                Err(Refused::Error(source)) if config.data.on_error == OnError::Fail => {
+                    return Err(TrainError::Example {
+                        what: pair.id.clone(),
+                        source,
+                    });
+                }
+                Err(Refused::Error(source)) => {
+                    tracing::warn!(pair.id = %pair.id, error = %source, "a pair cannot be prepared and is left out");
+                    *dropped.entry("cannot be prepared".to_owned()).or_default() += 1;
+                }
+            }
+        }
+        Ok((prepared, dropped))
+    }
+
+    /// `last`: the images of the pair before, since pairs of one image mostly follow each other.
+    fn item(
+        &self,
+        pair: &PreferencePair,
+        config: &RunConfig,
+        last: &mut (Vec<String>, Vec<E::Image>),
+    ) -> Result<Item, Refused> {
+        let digests = pair
+            .images
+            .iter()
+            .map(|image| image.digest.clone())
+            .collect::<Vec<_>>();
+        if last.0 != digests {
+            let load = |digest: &String| self.encoder.preprocess(&self.image(digest, None)?);
+            last.1 = digests.iter().map(load).collect::<Result<_, _>>()?;
+            last.0.clone_from(&digests);
+        }
+        let prompt = self.encoder.prompt(&pair.conversation, &last.1)?;
+        let texts = std::iter::once(&pair.chosen).chain(&pair.rejected);
+        let answers = texts
+            .map(|text| Ok(Arc::from(self.encoder.answer(text)?)))
+            .collect::<Result<_, ExampleError>>()?;
+        let own = || Distortion {
+            seed: seed::derive(
+                config.seed,
+                Purpose::Distortion,
+                &[config.data.distortion.seed],
+                &pair.id,
+            ),
+            ..config.data.distortion
+        };
+        let distortion = (!digests.is_empty()).then(|| pair.distortion.unwrap_or_else(own));
+        Ok(Item {
+            id: pair.id.clone(),
+            prompt: Arc::from(prompt),
+            answers,
+            images: digests,
+            distortion,
+        })
+    }
+
+    fn image(
+        &self,
+        digest: &str,
+        distortion: Option<&Distortion>,
+    ) -> Result<DynamicImage, ExampleError> {
+        let bytes = self
+            .blobs
+            .get(digest)
+            .map_err(|error| format!("image {digest}: {error}"))?;
+        let image =
+            image::load_from_memory(&bytes).map_err(|error| format!("image {digest}: {error}"))?;
+        let Some(distortion) = distortion else {
+            return Ok(image);
+        };
+        let (width, height) = (image.width(), image.height());
+        let small = if width.max(height) > self.edge {
+            image.resize(self.edge, self.edge, FilterType::Triangle)
+        } else {
+            image
+        };
+        let distorted =
+            DynamicImage::from(distortion.apply(&small.to_rgb8(), &self.encoder.normalisation())?);
+        // Back to its size, so that a model that cuts images into tiles by their size makes as many of ṽ as of v.
+        Ok(
+            if (distorted.width(), distorted.height()) == (width, height) {
+                distorted
+            } else {
+                distorted.resize_exact(width, height, FilterType::Triangle)
+            },
+        )
+    }
+
+    /// Features of all images of an item, `[image tokens, hidden]`.
+    fn features(
+        &self,
+        item: &Item,
+        distortion: Option<&Distortion>,
+    ) -> Result<Option<Tensor>, ExampleError> {
+        let mut all = Vec::new();
+        for digest in &item.images {
+            let key = match distortion {
+                None => digest.clone(),
+                Some(Distortion {
+                    kind,
+                    strength,
+                    seed,
+                }) => format!("{digest} {kind:?} {strength} {seed}"),
+            };
+            if let Some(known) = self.cache.borrow().features.get(&key) {
+                all.push(known.clone());
+                continue;
+            }
+            let features = self
+                .encoder
+                .features(&self.encoder.preprocess(&self.image(digest, distortion)?)?)?;
+            self.cache.borrow_mut().insert(key, &features);
+            all.push(features);
+        }
+        Ok(match all.len() {
+            0 => None,
+            1 => all.pop(),
+            _ => Some(Tensor::cat(&all, 0)?),
+        })
+    }
+}
+
+enum Refused {
+    /// One of the configuration's limits.
+    Limit(&'static str),
+    Error(ExampleError),
+}
+
+impl<E: Into<ExampleError>> From<E> for Refused {
+    fn from(error: E) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+fn limits(item: &Item, config: &RunConfig) -> Result<(), Refused> {
+    let lengths = item
+        .answers
+        .iter()
+        .map(|answer| answer.len())
+        .collect::<Vec<_>>();
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    let shortest = lengths.iter().copied().min().unwrap_or(0).max(1);
+    let ratio = config.loss.length_ratio();
+    if item.prompt.len() > config.data.max_prompt_tokens {
+        return Err(Refused::Limit("prompt over data.max_prompt_tokens"));
+    }
+    if longest > config.data.max_answer_tokens {
+        return Err(Refused::Limit("answer over data.max_answer_tokens"));
+    }
+    if ratio > 0.0 && longest as f64 / shortest as f64 > ratio {
+        return Err(Refused::Limit(
+            "answers' lengths differ by more than loss.max_length_ratio",
+        ));
+    }
+    Ok(())
+}
+
+impl<E: Encoder> Examples for Prepared<'_, E> {
+    fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    fn tokens(&self, index: usize) -> usize {
+        let item = &self.items[index];
+        item.prompt.len()
+            + item
+                .answers
+                .iter()
+                .map(|answer| answer.len())
+                .sum::<usize>()
+    }
+
+    fn example(&self, index: usize, distorted: bool) -> Result<Example, ExampleError> {
+        let item = self
+            .items
+            .get(index)
+            .ok_or_else(|| format!("there is no example {index}"))?;
+        let with_id = |error: ExampleError| format!("{}: {error}", item.id);
+        let prompt = || Arc::clone(&item.prompt);
+        let features = self.features(item, None).map_err(with_id)?;
+        let clean = Group {
+            prompt: prompt(),
+            features,
+            answers: item.answers.clone(),
+        };
+        let distorted = match item.distortion.filter(|_| distorted) {
+            None => None,
+            Some(distortion) => {
+                let features = self.features(item, Some(&distortion)).map_err(with_id)?;
+                let rows = |features: &Option<Tensor>| {
+                    features.as_ref().and_then(|tensor| tensor.dim(0).ok())
+                };
+                if rows(&features) != rows(&clean.features) {
+                    // The prompt was expanded for the clean image; one of another size would not fit its places.
+                    return Err(format!(
+                        "{}: its distorted image has another number of tokens than the clean one",
+                        item.id
+                    )
+                    .into());
+                }
+                Some(Group {
+                    prompt: prompt(),
+                    features,
+                    answers: item.answers[..1].to_vec(),
+                })
+            }
+        };
+        Ok(Example { clean, distorted })
+    }
+}

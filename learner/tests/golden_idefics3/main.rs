@@ -1,0 +1,21 @@
+//! The golden Idefics3 checkpoint: agreement with PyTorch + transformers + PEFT at the tolerances of the method page.
+//!
+//! # Layout
+//! - `fixture`: the golden files.
+//! - `forward`: pixel values, prompts, logits, log-probabilities.
+//! - `generation`: greedy answers, teacher forcing, batches.
+//! - `training`: the DPO loss, every LoRA gradient, the 20-step curve.
+//! - `whole_model`: training every weight, saving, loading from memory.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
+mod fixture;
+mod forward;
+mod generation;
+mod training;
+mod whole_model;
