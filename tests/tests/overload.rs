@@ -60,7 +60,7 @@ async fn one_key_does_not_crowd_out_another() -> Result<()> {
     let crowd: Vec<_> = (0..12)
         .map(|_| {
             let greedy = greedy.clone();
-            tokio::spawn(async move { greedy.answer(&long(500)).await.map(|_| Instant::now()) })
+            tokio::spawn(async move { greedy.answer(&long(150)).await.map(|_| Instant::now()) })
         })
         .collect();
     while greedy.metric("reground_queue_waiting_requests").await?.unwrap_or(0.0) < 8.0 {

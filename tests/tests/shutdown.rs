@@ -60,9 +60,9 @@ async fn open(client: &Client, tokens: usize) -> Result<Vec<JoinHandle<Result<Ou
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn open_streams_finish() -> Result<()> {
-    let mut server = Server::start(Settings::golden().section("server", "shutdown_deadline_s = 120")).await?;
+    let mut server = Server::start(Settings::golden().section("server", "shutdown_deadline_s = 240")).await?;
     let client = server.client();
-    let open = open(&client, 300).await?;
+    let open = open(&client, 60).await?;
     server.terminate()?;
     tokio::time::sleep(Duration::from_millis(100)).await;
     // A new request is refused, by the socket or with 503.
