@@ -17,11 +17,7 @@ use reground_learner::model::{ALL_LINEAR, Adapters, Lora, Message, Model, Packed
 
 /// Logits of every row, `[rows, vocabulary]`.
 fn logits(model: &Model, lora: &Lora, ids: &[u32], pixels: &Tensor) -> Result<Tensor> {
-    let group = Group {
-        prompt: ids.into(),
-        features: Some(model.family().encode(pixels)?),
-        answers: Vec::new(),
-    };
+    let group = Group { prompt: ids.into(), features: Some(model.family().encode(pixels)?), answers: Vec::new() };
     let packed = Packed::new([&group])?;
     let hidden = model.hidden(&packed, &Adapters::all(Some(lora), packed.len()))?;
     Ok(model.decoder().logits(&hidden)?)
@@ -40,9 +36,7 @@ fn adapter(model: &Model) -> Result<Lora> {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(8);
     let mut parameters = lora.parameters();
     for tensor in parameters.values_mut() {
-        let values: Vec<f32> = (0..tensor.elem_count())
-            .map(|_| rng.random_range(-0.2..0.2))
-            .collect();
+        let values: Vec<f32> = (0..tensor.elem_count()).map(|_| rng.random_range(-0.2..0.2)).collect();
         *tensor = Tensor::from_vec(values, tensor.shape(), &Device::Cpu)?;
     }
     lora.set_parameters(&parameters)?;
@@ -51,22 +45,12 @@ fn adapter(model: &Model) -> Result<Lora> {
 
 fn write(model: &Model, image: &Path, out: &Path) -> Result<()> {
     let image = model.preprocess(&image::open(image)?)?;
-    let mut ids = model.prompt(
-        &[Message::user("describe the image", 1)],
-        std::slice::from_ref(&image),
-    )?;
+    let mut ids = model.prompt(&[Message::user("describe the image", 1)], std::slice::from_ref(&image))?;
     ids.extend(model.answer("a red circle is left of a green square.")?);
     let lora = adapter(model)?;
-    lora.to_adapter()?
-        .write(&out.join("adapter"), Naming::Transformers5)?;
+    lora.to_adapter()?.write(&out.join("adapter"), Naming::Transformers5)?;
     let case = HashMap::from([
-        (
-            "input_ids",
-            Tensor::new(
-                ids.iter().map(|id| i64::from(*id)).collect::<Vec<_>>(),
-                &Device::Cpu,
-            )?,
-        ),
+        ("input_ids", Tensor::new(ids.iter().map(|id| i64::from(*id)).collect::<Vec<_>>(), &Device::Cpu)?),
         ("pixel_values", image.pixels.clone()),
         ("logits", logits(model, &lora, &ids, &image.pixels)?),
     ]);
@@ -76,27 +60,15 @@ fn write(model: &Model, image: &Path, out: &Path) -> Result<()> {
 
 fn check(model: &Model, case: &Path) -> Result<()> {
     let mut tensors: BTreeMap<_, _> =
-        candle_core::safetensors::load(case.join("case.safetensors"), &Device::Cpu)?
-            .into_iter()
-            .collect();
-    let mut take = |name: &str| {
-        tensors
-            .remove(name)
-            .with_context(|| format!("no {name} in the case"))
-    };
-    let ids: Vec<u32> = take("input_ids")?
-        .to_vec1::<i64>()?
-        .into_iter()
-        .map(|id| id as u32)
-        .collect();
+        candle_core::safetensors::load(case.join("case.safetensors"), &Device::Cpu)?.into_iter().collect();
+    let mut take = |name: &str| tensors.remove(name).with_context(|| format!("no {name} in the case"));
+    let ids: Vec<u32> = take("input_ids")?.to_vec1::<i64>()?.into_iter().map(|id| id as u32).collect();
     let (pixels, expected) = (take("pixel_values")?, take("logits")?);
     let adapter = PeftAdapter::read(&case.join("adapter"))?;
     let lora = Lora::load(model.decoder(), &adapter)?;
     let logits = logits(model, &lora, &ids, &pixels)?;
     let difference = (logits - expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
-    println!(
-        "largest difference of logits, an adapter saved by PEFT and loaded here: {difference:.2e}"
-    );
+    println!("largest difference of logits, an adapter saved by PEFT and loaded here: {difference:.2e}");
     ensure!(difference < 1e-4, "more than 1e-4");
     Ok(())
 }

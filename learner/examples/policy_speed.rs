@@ -59,23 +59,11 @@ fn weights(shape: &Shape) -> Result<Weights> {
     let mut tensors = BTreeMap::new();
     let mut add = |name: String, dims: &[usize], norm: bool| -> Result<()> {
         let count = dims.iter().product();
-        let values = (0..count)
-            .map(|_| {
-                if norm {
-                    1.0
-                } else {
-                    rng.random_range(-0.05_f32..0.05)
-                }
-            })
-            .collect();
-        tensors.insert(
-            name,
-            Tensor::from_vec::<_, f32>(values, dims, &Device::Cpu)?,
-        );
+        let values = (0..count).map(|_| if norm { 1.0 } else { rng.random_range(-0.05_f32..0.05) }).collect();
+        tensors.insert(name, Tensor::from_vec::<_, f32>(values, dims, &Device::Cpu)?);
         Ok(())
     };
-    let number =
-        |value: &Value, key: &str| value[key].as_u64().map(|n| n as usize).context("a number");
+    let number = |value: &Value, key: &str| value[key].as_u64().map(|n| n as usize).context("a number");
     let (h, i, v) = (
         number(&shape.text, "hidden_size")?,
         number(&shape.text, "intermediate_size")?,
@@ -83,34 +71,18 @@ fn weights(shape: &Shape) -> Result<Weights> {
     );
     let heads = number(&shape.text, "num_attention_heads")?;
     let kv = h / heads * number(&shape.text, "num_key_value_heads")?;
-    add(
-        "model.text_model.embed_tokens.weight".into(),
-        &[v, h],
-        false,
-    )?;
+    add("model.text_model.embed_tokens.weight".into(), &[v, h], false)?;
     add("lm_head.weight".into(), &[v, h], false)?;
     add("model.text_model.norm.weight".into(), &[h], true)?;
     for layer in 0..number(&shape.text, "num_hidden_layers")? {
         let root = format!("model.text_model.layers.{layer}");
         add(format!("{root}.input_layernorm.weight"), &[h], true)?;
-        add(
-            format!("{root}.post_attention_layernorm.weight"),
-            &[h],
-            true,
-        )?;
+        add(format!("{root}.post_attention_layernorm.weight"), &[h], true)?;
         for (name, rows, columns) in [("q", h, h), ("k", kv, h), ("v", kv, h), ("o", h, h)] {
-            add(
-                format!("{root}.self_attn.{name}_proj.weight"),
-                &[rows, columns],
-                false,
-            )?;
+            add(format!("{root}.self_attn.{name}_proj.weight"), &[rows, columns], false)?;
         }
         for (name, rows, columns) in [("gate", i, h), ("up", i, h), ("down", h, i)] {
-            add(
-                format!("{root}.mlp.{name}_proj.weight"),
-                &[rows, columns],
-                false,
-            )?;
+            add(format!("{root}.mlp.{name}_proj.weight"), &[rows, columns], false)?;
         }
     }
     let (w, inner, edge) = (
@@ -119,27 +91,11 @@ fn weights(shape: &Shape) -> Result<Weights> {
         number(&shape.vision, "patch_size")?,
     );
     let side = number(&shape.vision, "image_size")? / edge;
-    add(
-        "model.connector.modality_projection.proj.weight".into(),
-        &[h, w * shape.scale * shape.scale],
-        false,
-    )?;
+    add("model.connector.modality_projection.proj.weight".into(), &[h, w * shape.scale * shape.scale], false)?;
     let root = "model.vision_model";
-    add(
-        format!("{root}.embeddings.patch_embedding.weight"),
-        &[w, 3, edge, edge],
-        false,
-    )?;
-    add(
-        format!("{root}.embeddings.patch_embedding.bias"),
-        &[w],
-        false,
-    )?;
-    add(
-        format!("{root}.embeddings.position_embedding.weight"),
-        &[side * side, w],
-        false,
-    )?;
+    add(format!("{root}.embeddings.patch_embedding.weight"), &[w, 3, edge, edge], false)?;
+    add(format!("{root}.embeddings.patch_embedding.bias"), &[w], false)?;
+    add(format!("{root}.embeddings.position_embedding.weight"), &[side * side, w], false)?;
     let mut affine = |name: String, rows: usize, columns: usize| -> Result<()> {
         if columns == 0 {
             add(format!("{name}.weight"), &[rows], true)?
@@ -165,60 +121,31 @@ fn weights(shape: &Shape) -> Result<Weights> {
 /// User and system CPU seconds and peak resident bytes of this process; zeros where there is no /proc.
 fn usage() -> (f64, u64) {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<&str> = stat
-        .rsplit(')')
-        .next()
-        .unwrap_or("")
-        .split_whitespace()
-        .collect();
-    let ticks: f64 = fields
-        .iter()
-        .skip(11)
-        .take(2)
-        .filter_map(|field| field.parse::<f64>().ok())
-        .sum();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    let ticks: f64 = fields.iter().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find_map(|line| {
-        line.strip_prefix("VmHWM:")?
-            .split_whitespace()
-            .next()?
-            .parse::<u64>()
-            .ok()
-    });
+    let peak =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<u64>().ok());
     (ticks / 100.0, peak.unwrap_or(0) * 1024)
 }
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let name = arguments
-        .first()
-        .map_or("pocket", String::as_str)
-        .to_owned();
+    let name = arguments.first().map_or("pocket", String::as_str).to_owned();
     let option = |key: &str, default: usize| -> Result<usize> {
         match arguments.iter().position(|argument| argument == key) {
-            Some(at) => Ok(arguments
-                .get(at + 1)
-                .context("a value after the option")?
-                .parse()?),
+            Some(at) => Ok(arguments.get(at + 1).context("a value after the option")?.parse()?),
             None => Ok(default),
         }
     };
     let shape = shape(&name)?;
-    let (pairs, steps, rank) = (
-        option("--pairs", 16)?,
-        option("--steps", 20)?,
-        option("--rank", 16)?,
-    );
+    let (pairs, steps, rank) = (option("--pairs", 16)?, option("--steps", 20)?, option("--rank", 16)?);
     let options = PolicyOptions {
         threads: option("--threads", 0)?,
         rows_at_once: option("--rows", PolicyOptions::default().rows_at_once)?,
-        activation_bytes: option(
-            "--keep-mib",
-            PolicyOptions::default().activation_bytes >> 20,
-        )? << 20,
+        activation_bytes: option("--keep-mib", PolicyOptions::default().activation_bytes >> 20)? << 20,
     };
-    let golden =
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/idefics3/model");
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/idefics3/model");
     let edge = shape.vision["image_size"].clone();
     let mut files: BTreeMap<String, std::borrow::Cow<'static, [u8]>> = BTreeMap::new();
     for file in ["tokenizer.json", "tokenizer_config.json"] {
@@ -229,24 +156,16 @@ fn main() -> Result<()> {
     files.insert("config.json".into(), config.to_string().into_bytes().into());
     let preprocessor = json!({"do_image_splitting": false, "do_resize": true, "do_rescale": true, "rescale_factor": 1.0 / 255.0,
         "do_normalize": true, "size": {"longest_edge": edge}, "max_image_size": {"longest_edge": edge}});
-    files.insert(
-        "preprocessor_config.json".into(),
-        preprocessor.to_string().into_bytes().into(),
-    );
+    files.insert("preprocessor_config.json".into(), preprocessor.to_string().into_bytes().into());
     let model = Arc::new(Model::build(&Source::Memory(files), &weights(&shape)?)?);
     let loaded = usage().1;
 
     let image = model.preprocess(&image::DynamicImage::new_rgb8(100, 80))?;
     let started = Instant::now();
     let features = model.encode_image(&image)?;
-    println!(
-        "vision: {} tokens in {:.3} s",
-        features.dim(0)?,
-        started.elapsed().as_secs_f64()
-    );
+    println!("vision: {} tokens in {:.3} s", features.dim(0)?, started.elapsed().as_secs_f64());
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
-    let mut random =
-        |count: usize| -> Vec<u32> { (0..count).map(|_| rng.random_range(20..340)).collect() };
+    let mut random = |count: usize| -> Vec<u32> { (0..count).map(|_| rng.random_range(20..340)).collect() };
     let groups: Vec<Group> = (0..pairs)
         .map(|_| {
             let mut prompt = vec![4; features.dims()[0]];
@@ -271,19 +190,12 @@ fn main() -> Result<()> {
             prompt: group.prompt.clone(),
             features: group.features.clone(),
             adapter: Some(&lora),
-            sampling: Sampling {
-                temperature: 1.0,
-                top_p: 1.0,
-                seed: 1,
-            },
+            sampling: Sampling { temperature: 1.0, top_p: 1.0, seed: 1 },
             max_tokens: shape.answer,
         })
         .collect();
     let completions = model.generate(&requests, &Workers::new(options.threads)?)?;
-    let tokens: usize = completions
-        .iter()
-        .map(|completion| completion.ids.len())
-        .sum();
+    let tokens: usize = completions.iter().map(|completion| completion.ids.len()).sum();
     println!(
         "generation: {pairs} prompts with an adapter, {tokens} tokens: {:.0} tokens/s wall, {:.0} per CPU second",
         tokens as f64 / start.elapsed().as_secs_f64(),

@@ -23,12 +23,8 @@ fn arguments() -> Result<Arguments> {
     let mut given = std::env::args_os().skip(1);
     let (mut run, mut import, mut images) = (None, None, None);
     while let Some(argument) = given.next() {
-        let mut value = || {
-            given
-                .next()
-                .map(PathBuf::from)
-                .with_context(|| format!("{} needs a path", argument.display()))
-        };
+        let mut value =
+            || given.next().map(PathBuf::from).with_context(|| format!("{} needs a path", argument.display()));
         match argument.to_str() {
             Some("--import") => import = Some(value()?),
             Some("--images") => images = Some(value()?),
@@ -38,11 +34,7 @@ fn arguments() -> Result<Arguments> {
         }
     }
     let run = run.context("usage: train DIR [--import FILE [--images ROOT]]")?;
-    Ok(Arguments {
-        run,
-        import,
-        images,
-    })
+    Ok(Arguments { run, import, images })
 }
 
 fn import(arguments: &Arguments, file: &Path) -> Result<()> {
@@ -52,43 +44,26 @@ fn import(arguments: &Arguments, file: &Path) -> Result<()> {
         fs_err::write(&settings, "")?;
     }
     let config = RunConfig::load(&settings)?;
-    let options = ReadOptions {
-        image_root: arguments.images.clone(),
-        ..ReadOptions::default()
-    };
+    let options = ReadOptions { image_root: arguments.images.clone(), ..ReadOptions::default() };
     let blobs = BlobDir::new(arguments.run.join(&config.data.blobs));
     let mut pairs = Vec::new();
     let report = data::read(file, &options, &blobs, &mut |pair| pairs.push(pair))?;
     let mut errors = std::io::stderr();
     for skipped in &report.skipped {
-        writeln!(
-            errors,
-            "{}:{}: {}",
-            file.display(),
-            skipped.line,
-            skipped.reason
-        )?;
+        writeln!(errors, "{}:{}: {}", file.display(), skipped.line, skipped.reason)?;
     }
     let (digest, count) = dataset::freeze(&arguments.run.join(&config.data.dataset), &pairs)?;
-    writeln!(
-        errors,
-        "{count} pairs and annotations, {} entries skipped, digest {digest}",
-        report.faults
-    )?;
+    writeln!(errors, "{count} pairs and annotations, {} entries skipped, digest {digest}", report.faults)?;
     Ok(())
 }
 
 /// Turns Ctrl-C and SIGTERM into a pause.
 fn pause_on_signal(control: Control) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::spawn(move || {
         runtime.block_on(async {
             #[cfg(unix)]
-            if let Ok(mut terminate) =
-                tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-            {
+            if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
                 tokio::select! { _ = tokio::signal::ctrl_c() => {} _ = terminate.recv() => {} }
                 return control.pause();
             }
@@ -107,18 +82,9 @@ fn main() -> Result<()> {
     }
     let control = Control::default();
     pause_on_signal(control.clone())?;
-    let outcome = launch::train(
-        &arguments.run,
-        &|| None,
-        &control,
-        progress::automatic().as_mut(),
-    )?;
+    let outcome = launch::train(&arguments.run, &|| None, &control, progress::automatic().as_mut())?;
     if let Outcome::Finished { .. } = outcome {
-        writeln!(
-            std::io::stderr(),
-            "adapter: {}",
-            arguments.run.join("adapter").display()
-        )?;
+        writeln!(std::io::stderr(), "adapter: {}", arguments.run.join("adapter").display())?;
     }
     Ok(())
 }

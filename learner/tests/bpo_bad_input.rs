@@ -1,11 +1,6 @@
 //! Bad data: every case ends in one clear sentence with file and line, and never in a panic or a silent pair.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "tests fail by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::fs;
 use std::io::Cursor;
@@ -50,11 +45,7 @@ fn with(pointer: &str, value: Value) -> Value {
 
 fn without(parent: &str, key: &str) -> Value {
     let mut row = row("ok.png");
-    row.pointer_mut(parent)
-        .unwrap()
-        .as_object_mut()
-        .unwrap()
-        .remove(key);
+    row.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(key);
     row
 }
 
@@ -89,21 +80,13 @@ impl World {
         Self { dir, options }
     }
 
-    fn read(
-        &self,
-        content: &[u8],
-        options: &ReadOptions,
-    ) -> Result<(ReadReport, Vec<PreferencePair>), DataError> {
+    fn read(&self, content: &[u8], options: &ReadOptions) -> Result<(ReadReport, Vec<PreferencePair>), DataError> {
         let path = self.dir.path().join("pairs.jsonl");
         fs::write(&path, content).unwrap();
         self.read_path(&path, options)
     }
 
-    fn read_path(
-        &self,
-        path: &Path,
-        options: &ReadOptions,
-    ) -> Result<(ReadReport, Vec<PreferencePair>), DataError> {
+    fn read_path(&self, path: &Path, options: &ReadOptions) -> Result<(ReadReport, Vec<PreferencePair>), DataError> {
         let blobs = BlobDir::new(self.dir.path().join("blobs"));
         let mut pairs = Vec::new();
         let report = data::read(path, options, &blobs, &mut |pair| pairs.push(pair))?;
@@ -122,50 +105,21 @@ fn bad_entries() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let bpo = |completions: Value| json!({"image": "ok.png", "prompt": "What is it?", "completions": completions});
     vec![
         ("not JSON", b"{\"input\": ".to_vec(), "EOF while parsing"),
-        (
-            "not UTF-8",
-            b"{\"input\": \"\xff\xfe\"}".to_vec(),
-            "not UTF-8 at byte 11",
-        ),
+        ("not UTF-8", b"{\"input\": \"\xff\xfe\"}".to_vec(), "not UTF-8 at byte 11"),
         ("a number", b"17".to_vec(), "none of the known shapes"),
-        (
-            "another schema",
-            text(json!({"prompt": "a", "chosen": "b", "rejected": "c"})),
-            "none of the known shapes",
-        ),
-        (
-            "no rejected output",
-            text(without("", "non_preferred_output")),
-            "missing field `non_preferred_output`",
-        ),
-        (
-            "no input",
-            text(without("", "input")),
-            "missing field `input`",
-        ),
-        (
-            "output of the wrong type",
-            text(with("/preferred_output", json!("green"))),
-            "invalid type: string",
-        ),
+        ("another schema", text(json!({"prompt": "a", "chosen": "b", "rejected": "c"})), "none of the known shapes"),
+        ("no rejected output", text(without("", "non_preferred_output")), "missing field `non_preferred_output`"),
+        ("no input", text(without("", "input")), "missing field `input`"),
+        ("output of the wrong type", text(with("/preferred_output", json!("green"))), "invalid type: string"),
         (
             "an unknown key",
-            text(
-                json!({"input": {"messages": [], "tools": []}, "preferred_output": [], "non_preferred_output": []}),
-            ),
+            text(json!({"input": {"messages": [], "tools": []}, "preferred_output": [], "non_preferred_output": []})),
             "unknown field `tools`",
         ),
-        (
-            "no message",
-            text(with("/input/messages", json!([]))),
-            "no message",
-        ),
+        ("no message", text(with("/input/messages", json!([]))), "no message"),
         (
             "ends with the assistant",
-            text(with(
-                "/input/messages",
-                json!([user("a"), {"role": "assistant", "content": "b"}]),
-            )),
+            text(with("/input/messages", json!([user("a"), {"role": "assistant", "content": "b"}]))),
             "ends with a message of role assistant",
         ),
         (
@@ -175,22 +129,11 @@ fn bad_entries() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ),
         (
             "late system message",
-            text(with(
-                "/input/messages",
-                json!([user("a"), {"role": "system", "content": "b"}]),
-            )),
+            text(with("/input/messages", json!([user("a"), {"role": "system", "content": "b"}]))),
             "message 1 is a system message",
         ),
-        (
-            "unknown role",
-            text(with("/input/messages/0/role", json!("tool"))),
-            "input.messages[0]: role \"tool\"",
-        ),
-        (
-            "empty question",
-            text(with(question, json!("  "))),
-            "messages[0]: it is empty",
-        ),
+        ("unknown role", text(with("/input/messages/0/role", json!("tool"))), "input.messages[0]: role \"tool\""),
+        ("empty question", text(with(question, json!("  "))), "messages[0]: it is empty"),
         (
             "content of the wrong type",
             text(with(question, json!(3))),
@@ -201,29 +144,14 @@ fn bad_entries() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             text(with(question, json!([{"type": "input_audio"}]))),
             "input.messages[0].content[0]: a part of type \"input_audio\"",
         ),
-        (
-            "part without type",
-            text(with(question, json!([{"text": "a"}]))),
-            "content[0]: it has no type",
-        ),
+        ("part without type", text(with(question, json!([{"text": "a"}]))), "content[0]: it has no type"),
         (
             "image_url without url",
-            text(with(
-                question,
-                json!([{"type": "image_url", "image_url": {}}]),
-            )),
+            text(with(question, json!([{"type": "image_url", "image_url": {}}]))),
             "image_url has no url",
         ),
-        (
-            "typed placeholder",
-            text(with(question, json!("what is <image> here?"))),
-            "holds the literal text <image>",
-        ),
-        (
-            "empty answer",
-            text(with("/preferred_output/0/content", json!(" \n"))),
-            "the chosen answer is empty",
-        ),
+        ("typed placeholder", text(with(question, json!("what is <image> here?"))), "holds the literal text <image>"),
+        ("empty answer", text(with("/preferred_output/0/content", json!(" \n"))), "the chosen answer is empty"),
         (
             "empty rejected answer",
             text(with("/non_preferred_output/0/content", json!(""))),
@@ -237,135 +165,44 @@ fn bad_entries() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             )),
             "preferred_output must be exactly one message of role assistant, it has 2 messages",
         ),
-        (
-            "an answer by the user",
-            text(with("/preferred_output/0/role", json!("user"))),
-            "it has role \"user\"",
-        ),
+        ("an answer by the user", text(with("/preferred_output/0/role", json!("user"))), "it has role \"user\""),
         (
             "chosen = rejected",
-            text(with(
-                "/non_preferred_output/0/content",
-                json!("it is GREEN"),
-            )),
+            text(with("/non_preferred_output/0/content", json!("it is GREEN"))),
             "the same but for case",
         ),
         (
             "answer over the limit",
-            text(with(
-                "/preferred_output/0/content",
-                json!("word ".repeat(21)),
-            )),
+            text(with("/preferred_output/0/content", json!("word ".repeat(21)))),
             "the chosen answer has 21 words, the limit is 20",
         ),
         (
             "entry over the limit",
-            text(with(
-                "/preferred_output/0/content",
-                json!("x".repeat(20_000)),
-            )),
+            text(with("/preferred_output/0/content", json!("x".repeat(20_000)))),
             "the limit is 20000 (max_entry_bytes)",
         ),
-        (
-            "missing image",
-            text(row("gone.png")),
-            "image gone.png is missing: there is no such file",
-        ),
-        (
-            "image is a directory",
-            text(row("folder")),
-            "image folder is missing: it is not a file",
-        ),
-        (
-            "image cut off",
-            text(row("cut.png")),
-            "image cut.png cannot be decoded",
-        ),
-        (
-            "image is text",
-            text(row("text.png")),
-            "no known image format",
-        ),
-        (
-            "image of no bytes",
-            text(row("none.png")),
-            "no known image format",
-        ),
-        (
-            "image too large",
-            text(row("wide.png")),
-            "image wide.png has 120000 pixels, the limit is 100000",
-        ),
-        (
-            "path traversal",
-            text(row("../secret.png")),
-            "image ../secret.png is outside the image directory",
-        ),
-        (
-            "absolute path",
-            text(row("/etc/hostname")),
-            "outside the image directory",
-        ),
-        (
-            "file URL",
-            text(row("file:///etc/hostname")),
-            "outside the image directory",
-        ),
-        (
-            "backslash path",
-            text(row("..\\secret.png")),
-            "outside the image directory",
-        ),
+        ("missing image", text(row("gone.png")), "image gone.png is missing: there is no such file"),
+        ("image is a directory", text(row("folder")), "image folder is missing: it is not a file"),
+        ("image cut off", text(row("cut.png")), "image cut.png cannot be decoded"),
+        ("image is text", text(row("text.png")), "no known image format"),
+        ("image of no bytes", text(row("none.png")), "no known image format"),
+        ("image too large", text(row("wide.png")), "image wide.png has 120000 pixels, the limit is 100000"),
+        ("path traversal", text(row("../secret.png")), "image ../secret.png is outside the image directory"),
+        ("absolute path", text(row("/etc/hostname")), "outside the image directory"),
+        ("file URL", text(row("file:///etc/hostname")), "outside the image directory"),
+        ("backslash path", text(row("..\\secret.png")), "outside the image directory"),
         #[cfg(unix)]
-        (
-            "link out of the root",
-            text(row("link.png")),
-            "image link.png is outside the image directory",
-        ),
-        (
-            "web address",
-            text(row("https://example.org/a.png")),
-            "is a web address",
-        ),
-        (
-            "data URL of text",
-            text(row("data:text/plain;base64,QQ==")),
-            "its type is not image",
-        ),
-        (
-            "data URL without base64",
-            text(row("data:image/png,abc")),
-            "it is not base64",
-        ),
-        (
-            "data URL with bad base64",
-            text(row("data:image/png;base64,@@@")),
-            "Invalid symbol",
-        ),
-        (
-            "data URL of rubbish",
-            text(row("data:image/png;base64,QUJDRA==")),
-            "no known image format",
-        ),
-        (
-            "unknown blob",
-            text(row(&format!("blob:{}", "a".repeat(64)))),
-            "is missing",
-        ),
-        (
-            "blob that is a path",
-            text(row("blob:../../secret.png")),
-            "64 lower-case hexadecimal digits",
-        ),
+        ("link out of the root", text(row("link.png")), "image link.png is outside the image directory"),
+        ("web address", text(row("https://example.org/a.png")), "is a web address"),
+        ("data URL of text", text(row("data:text/plain;base64,QQ==")), "its type is not image"),
+        ("data URL without base64", text(row("data:image/png,abc")), "it is not base64"),
+        ("data URL with bad base64", text(row("data:image/png;base64,@@@")), "Invalid symbol"),
+        ("data URL of rubbish", text(row("data:image/png;base64,QUJDRA==")), "no known image format"),
+        ("unknown blob", text(row(&format!("blob:{}", "a".repeat(64)))), "is missing"),
+        ("blob that is a path", text(row("blob:../../secret.png")), "64 lower-case hexadecimal digits"),
         (
             "too many images",
-            text(with(
-                question,
-                json!(vec![
-                    json!({"type": "image_url", "image_url": {"url": "ok.png"}});
-                    3
-                ]),
-            )),
+            text(with(question, json!(vec![json!({"type": "image_url", "image_url": {"url": "ok.png"}}); 3]))),
             "3 images, the limit is 2",
         ),
         (
@@ -373,25 +210,15 @@ fn bad_entries() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             text(with("/input/messages/0/role", json!("system"))),
             "a system message cannot hold an image",
         ),
-        (
-            "llava without an answer",
-            text(llava(json!("ok.png"), json!([human("<image> a?")]))),
-            "no answer of gpt",
-        ),
+        ("llava without an answer", text(llava(json!("ok.png"), json!([human("<image> a?")]))), "no answer of gpt"),
         (
             "llava with an unknown speaker",
-            text(llava(
-                json!("ok.png"),
-                json!([{"from": "bot", "value": "a"}]),
-            )),
+            text(llava(json!("ok.png"), json!([{"from": "bot", "value": "a"}]))),
             "from \"bot\"",
         ),
         (
             "llava with a placeholder too many",
-            text(llava(
-                json!("ok.png"),
-                json!([human("<image><image> a?"), gpt("b")]),
-            )),
+            text(llava(json!("ok.png"), json!([human("<image><image> a?"), gpt("b")]))),
             "2 <image> placeholders for 1 images",
         ),
         (
@@ -404,28 +231,16 @@ fn bad_entries() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             text(llava(json!(7), json!([human("a?"), gpt("b")]))),
             "image must be a path",
         ),
-        (
-            "bpo without completions",
-            text(bpo(json!([]))),
-            "completions: it is empty",
-        ),
+        ("bpo without completions", text(bpo(json!([]))), "completions: it is empty"),
         (
             "bpo with equal scores",
-            text(bpo(
-                json!([{"response": "a", "score": 1}, {"response": "b", "score": 1}]),
-            )),
+            text(bpo(json!([{"response": "a", "score": 1}, {"response": "b", "score": 1}]))),
             "all 2 completions have the same score",
         ),
-        (
-            "bpo with a score of text",
-            text(bpo(json!([{"response": "a", "score": "high"}]))),
-            "completions[0].score",
-        ),
+        ("bpo with a score of text", text(bpo(json!([{"response": "a", "score": "high"}]))), "completions[0].score"),
         (
             "bpo with one text twice",
-            text(bpo(
-                json!([{"response": "a b", "score": 1}, {"response": "A, b.", "score": 0}]),
-            )),
+            text(bpo(json!([{"response": "a b", "score": 1}, {"response": "A, b.", "score": 0}]))),
             "the same but for case",
         ),
         (
@@ -444,16 +259,11 @@ fn each_bad_entry_has_its_sentence_with_file_and_line() {
     for (name, entry, message) in cases {
         let mut file = format!("{}\n\n", row("ok.png")).into_bytes();
         file.extend(&entry);
-        let error = world
-            .read(&file, &world.options)
-            .expect_err(name)
-            .to_string();
+        let error = world.read(&file, &world.options).expect_err(name).to_string();
         assert!(error.contains(message), "{name}: {error}");
         assert!(error.contains("pairs.jsonl:3: "), "{name}: {error}");
         assert!(
-            !error.contains("secret.png")
-                || error.contains("../secret.png")
-                || error.contains("..\\secret.png"),
+            !error.contains("secret.png") || error.contains("../secret.png") || error.contains("..\\secret.png"),
             "{name}: {error}"
         );
     }
@@ -462,40 +272,27 @@ fn each_bad_entry_has_its_sentence_with_file_and_line() {
 #[test]
 fn skipping_keeps_every_good_entry_and_counts_the_bad() {
     let world = World::new();
-    let options = ReadOptions {
-        on_error: OnError::Skip,
-        ..world.options.clone()
-    };
+    let options = ReadOptions { on_error: OnError::Skip, ..world.options.clone() };
     let cases = bad_entries();
     let mut file = Vec::new();
     for (at, (_, entry, _)) in cases.iter().enumerate() {
         file.extend(entry);
         file.push(b'\n');
         let mut good = row("ok.png");
-        *good.pointer_mut("/preferred_output/0/content").unwrap() =
-            json!(format!("It is number {at}."));
+        *good.pointer_mut("/preferred_output/0/content").unwrap() = json!(format!("It is number {at}."));
         file.extend(good.to_string().bytes());
         file.push(b'\n');
     }
     let (report, pairs) = world.read(&file, &options).unwrap();
-    assert_eq!(
-        (report.entries, report.pairs, report.faults),
-        (2 * cases.len(), cases.len(), cases.len())
-    );
+    assert_eq!((report.entries, report.pairs, report.faults), (2 * cases.len(), cases.len(), cases.len()));
     assert_eq!(pairs.len(), cases.len());
     for (at, skipped) in report.skipped.iter().enumerate() {
         assert_eq!(skipped.line, 2 * at as u64 + 1);
         assert!(skipped.reason.contains(cases[at].2), "{}", skipped.reason);
     }
-    let strict = ReadOptions {
-        max_errors: 3,
-        ..options
-    };
+    let strict = ReadOptions { max_errors: 3, ..options };
     let error = world.read(&file, &strict).unwrap_err().to_string();
-    assert!(
-        error.contains("more than 3 entries cannot be used"),
-        "{error}"
-    );
+    assert!(error.contains("more than 3 entries cannot be used"), "{error}");
 }
 
 #[test]
@@ -507,80 +304,28 @@ fn each_bad_file_has_its_sentence() {
         ("empty", Vec::new(), "is empty"),
         ("blank", b" \n\n".to_vec(), "is empty"),
         ("an empty array", b"[]".to_vec(), "is empty"),
-        (
-            "huge",
-            huge.into_bytes(),
-            "the limit is 200000 (max_file_bytes)",
-        ),
+        ("huge", huge.into_bytes(), "the limit is 200000 (max_file_bytes)"),
         ("gzip", b"\x1f\x8b\x08\x00".to_vec(), "compressed with gzip"),
         ("zip", b"PK\x03\x04".to_vec(), "a zip archive"),
         ("parquet", b"PAR1".to_vec(), "a Parquet file"),
         ("UTF-16", b"\xff\xfe{\x00".to_vec(), "is UTF-16"),
-        (
-            "an open array",
-            format!("[{good}").into_bytes(),
-            ":1: the array is not closed",
-        ),
-        (
-            "rubbish after an array",
-            format!("[{good}]\nx").into_bytes(),
-            ":2: something follows the end",
-        ),
+        ("an open array", format!("[{good}").into_bytes(), ":1: the array is not closed"),
+        ("rubbish after an array", format!("[{good}]\nx").into_bytes(), ":2: something follows the end"),
     ];
     for (name, content, message) in cases {
-        let error = world
-            .read(&content, &world.options)
-            .expect_err(name)
-            .to_string();
+        let error = world.read(&content, &world.options).expect_err(name).to_string();
         assert!(error.contains(message), "{name}: {error}");
     }
-    let skip = ReadOptions {
-        on_error: OnError::Skip,
-        ..world.options.clone()
-    };
+    let skip = ReadOptions { on_error: OnError::Skip, ..world.options.clone() };
+    assert!(world.read(b"1\n2\n", &skip).unwrap_err().to_string().contains("no usable entry: 2"));
+    assert!(world.read_path(world.dir.path(), &skip).unwrap_err().to_string().contains("is not a file"));
+    assert!(world.read_path(Path::new("/nowhere.jsonl"), &skip).unwrap_err().to_string().contains("cannot read"));
+    let no_root = ReadOptions { image_root: None, ..world.options.clone() };
     assert!(
-        world
-            .read(b"1\n2\n", &skip)
-            .unwrap_err()
-            .to_string()
-            .contains("no usable entry: 2")
+        world.read(good.as_bytes(), &no_root).unwrap_err().to_string().contains("no image directory is configured")
     );
-    assert!(
-        world
-            .read_path(world.dir.path(), &skip)
-            .unwrap_err()
-            .to_string()
-            .contains("is not a file")
-    );
-    assert!(
-        world
-            .read_path(Path::new("/nowhere.jsonl"), &skip)
-            .unwrap_err()
-            .to_string()
-            .contains("cannot read")
-    );
-    let no_root = ReadOptions {
-        image_root: None,
-        ..world.options.clone()
-    };
-    assert!(
-        world
-            .read(good.as_bytes(), &no_root)
-            .unwrap_err()
-            .to_string()
-            .contains("no image directory is configured")
-    );
-    let small = ReadOptions {
-        max_image_bytes: 20,
-        ..world.options.clone()
-    };
-    assert!(
-        world
-            .read(good.as_bytes(), &small)
-            .unwrap_err()
-            .to_string()
-            .contains("bytes, the limit is 20")
-    );
+    let small = ReadOptions { max_image_bytes: 20, ..world.options.clone() };
+    assert!(world.read(good.as_bytes(), &small).unwrap_err().to_string().contains("bytes, the limit is 20"));
 }
 
 #[test]
@@ -592,116 +337,58 @@ fn good_entries_of_all_three_shapes() {
     let bpo = json!({"image": "ok.png", "prompt": "What do you see?\n<image>", "completions": [
         {"score": 0, "response": "A dog.", "type": "llm-hal"}, {"score": 1, "response": "A square.", "type": "gt"},
         {"score": 0.5, "text": "A cat.", "type": "mllm-hal"}]});
-    let file = format!(
-        "\u{feff}[{}, {}, {}]",
-        row(&data_url(&png(5, 5))),
-        llava,
-        bpo
-    );
+    let file = format!("\u{feff}[{}, {}, {}]", row(&data_url(&png(5, 5))), llava, bpo);
     let (report, pairs) = world.read(file.as_bytes(), &world.options).unwrap();
-    assert_eq!(
-        (report.entries, report.pairs, report.annotations),
-        (3, 3, 2)
-    );
+    assert_eq!((report.entries, report.pairs, report.annotations), (3, 3, 2));
 
     let preference = &pairs[0];
-    assert_eq!(
-        (preference.images[0].width, preference.images[0].height),
-        (5, 5)
-    );
+    assert_eq!((preference.images[0].width, preference.images[0].height), (5, 5));
     assert_eq!(preference.negative, Some(NegativeKind::Given));
-    assert_eq!(
-        preference.conversation[0].content[0],
-        Part::Image { index: 0 }
-    );
+    assert_eq!(preference.conversation[0].content[0], Part::Image { index: 0 });
 
     assert_eq!(
-        (
-            pairs[1].chosen.as_str(),
-            pairs[1].conversation.len(),
-            pairs[1].source
-        ),
+        (pairs[1].chosen.as_str(), pairs[1].conversation.len(), pairs[1].source),
         ("A square.", 1, Source::Annotation)
     );
-    assert_eq!(
-        pairs[1].conversation[0].content[1],
-        Part::Text {
-            text: "What is it?".to_owned()
-        }
-    );
-    assert_eq!(
-        (pairs[2].chosen.as_str(), pairs[2].conversation.len()),
-        ("Dark.", 3)
-    );
+    assert_eq!(pairs[1].conversation[0].content[1], Part::Text { text: "What is it?".to_owned() });
+    assert_eq!((pairs[2].chosen.as_str(), pairs[2].conversation.len()), ("Dark.", 3));
     assert_eq!(pairs[2].conversation[1].role, Role::Assistant);
 
     let rejected = pairs[3..]
         .iter()
-        .map(|pair| {
-            (
-                pair.chosen.as_str(),
-                pair.rejected.as_deref(),
-                pair.negative,
-            )
-        })
+        .map(|pair| (pair.chosen.as_str(), pair.rejected.as_deref(), pair.negative))
         .collect::<Vec<_>>();
     assert_eq!(
         rejected,
         [
-            (
-                "A square.",
-                Some("A cat."),
-                Some(NegativeKind::ImageWeakened)
-            ),
+            ("A square.", Some("A cat."), Some(NegativeKind::ImageWeakened)),
             ("A square.", Some("A dog."), Some(NegativeKind::Injected)),
         ]
     );
     assert_eq!(
         pairs[3].conversation[0].content,
-        [
-            Part::Text {
-                text: "What do you see?".to_owned()
-            },
-            Part::Image { index: 0 }
-        ]
+        [Part::Text { text: "What do you see?".to_owned() }, Part::Image { index: 0 }]
     );
-    assert!(
-        pairs
-            .iter()
-            .all(|pair| pair.id.starts_with("pair-") && pair.id.len() == 37)
-    );
+    assert!(pairs.iter().all(|pair| pair.id.starts_with("pair-") && pair.id.len() == 37));
 }
 
 #[test]
 fn a_forced_shape_says_what_it_misses_and_repeats_are_dropped() {
     let world = World::new();
-    let forced = ReadOptions {
-        shape: Shape::Bpo,
-        ..world.options.clone()
-    };
-    let error = world
-        .read(row("ok.png").to_string().as_bytes(), &forced)
-        .unwrap_err()
-        .to_string();
+    let forced = ReadOptions { shape: Shape::Bpo, ..world.options.clone() };
+    let error = world.read(row("ok.png").to_string().as_bytes(), &forced).unwrap_err().to_string();
     assert!(error.contains("missing field `completions`"), "{error}");
     let twice = format!("{}\n{}\n", row("ok.png"), row("ok.png"));
     let (report, pairs) = world.read(twice.as_bytes(), &world.options).unwrap();
-    assert_eq!(
-        (report.entries, report.pairs, report.duplicates, pairs.len()),
-        (2, 1, 1, 1)
-    );
+    assert_eq!((report.entries, report.pairs, report.duplicates, pairs.len()), (2, 1, 1, 1));
 }
 
 #[test]
 fn an_image_is_kept_once_and_can_be_named_by_its_digest() {
     let world = World::new();
-    let (_, pairs) = world
-        .read(row("ok.png").to_string().as_bytes(), &world.options)
-        .unwrap();
+    let (_, pairs) = world.read(row("ok.png").to_string().as_bytes(), &world.options).unwrap();
     let by_digest = row(&format!("blob:{}", pairs[0].images[0].digest));
-    let (_, again) = world
-        .read(by_digest.to_string().as_bytes(), &world.options)
-        .unwrap();
+    let (_, again) = world.read(by_digest.to_string().as_bytes(), &world.options).unwrap();
     assert_eq!(again[0].images, pairs[0].images);
     assert_eq!(again[0].id, pairs[0].id, "the id comes from the content");
 }

@@ -1,11 +1,6 @@
 //! kill -9 at random moments, twenty times over; the run that is started again each time ends with the same bits.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "tests fail by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod bpo_toy;
 
@@ -35,11 +30,7 @@ fn setting() -> RunConfig {
 }
 
 fn toy() -> Toy {
-    Toy {
-        dropout: DROPOUT,
-        sleep: std::time::Duration::from_millis(2),
-        ..Toy::new()
-    }
+    Toy { dropout: DROPOUT, sleep: std::time::Duration::from_millis(2), ..Toy::new() }
 }
 
 /// Not a test of its own: the process that is killed.
@@ -49,14 +40,7 @@ fn child() {
         return;
     };
     let mut progress = JsonLines(std::io::stderr());
-    run(
-        dir.as_ref(),
-        &mut toy(),
-        &setting(),
-        &Control::default(),
-        &mut progress,
-    )
-    .unwrap();
+    run(dir.as_ref(), &mut toy(), &setting(), &Control::default(), &mut progress).unwrap();
 }
 
 #[test]
@@ -76,12 +60,8 @@ fn killed_at_twenty_random_steps_it_ends_with_the_same_bits() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap())
-            .lines()
-            .map(Result::unwrap);
-        let step = lines
-            .filter(|line| line.contains("\"event\":\"step\""))
-            .nth(steps);
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let step = lines.filter(|line| line.contains("\"event\":\"step\"")).nth(steps);
         if step.is_none_or(|line| line.contains(&format!("\"step\":{STEPS},"))) {
             // The run got to its end: what is left of the kills would find nothing to interrupt.
             child.wait().unwrap();
@@ -94,20 +74,7 @@ fn killed_at_twenty_random_steps_it_ends_with_the_same_bits() {
     }
     assert_eq!(kills, KILLS);
     let mut last = toy();
-    let outcome = run(
-        dir.path(),
-        &mut last,
-        &setting(),
-        &Control::default(),
-        &mut Silent,
-    )
-    .unwrap();
-    assert!(
-        matches!(outcome, Outcome::Finished { step: STEPS, .. }),
-        "{outcome:?}"
-    );
-    assert_eq!(
-        (bits(&last.parameters()), timeless(dir.path())),
-        uninterrupted(&setting(), DROPOUT)
-    );
+    let outcome = run(dir.path(), &mut last, &setting(), &Control::default(), &mut Silent).unwrap();
+    assert!(matches!(outcome, Outcome::Finished { step: STEPS, .. }), "{outcome:?}");
+    assert_eq!((bits(&last.parameters()), timeless(dir.path())), uninterrupted(&setting(), DROPOUT));
 }

@@ -1,11 +1,6 @@
 //! A whole run directory on the toy model: data in, adapter, result and report out.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "tests fail by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod bpo_toy;
 
@@ -35,9 +30,7 @@ use serde_json::{Value, json};
 struct Letters;
 
 fn ids(text: &str) -> Vec<u32> {
-    text.bytes()
-        .map(|byte| u32::from(byte) % (VOCABULARY as u32 - 1))
-        .collect()
+    text.bytes().map(|byte| u32::from(byte) % (VOCABULARY as u32 - 1)).collect()
 }
 
 impl Encoder for Letters {
@@ -58,11 +51,7 @@ impl Encoder for Letters {
         Ok(image.clone())
     }
 
-    fn prompt(
-        &self,
-        conversation: &[Message],
-        images: &[Tensor],
-    ) -> Result<Vec<u32>, ExampleError> {
+    fn prompt(&self, conversation: &[Message], images: &[Tensor]) -> Result<Vec<u32>, ExampleError> {
         let mut prompt = vec![12; images.len()];
         for part in conversation.iter().flat_map(|message| &message.content) {
             if let Part::Text { text } = part {
@@ -80,11 +69,7 @@ impl Encoder for Letters {
     }
 }
 
-const COLOURS: [(&str, [u8; 3]); 3] = [
-    ("red", [230, 20, 20]),
-    ("green", [20, 230, 20]),
-    ("blue", [20, 20, 230]),
-];
+const COLOURS: [(&str, [u8; 3]); 3] = [("red", [230, 20, 20]), ("green", [20, 230, 20]), ("blue", [20, 20, 230])];
 
 fn config() -> RunConfig {
     let text = "
@@ -118,9 +103,7 @@ fn prepare(dir: &Path, rows: usize) -> String {
         let file = format!("{row}.png");
         let mut bytes = Cursor::new(Vec::new());
         let shade = image::Rgb(colour.map(|value| value.saturating_sub(row as u8)));
-        RgbImage::from_pixel(6, 6, shade)
-            .write_to(&mut bytes, ImageFormat::Png)
-            .unwrap();
+        RgbImage::from_pixel(6, 6, shade).write_to(&mut bytes, ImageFormat::Png).unwrap();
         fs::write(dir.join("images").join(&file), bytes.into_inner()).unwrap();
         let row = json!({"image": file, "prompt": "<image>\nWhich colour?", "completions": [
             {"score": 1, "response": format!("it is {name}"), "type": "gt"},
@@ -128,22 +111,12 @@ fn prepare(dir: &Path, rows: usize) -> String {
         lines.push_str(&format!("{row}\n"));
     }
     fs::write(dir.join("bpo.jsonl"), lines).unwrap();
-    let options = ReadOptions {
-        image_root: Some(dir.join("images")),
-        on_error: OnError::Fail,
-        ..ReadOptions::default()
-    };
+    let options =
+        ReadOptions { image_root: Some(dir.join("images")), on_error: OnError::Fail, ..ReadOptions::default() };
     let mut pairs = Vec::new();
-    data::read(
-        &dir.join("bpo.jsonl"),
-        &options,
-        &BlobDir::new(dir.join("blobs")),
-        &mut |pair| pairs.push(pair),
-    )
-    .unwrap();
-    dataset::freeze(&dir.join("dataset.jsonl"), &pairs)
-        .unwrap()
-        .0
+    data::read(&dir.join("bpo.jsonl"), &options, &BlobDir::new(dir.join("blobs")), &mut |pair| pairs.push(pair))
+        .unwrap();
+    dataset::freeze(&dir.join("dataset.jsonl"), &pairs).unwrap().0
 }
 
 fn write_adapter(toy: &Toy, path: &Path) -> Result<(), ExampleError> {
@@ -152,22 +125,9 @@ fn write_adapter(toy: &Toy, path: &Path) -> Result<(), ExampleError> {
     Ok(())
 }
 
-fn run(
-    dir: &Path,
-    config: &RunConfig,
-    control: &Control,
-    progress: &mut dyn Progress,
-) -> Result<Outcome, TrainError> {
-    let mut toy = Toy {
-        dropout: 0.1,
-        ..Toy::new()
-    };
-    let parts = Parts {
-        policy: &mut toy,
-        encoder: &Letters,
-        base_digest: "letters",
-        write_adapter: &write_adapter,
-    };
+fn run(dir: &Path, config: &RunConfig, control: &Control, progress: &mut dyn Progress) -> Result<Outcome, TrainError> {
+    let mut toy = Toy { dropout: 0.1, ..Toy::new() };
+    let parts = Parts { policy: &mut toy, encoder: &Letters, base_digest: "letters", write_adapter: &write_adapter };
     train(dir, config, parts, control, progress)
 }
 
@@ -183,44 +143,22 @@ fn from_imported_rows_to_an_adapter_and_a_report() {
     config.data.digest.clone_from(&digest);
     let mut events = Collected::default();
     let outcome = run(dir.path(), &config, &Control::default(), &mut events).unwrap();
-    let Outcome::Finished { step, .. } = outcome else {
-        panic!("{outcome:?}")
-    };
+    let Outcome::Finished { step, .. } = outcome else { panic!("{outcome:?}") };
     let result = result(dir.path());
+    assert_eq!((result["outcome"].as_str(), result["step"].as_u64()), (Some("finished"), Some(step)));
     assert_eq!(
-        (result["outcome"].as_str(), result["step"].as_u64()),
-        (Some("finished"), Some(step))
-    );
-    assert_eq!(
-        (
-            result["dataset_digest"].as_str(),
-            result["base_digest"].as_str()
-        ),
+        (result["dataset_digest"].as_str(), result["base_digest"].as_str()),
         (Some(digest.as_str()), Some("letters"))
     );
-    let (examples, held_out) = (
-        result["examples"].as_u64().unwrap(),
-        result["held_out"].as_u64().unwrap(),
-    );
+    let (examples, held_out) = (result["examples"].as_u64().unwrap(), result["held_out"].as_u64().unwrap());
     assert_eq!(examples + held_out, 24);
     assert!(held_out > 0 && step == (examples.div_ceil(4)) * 3);
     let page = fs::read_to_string(dir.path().join("report.html")).unwrap();
     assert!(page.contains("Finished after step") && page.contains("image-conditional accuracy"));
     assert!(matches!(events.0.last().unwrap(), Event::Finished { .. }));
-    let mut evaluated = events.0.iter().filter_map(|event| {
-        if let Event::Evaluated(one) = event {
-            Some(one)
-        } else {
-            None
-        }
-    });
-    assert!(
-        evaluated
-            .next_back()
-            .unwrap()
-            .image_conditional_accuracy
-            .is_some()
-    );
+    let mut evaluated =
+        events.0.iter().filter_map(|event| if let Event::Evaluated(one) = event { Some(one) } else { None });
+    assert!(evaluated.next_back().unwrap().image_conditional_accuracy.is_some());
 }
 
 #[test]
@@ -232,16 +170,7 @@ fn a_paused_run_goes_on_to_the_same_adapter_and_a_finished_one_repeats_it() {
     let config = config();
     run(whole.path(), &config, &Control::default(), &mut Silent).unwrap();
     let control = Control::default();
-    let paused = run(
-        parts.path(),
-        &config,
-        &control,
-        &mut PauseAfter {
-            step: 5,
-            control: &control,
-        },
-    )
-    .unwrap();
+    let paused = run(parts.path(), &config, &control, &mut PauseAfter { step: 5, control: &control }).unwrap();
     assert_eq!(paused, Outcome::Paused { step: 5 });
     assert_eq!(result(parts.path())["outcome"], "paused");
     assert!(!parts.path().join("adapter").exists());
@@ -268,25 +197,13 @@ fn what_cannot_be_prepared_is_counted_or_fatal() {
     lines[4]["rejected"] = json!("no");
     lines[5]["conversation"][0]["content"][1]["text"] = json!("why ".repeat(60));
     let damaged = lines[6]["images"][0]["digest"].as_str().unwrap().to_owned();
-    fs::write(
-        dir.path().join("blobs").join(&damaged[..2]).join(&damaged),
-        "not what it was",
-    )
-    .unwrap();
-    let mut text = lines
-        .iter()
-        .map(Value::to_string)
-        .collect::<Vec<_>>()
-        .join("\n");
+    fs::write(dir.path().join("blobs").join(&damaged[..2]).join(&damaged), "not what it was").unwrap();
+    let mut text = lines.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
     text.push_str("\n{ half a line\n");
     fs::write(&path, text).unwrap();
 
     let mut config = config();
-    (
-        config.data.held_out,
-        config.data.max_answer_tokens,
-        config.data.max_prompt_tokens,
-    ) = (0.0, 100, 200);
+    (config.data.held_out, config.data.max_answer_tokens, config.data.max_prompt_tokens) = (0.0, 100, 200);
     let mut events = Collected::default();
     run(dir.path(), &config, &Control::default(), &mut events).unwrap();
     let result = result(dir.path());
@@ -301,63 +218,41 @@ fn what_cannot_be_prepared_is_counted_or_fatal() {
         })
     );
     assert_eq!(result["examples"], 6);
-    assert!(events.0.iter().any(|event| matches!(event, Event::Warning { message } if message.contains("dataset.jsonl:13: "))));
+    assert!(
+        events
+            .0
+            .iter()
+            .any(|event| matches!(event, Event::Warning { message } if message.contains("dataset.jsonl:13: ")))
+    );
 
     config.data.on_error = OnError::Fail;
-    let error = run(dir.path(), &config, &Control::default(), &mut Silent)
-        .unwrap_err()
-        .to_string();
+    let error = run(dir.path(), &config, &Control::default(), &mut Silent).unwrap_err().to_string();
     assert!(error.contains("dataset.jsonl:13: "), "{error}");
-    let text = lines
-        .iter()
-        .map(Value::to_string)
-        .collect::<Vec<_>>()
-        .join("\n");
+    let text = lines.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
     fs::write(&path, text).unwrap();
-    let error = run(dir.path(), &config, &Control::default(), &mut Silent)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.starts_with("pair-") && error.contains(&"f".repeat(64)),
-        "{error}"
-    );
+    let error = run(dir.path(), &config, &Control::default(), &mut Silent).unwrap_err().to_string();
+    assert!(error.starts_with("pair-") && error.contains(&"f".repeat(64)), "{error}");
 }
 
 #[test]
 fn a_run_that_cannot_start_says_why_everywhere() {
     let dir = tempfile::tempdir().unwrap();
     let mut events = Collected::default();
-    let error = run(dir.path(), &config(), &Control::default(), &mut events)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("cannot read") && error.contains("dataset.jsonl"),
-        "{error}"
-    );
+    let error = run(dir.path(), &config(), &Control::default(), &mut events).unwrap_err().to_string();
+    assert!(error.contains("cannot read") && error.contains("dataset.jsonl"), "{error}");
     assert_eq!(result(dir.path())["reason"], error);
-    assert!(
-        fs::read_to_string(dir.path().join("report.html"))
-            .unwrap()
-            .contains("Failed after step 0")
-    );
+    assert!(fs::read_to_string(dir.path().join("report.html")).unwrap().contains("Failed after step 0"));
     assert_eq!(events.0.last(), Some(&Event::Failed { reason: error }));
 
     prepare(dir.path(), 6);
     let mut wrong = config();
     wrong.data.digest = "0".repeat(64);
-    let error = run(dir.path(), &wrong, &Control::default(), &mut Silent)
-        .unwrap_err()
-        .to_string();
+    let error = run(dir.path(), &wrong, &Control::default(), &mut Silent).unwrap_err().to_string();
     assert!(error.contains("the run was frozen with 0000"), "{error}");
     let mut strict = config();
     strict.data.max_answer_tokens = 2;
-    let error = run(dir.path(), &strict, &Control::default(), &mut Silent)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("no pair is left to train on") && error.contains("max_answer_tokens"),
-        "{error}"
-    );
+    let error = run(dir.path(), &strict, &Control::default(), &mut Silent).unwrap_err().to_string();
+    assert!(error.contains("no pair is left to train on") && error.contains("max_answer_tokens"), "{error}");
 }
 
 #[test]
@@ -377,13 +272,8 @@ fn one_process_at_a_time() {
     let (go_on, may_go_on) = mpsc::channel();
     std::thread::scope(|scope| {
         let first = scope.spawn(|| {
-            run(
-                dir.path(),
-                &config(),
-                &Control::default(),
-                &mut Hold(started, may_go_on),
-            )
-            .map_err(|error| error.to_string())
+            run(dir.path(), &config(), &Control::default(), &mut Hold(started, may_go_on))
+                .map_err(|error| error.to_string())
         });
         has_started.recv().unwrap();
         let error = run(dir.path(), &config(), &Control::default(), &mut Silent).unwrap_err();
@@ -400,29 +290,13 @@ fn text_without_images_trains_too() {
         json!({"input": {"messages": [{"role": "user", "content": format!("{at} and one?")}]},
         "preferred_output": [{"role": "assistant", "content": "more"}], "non_preferred_output": [{"role": "assistant", "content": "less"}]})
     };
-    fs::write(
-        dir.path().join("rows.jsonl"),
-        (0..9)
-            .map(|at| format!("{}\n", row(at)))
-            .collect::<String>(),
-    )
-    .unwrap();
+    fs::write(dir.path().join("rows.jsonl"), (0..9).map(|at| format!("{}\n", row(at))).collect::<String>()).unwrap();
     let blobs = BlobDir::new(dir.path().join("blobs"));
     assert!(blobs.get(&"0".repeat(64)).is_err());
     let mut pairs = Vec::new();
-    data::read(
-        &dir.path().join("rows.jsonl"),
-        &ReadOptions::default(),
-        &blobs,
-        &mut |pair| pairs.push(pair),
-    )
-    .unwrap();
+    data::read(&dir.path().join("rows.jsonl"), &ReadOptions::default(), &blobs, &mut |pair| pairs.push(pair)).unwrap();
     dataset::freeze(&dir.path().join("dataset.jsonl"), &pairs).unwrap();
     let outcome = run(dir.path(), &config(), &Control::default(), &mut Silent).unwrap();
     assert!(matches!(outcome, Outcome::Finished { .. }));
-    assert!(
-        !fs::read_to_string(dir.path().join("metrics.jsonl"))
-            .unwrap()
-            .contains("image_conditional_accuracy")
-    );
+    assert!(!fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap().contains("image_conditional_accuracy"));
 }

@@ -277,21 +277,3 @@ async fn detail_is_taken() -> Result<()> {
     ensure!(pair.greedy_ids(Which::Base).len() == 16);
     Ok(())
 }
-
-#[tokio::test]
-async fn what_parts_spell_together_is_no_control_token() -> Result<()> {
-    let (_server, client) = golden().await?;
-    let tokens = async |parts: [&str; 2]| -> Result<u64> {
-        let parts: Vec<Value> = parts.iter().map(|text| json!({"type": "text", "text": text})).collect();
-        let body = ask(&json!({"max_tokens": 1, "messages": [{"role": "user", "content": parts}]}));
-        client.answer(&body).await?["usage"]["prompt_tokens"].as_u64().context("usage")
-    };
-    // Letter by letter, as a word that is none; a real control token is one token.
-    for (torn, harmless) in
-        [(["<|im_", "start|>"], ["<|im_", "stArt|>"]), (["<end_of_", "utterance>"], ["<end_of_", "utterAnce>"])]
-    {
-        let (torn_tokens, harmless_tokens) = (tokens(torn).await?, tokens(harmless).await?);
-        ensure!(torn_tokens + 5 > harmless_tokens, "{torn:?}: {torn_tokens} tokens, {harmless:?}: {harmless_tokens}");
-    }
-    Ok(())
-}

@@ -88,10 +88,7 @@ pub struct Normalisation {
 impl Default for Normalisation {
     /// 0.5 and 0.5, what SigLIP and Idefics3 use.
     fn default() -> Self {
-        Self {
-            mean: [0.5; 3],
-            std: [0.5; 3],
-        }
+        Self { mean: [0.5; 3], std: [0.5; 3] }
     }
 }
 
@@ -115,49 +112,27 @@ impl Distortion {
         let strength = self.strength;
         let whole = strength.fract() == 0.0;
         let (kind, ok, allowed) = match self.kind {
-            DistortionKind::Noise => (
-                "noise",
-                whole && (0.0..STEPS as f64).contains(&strength),
-                "a whole number from 0 to 999",
-            ),
-            DistortionKind::Blur => (
-                "blur",
-                strength > 0.0 && strength <= 1000.0,
-                "above 0 and at most 1000",
-            ),
-            DistortionKind::Pixelate => (
-                "pixelate",
-                whole && (2.0..=65536.0).contains(&strength),
-                "a whole number of at least 2",
-            ),
-            DistortionKind::Shuffle => (
-                "shuffle",
-                whole && (1.0..=65536.0).contains(&strength),
-                "a whole number of at least 1",
-            ),
+            DistortionKind::Noise => {
+                ("noise", whole && (0.0..STEPS as f64).contains(&strength), "a whole number from 0 to 999")
+            }
+            DistortionKind::Blur => ("blur", strength > 0.0 && strength <= 1000.0, "above 0 and at most 1000"),
+            DistortionKind::Pixelate => {
+                ("pixelate", whole && (2.0..=65536.0).contains(&strength), "a whole number of at least 2")
+            }
+            DistortionKind::Shuffle => {
+                ("shuffle", whole && (1.0..=65536.0).contains(&strength), "a whole number of at least 1")
+            }
             DistortionKind::Crop => ("crop", (0.0..=0.2).contains(&strength), "between 0 and 0.2"),
             DistortionKind::Blank => ("blank", strength.is_finite(), "a number"),
         };
-        if ok {
-            Ok(())
-        } else {
-            Err(DistortError::Strength {
-                kind,
-                strength,
-                allowed,
-            })
-        }
+        if ok { Ok(()) } else { Err(DistortError::Strength { kind, strength, allowed }) }
     }
 
     /// ṽ, of the size of `image`.
     ///
     /// # Errors
     /// A strength that its kind does not allow, or an image without pixels.
-    pub fn apply(
-        &self,
-        image: &RgbImage,
-        normalisation: &Normalisation,
-    ) -> Result<RgbImage, DistortError> {
+    pub fn apply(&self, image: &RgbImage, normalisation: &Normalisation) -> Result<RgbImage, DistortError> {
         self.validate()?;
         let (width, height) = image.dimensions();
         if width == 0 || height == 0 {
@@ -170,9 +145,7 @@ impl Distortion {
             DistortionKind::Pixelate => pixelate(image, self.strength as u32),
             DistortionKind::Shuffle => shuffle(image, self.strength as u32, &mut rng),
             DistortionKind::Crop => crop(image, self.strength, &mut rng),
-            DistortionKind::Blank => {
-                RgbImage::from_pixel(width, height, mean_colour(image, 0, 0, width, height))
-            }
+            DistortionKind::Blank => RgbImage::from_pixel(width, height, mean_colour(image, 0, 0, width, height)),
         })
     }
 }
@@ -185,8 +158,7 @@ fn noise(image: &RgbImage, step: usize, by: &Normalisation, rng: &mut ChaCha8Rng
     for pixel in out.pixels_mut() {
         for (channel, value) in pixel.0.iter_mut().enumerate() {
             let (mean, std) = (by.mean[channel], by.std[channel]);
-            let moved =
-                mean + keep * (f32::from(*value) / 255.0 - mean) + add * std * normal.sample(rng);
+            let moved = mean + keep * (f32::from(*value) / 255.0 - mean) + add * std * normal.sample(rng);
             *value = (moved * 255.0).round().clamp(0.0, 255.0) as u8;
         }
     }
@@ -264,10 +236,7 @@ fn crop(image: &RgbImage, share: f64, rng: &mut ChaCha8Rng) -> RgbImage {
     let (width, height) = image.dimensions();
     let kept = |side: u32| ((f64::from(side) * share.sqrt()).floor() as u32).clamp(1, side);
     let (w, h) = (kept(width), kept(height));
-    let (left, top) = (
-        rng.random_range(0..=width - w),
-        rng.random_range(0..=height - h),
-    );
+    let (left, top) = (rng.random_range(0..=width - w), rng.random_range(0..=height - h));
     let view = imageops::crop_imm(image, left, top, w, h).to_image();
     imageops::resize(&view, width, height, imageops::FilterType::Triangle)
 }
@@ -286,36 +255,18 @@ mod tests {
     ];
 
     fn picture() -> RgbImage {
-        RgbImage::from_fn(50, 34, |x, y| {
-            Rgb([(x * 5) as u8, (y * 7) as u8, ((x * y) % 251) as u8])
-        })
+        RgbImage::from_fn(50, 34, |x, y| Rgb([(x * 5) as u8, (y * 7) as u8, ((x * y) % 251) as u8]))
     }
 
     fn distort(kind: DistortionKind, strength: f64, seed: u64) -> RgbImage {
-        Distortion {
-            kind,
-            strength,
-            seed,
-        }
-        .apply(&picture(), &Normalisation::default())
-        .unwrap()
+        Distortion { kind, strength, seed }.apply(&picture(), &Normalisation::default()).unwrap()
     }
 
     #[test]
     fn schedule_is_the_table_of_the_method() {
         let bars = alpha_bars();
-        for (step, root) in [
-            (500, 0.863),
-            (700, 0.593),
-            (800, 0.467),
-            (900, 0.365),
-            (999, 0.285),
-        ] {
-            assert!(
-                (bars[step].sqrt() - root).abs() < 5e-4,
-                "t = {step}: {}",
-                bars[step].sqrt()
-            );
+        for (step, root) in [(500, 0.863), (700, 0.593), (800, 0.467), (900, 0.365), (999, 0.285)] {
+            assert!((bars[step].sqrt() - root).abs() < 5e-4, "t = {step}: {}", bars[step].sqrt());
         }
         assert!(bars.windows(2).all(|pair| pair[1] < pair[0]) && bars[0] < 1.0);
     }
@@ -327,10 +278,7 @@ mod tests {
             assert_eq!(first, distort(kind, strength, 7), "{kind:?}");
             assert_eq!(first.dimensions(), picture().dimensions());
             assert_ne!(first, picture(), "{kind:?}");
-            let random = matches!(
-                kind,
-                DistortionKind::Noise | DistortionKind::Shuffle | DistortionKind::Crop
-            );
+            let random = matches!(kind, DistortionKind::Noise | DistortionKind::Shuffle | DistortionKind::Crop);
             assert_eq!(first != distort(kind, strength, 8), random, "{kind:?}");
         }
     }
@@ -339,28 +287,16 @@ mod tests {
     fn noise_has_the_mean_and_spread_of_the_formula() {
         // Grey 0.6 at t = 300 with std 0.2: 0.5 + √ᾱ · 0.1, spread √(1−ᾱ) · 0.2; far enough from black and white not to be cut.
         let image = RgbImage::from_pixel(200, 200, Rgb([153; 3]));
-        let normalisation = Normalisation {
-            mean: [0.5; 3],
-            std: [0.2, 0.1, 0.2],
-        };
+        let normalisation = Normalisation { mean: [0.5; 3], std: [0.2, 0.1, 0.2] };
         let step = 300;
-        let out = Distortion {
-            kind: DistortionKind::Noise,
-            strength: step as f64,
-            seed: 1,
-        }
-        .apply(&image, &normalisation)
-        .unwrap();
+        let out = Distortion { kind: DistortionKind::Noise, strength: step as f64, seed: 1 }
+            .apply(&image, &normalisation)
+            .unwrap();
         let bar = alpha_bars()[step];
         for (channel, std) in [(0, 0.2), (1, 0.1), (2, 0.2)] {
-            let values = out
-                .pixels()
-                .map(|pixel| f64::from(pixel.0[channel]) / 255.0)
-                .collect::<Vec<_>>();
+            let values = out.pixels().map(|pixel| f64::from(pixel.0[channel]) / 255.0).collect::<Vec<_>>();
             let mean = values.iter().sum::<f64>() / values.len() as f64;
-            let spread = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>()
-                / values.len() as f64)
-                .sqrt();
+            let spread = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt();
             assert!((mean - (0.5 + bar.sqrt() * 0.1)).abs() < 2e-3, "{mean}");
             assert!((spread - (1.0 - bar).sqrt() * std).abs() < 2e-3, "{spread}");
         }
@@ -373,35 +309,15 @@ mod tests {
             pixels.sort_unstable();
             pixels
         };
-        assert_eq!(
-            histogram(&distort(DistortionKind::Shuffle, 8.0, 3)),
-            histogram(&picture())
-        );
+        assert_eq!(histogram(&distort(DistortionKind::Shuffle, 8.0, 3)), histogram(&picture()));
     }
 
     #[test]
     fn blank_and_pixelate_are_means() {
-        let two = RgbImage::from_fn(4, 2, |x, _| {
-            if x < 2 {
-                Rgb([0, 10, 200])
-            } else {
-                Rgb([100, 30, 100])
-            }
-        });
-        let at = |kind, strength| {
-            Distortion {
-                kind,
-                strength,
-                seed: 0,
-            }
-            .apply(&two, &Normalisation::default())
-            .unwrap()
-        };
-        assert!(
-            at(DistortionKind::Blank, 0.0)
-                .pixels()
-                .all(|pixel| pixel.0 == [50, 20, 150])
-        );
+        let two = RgbImage::from_fn(4, 2, |x, _| if x < 2 { Rgb([0, 10, 200]) } else { Rgb([100, 30, 100]) });
+        let at =
+            |kind, strength| Distortion { kind, strength, seed: 0 }.apply(&two, &Normalisation::default()).unwrap();
+        assert!(at(DistortionKind::Blank, 0.0).pixels().all(|pixel| pixel.0 == [50, 20, 150]));
         assert_eq!(at(DistortionKind::Pixelate, 2.0), two);
     }
 
@@ -424,28 +340,12 @@ mod tests {
             (DistortionKind::Blank, f64::INFINITY),
         ];
         for (kind, strength) in cases {
-            let error = Distortion {
-                kind,
-                strength,
-                seed: 0,
-            }
-            .validate()
-            .unwrap_err();
+            let error = Distortion { kind, strength, seed: 0 }.validate().unwrap_err();
             assert!(error.to_string().contains("it must be"), "{error}");
         }
-        let error = Distortion {
-            kind: DistortionKind::Blank,
-            strength: 0.0,
-            seed: 0,
-        }
-        .apply(&RgbImage::new(0, 3), &Normalisation::default());
-        assert_eq!(
-            error.unwrap_err(),
-            DistortError::Empty {
-                width: 0,
-                height: 3
-            }
-        );
+        let error = Distortion { kind: DistortionKind::Blank, strength: 0.0, seed: 0 }
+            .apply(&RgbImage::new(0, 3), &Normalisation::default());
+        assert_eq!(error.unwrap_err(), DistortError::Empty { width: 0, height: 3 });
     }
 
     #[test]

@@ -76,14 +76,7 @@ pub struct AdamWConfig {
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self {
-            learning_rate: 2e-6,
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            weight_decay: 0.0,
-            max_grad_norm: 1.0,
-        }
+        Self { learning_rate: 2e-6, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 }
     }
 }
 
@@ -97,50 +90,16 @@ impl AdamWConfig {
         let at_least_0 = |value: f64| value.is_finite() && value >= 0.0;
         let below_1 = |value: f64| (0.0..1.0).contains(&value);
         let checks = [
-            (
-                "learning_rate",
-                self.learning_rate,
-                positive(self.learning_rate),
-                "a number above 0",
-            ),
-            (
-                "beta1",
-                self.beta1,
-                below_1(self.beta1),
-                "at least 0 and below 1",
-            ),
-            (
-                "beta2",
-                self.beta2,
-                below_1(self.beta2),
-                "at least 0 and below 1",
-            ),
-            (
-                "epsilon",
-                self.epsilon,
-                positive(self.epsilon),
-                "a number above 0",
-            ),
-            (
-                "weight_decay",
-                self.weight_decay,
-                at_least_0(self.weight_decay),
-                "0 or more",
-            ),
-            (
-                "max_grad_norm",
-                self.max_grad_norm,
-                at_least_0(self.max_grad_norm),
-                "0 (off) or more",
-            ),
+            ("learning_rate", self.learning_rate, positive(self.learning_rate), "a number above 0"),
+            ("beta1", self.beta1, below_1(self.beta1), "at least 0 and below 1"),
+            ("beta2", self.beta2, below_1(self.beta2), "at least 0 and below 1"),
+            ("epsilon", self.epsilon, positive(self.epsilon), "a number above 0"),
+            ("weight_decay", self.weight_decay, at_least_0(self.weight_decay), "0 or more"),
+            ("max_grad_norm", self.max_grad_norm, at_least_0(self.max_grad_norm), "0 (off) or more"),
         ];
         for (key, value, ok, allowed) in checks {
             if !ok {
-                return Err(OptimizerError::OutOfRange {
-                    key,
-                    value,
-                    allowed,
-                });
+                return Err(OptimizerError::OutOfRange { key, value, allowed });
             }
         }
         Ok(())
@@ -161,22 +120,14 @@ impl AdamW {
     ///
     /// # Errors
     /// Fails when the device is out of memory.
-    pub fn new(
-        config: AdamWConfig,
-        parameters: &BTreeMap<String, Tensor>,
-    ) -> Result<Self, OptimizerError> {
+    pub fn new(config: AdamWConfig, parameters: &BTreeMap<String, Tensor>) -> Result<Self, OptimizerError> {
         let zeros = |parameters: &BTreeMap<String, Tensor>| {
             parameters
                 .iter()
                 .map(|(name, tensor)| Ok((name.clone(), tensor.zeros_like()?)))
                 .collect::<Result<_, OptimizerError>>()
         };
-        Ok(Self {
-            config,
-            step: 0,
-            first: zeros(parameters)?,
-            second: zeros(parameters)?,
-        })
+        Ok(Self { config, step: 0, first: zeros(parameters)?, second: zeros(parameters)? })
     }
 
     /// Continues from a checkpoint: `step` updates taken, moments by tensor name.
@@ -192,31 +143,17 @@ impl AdamW {
     ) -> Result<Self, OptimizerError> {
         for moments in [&first, &second] {
             if let Some(name) = moments.keys().find(|name| !parameters.contains_key(*name)) {
-                return Err(OptimizerError::Unknown {
-                    what: "moment",
-                    name: name.clone(),
-                });
+                return Err(OptimizerError::Unknown { what: "moment", name: name.clone() });
             }
             for (name, tensor) in parameters {
-                let moment = moments
-                    .get(name)
-                    .ok_or_else(|| OptimizerError::MissingGradient(name.clone()))?;
+                let moment = moments.get(name).ok_or_else(|| OptimizerError::MissingGradient(name.clone()))?;
                 if moment.dims() != tensor.dims() {
                     let (got, want) = (moment.dims().to_vec(), tensor.dims().to_vec());
-                    return Err(OptimizerError::Shape {
-                        name: name.clone(),
-                        got,
-                        want,
-                    });
+                    return Err(OptimizerError::Shape { name: name.clone(), got, want });
                 }
             }
         }
-        Ok(Self {
-            config,
-            step,
-            first,
-            second,
-        })
+        Ok(Self { config, step, first, second })
     }
 
     /// Updates taken so far.
@@ -239,23 +176,11 @@ impl AdamW {
         gradients: &Gradients,
         lr: f64,
     ) -> Result<BTreeMap<String, Tensor>, OptimizerError> {
-        if let Some(name) = gradients
-            .keys()
-            .find(|name| !parameters.contains_key(*name))
-        {
-            return Err(OptimizerError::Unknown {
-                what: "gradient",
-                name: name.clone(),
-            });
+        if let Some(name) = gradients.keys().find(|name| !parameters.contains_key(*name)) {
+            return Err(OptimizerError::Unknown { what: "gradient", name: name.clone() });
         }
         self.step += 1;
-        let AdamWConfig {
-            beta1,
-            beta2,
-            epsilon,
-            weight_decay,
-            ..
-        } = self.config;
+        let AdamWConfig { beta1, beta2, epsilon, weight_decay, .. } = self.config;
         let correct1 = 1.0 - beta1.powf(self.step as f64);
         let correct2 = (1.0 - beta2.powf(self.step as f64)).sqrt();
         let mut updated = BTreeMap::new();
@@ -268,11 +193,8 @@ impl AdamW {
             *second = ((&*second * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
             let denominator = ((second.sqrt()? / correct2)? + epsilon)?;
             let change = ((&*first / denominator)? * (lr / correct1))?;
-            let decayed = if weight_decay == 0.0 {
-                tensor.detach()
-            } else {
-                (tensor.detach() * (1.0 - lr * weight_decay))?
-            };
+            let decayed =
+                if weight_decay == 0.0 { tensor.detach() } else { (tensor.detach() * (1.0 - lr * weight_decay))? };
             updated.insert(name.clone(), (decayed - change)?);
         }
         Ok(updated)
@@ -326,9 +248,7 @@ mod tests {
         // m = 0.1 g and v = 0.001 g², both corrected back to g and g²: the step is lr · g / (|g| + ε), whatever g is.
         let parameters = one("a", &[1.0, 2.0, -3.0]);
         let mut adam = AdamW::new(AdamWConfig::default(), &parameters).unwrap();
-        let after = adam
-            .step(&parameters, &one("a", &[0.5, -4.0, 0.001]), 0.01)
-            .unwrap();
+        let after = adam.step(&parameters, &one("a", &[0.5, -4.0, 0.001]), 0.01).unwrap();
         for (got, want) in values(&after, "a").into_iter().zip([0.99, 2.01, -3.01]) {
             assert!((got - want).abs() < 1e-6, "{got} {want}");
         }
@@ -336,11 +256,7 @@ mod tests {
 
     #[test]
     fn twenty_steps_agree_with_the_textbook_form_in_f64() {
-        let config = AdamWConfig {
-            weight_decay: 0.1,
-            epsilon: 1e-6,
-            ..AdamWConfig::default()
-        };
+        let config = AdamWConfig { weight_decay: 0.1, epsilon: 1e-6, ..AdamWConfig::default() };
         let mut parameters = one("a", &[0.7, -0.2]);
         let mut adam = AdamW::new(config.clone(), &parameters).unwrap();
         let (mut theta, mut m, mut v) = ([0.7f64, -0.2], [0.0f64; 2], [0.0f64; 2]);
@@ -350,15 +266,10 @@ mod tests {
             for i in 0..2 {
                 m[i] = 0.9 * m[i] + 0.1 * gradient[i];
                 v[i] = 0.999 * v[i] + 0.001 * gradient[i] * gradient[i];
-                let (m_hat, v_hat) = (
-                    m[i] / (1.0 - 0.9f64.powi(t)),
-                    v[i] / (1.0 - 0.999f64.powi(t)),
-                );
+                let (m_hat, v_hat) = (m[i] / (1.0 - 0.9f64.powi(t)), v[i] / (1.0 - 0.999f64.powi(t)));
                 theta[i] -= lr * (m_hat / (v_hat.sqrt() + 1e-6) + 0.1 * theta[i]);
             }
-            parameters = adam
-                .step(&parameters, &one("a", &gradient.map(|g| g as f32)), lr)
-                .unwrap();
+            parameters = adam.step(&parameters, &one("a", &gradient.map(|g| g as f32)), lr).unwrap();
         }
         for (got, want) in values(&parameters, "a").into_iter().zip(theta) {
             assert!((f64::from(got) - want).abs() < 2e-6, "{got} {want}");
@@ -374,14 +285,9 @@ mod tests {
             parameters = adam.step(&parameters, &gradient(t), 1e-2).unwrap();
         }
         let (first, second) = adam.moments();
-        let mut other = AdamW::resume(
-            AdamWConfig::default(),
-            &parameters,
-            adam.step_count(),
-            first.clone(),
-            second.clone(),
-        )
-        .unwrap();
+        let mut other =
+            AdamW::resume(AdamWConfig::default(), &parameters, adam.step_count(), first.clone(), second.clone())
+                .unwrap();
         let (mut a, mut b) = (parameters.clone(), parameters);
         for t in 5..9 {
             a = adam.step(&a, &gradient(t), 1e-2).unwrap();
@@ -395,25 +301,11 @@ mod tests {
         let parameters = one("a", &[1.0]);
         let mut adam = AdamW::new(AdamWConfig::default(), &parameters).unwrap();
         let cut = adam.step(&parameters, &Gradients::new(), 0.1).unwrap_err();
-        assert_eq!(
-            cut.to_string(),
-            "no gradient reached the trainable tensor a"
-        );
+        assert_eq!(cut.to_string(), "no gradient reached the trainable tensor a");
         let mut both = one("a", &[1.0]);
         both.extend(one("b", &[1.0]));
-        assert!(
-            adam.step(&parameters, &both, 0.1)
-                .unwrap_err()
-                .to_string()
-                .contains("gradient for b")
-        );
-        let shape = AdamW::resume(
-            AdamWConfig::default(),
-            &parameters,
-            1,
-            one("a", &[0.0, 0.0]),
-            one("a", &[0.0]),
-        );
+        assert!(adam.step(&parameters, &both, 0.1).unwrap_err().to_string().contains("gradient for b"));
+        let shape = AdamW::resume(AdamWConfig::default(), &parameters, 1, one("a", &[0.0, 0.0]), one("a", &[0.0]));
         assert!(shape.unwrap_err().to_string().contains("shape [2]"));
     }
 
@@ -432,21 +324,11 @@ mod tests {
     #[test]
     fn validation_names_the_key() {
         assert!(AdamWConfig::default().validate().is_ok());
-        let wrong = AdamWConfig {
-            beta2: 1.0,
-            ..AdamWConfig::default()
-        };
+        let wrong = AdamWConfig { beta2: 1.0, ..AdamWConfig::default() };
         assert_eq!(
             wrong.validate().unwrap_err().to_string(),
             "optimizer.beta2 is 1, it must be at least 0 and below 1"
         );
-        assert!(
-            AdamWConfig {
-                learning_rate: 0.0,
-                ..AdamWConfig::default()
-            }
-            .validate()
-            .is_err()
-        );
+        assert!(AdamWConfig { learning_rate: 0.0, ..AdamWConfig::default() }.validate().is_err());
     }
 }

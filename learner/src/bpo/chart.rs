@@ -30,31 +30,18 @@ const POINTS: usize = 500;
 
 impl Chart {
     pub(super) fn svg(&self) -> String {
-        let series = self
-            .series
-            .iter()
-            .map(|series| thin(&series.points))
-            .collect::<Vec<_>>();
+        let series = self.series.iter().map(|series| thin(&series.points)).collect::<Vec<_>>();
         let all = || series.iter().flatten();
         let (x0, x1) = bounds(all().map(|point| point.0));
         let ticks = ticks(bounds(all().map(|point| point.1)));
-        let (y0, y1) = (
-            ticks.first().copied().unwrap_or(0.0),
-            ticks.last().copied().unwrap_or(1.0),
-        );
+        let (y0, y1) = (ticks.first().copied().unwrap_or(0.0), ticks.last().copied().unwrap_or(1.0));
         let x = |value: f64| LEFT + (value - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT);
         let y = |value: f64| HEIGHT - BOTTOM - (value - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM);
 
         let mut out = String::new();
         let title = escape(&self.title);
-        let _ = write!(
-            out,
-            "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">"
-        );
-        let _ = write!(
-            out,
-            "<text x=\"0\" y=\"12\" font-weight=\"600\">{title}</text>"
-        );
+        let _ = write!(out, "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">");
+        let _ = write!(out, "<text x=\"0\" y=\"12\" font-weight=\"600\">{title}</text>");
         for tick in &ticks {
             let at = y(*tick);
             let _ = write!(
@@ -83,13 +70,7 @@ impl Chart {
             let colour = at % 2;
             let mut path = String::new();
             for (nth, point) in points.iter().enumerate() {
-                let _ = write!(
-                    path,
-                    "{}{:.1} {:.1}",
-                    if nth == 0 { "M" } else { "L" },
-                    x(point.0),
-                    y(point.1)
-                );
+                let _ = write!(path, "{}{:.1} {:.1}", if nth == 0 { "M" } else { "L" }, x(point.0), y(point.1));
             }
             let _ = write!(out, "<path class=\"c{colour}\" d=\"{path}\"/>");
             if let [only] = points.as_slice() {
@@ -100,14 +81,9 @@ impl Chart {
                     y(only.1)
                 );
             }
-            let last = points
-                .last()
-                .map_or(String::new(), |point| format!(" {}", number(point.1)));
+            let last = points.last().map_or(String::new(), |point| format!(" {}", number(point.1)));
             let text = format!("{}{last}", escape(&named.name));
-            let _ = write!(
-                out,
-                "<text class=\"k{colour}\" x=\"{label:.1}\" y=\"26\">{text}</text>"
-            );
+            let _ = write!(out, "<text class=\"k{colour}\" x=\"{label:.1}\" y=\"26\">{text}</text>");
             label += 7.0 * text.chars().count() as f64 + 14.0;
         }
         out.push_str("</svg>");
@@ -116,36 +92,22 @@ impl Chart {
 }
 
 fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let finite = points
-        .iter()
-        .filter(|point| point.1.is_finite())
-        .copied()
-        .collect::<Vec<_>>();
+    let finite = points.iter().filter(|point| point.1.is_finite()).copied().collect::<Vec<_>>();
     let size = finite.len().div_ceil(POINTS).max(1);
     let mean = |group: &[(f64, f64)]| {
-        let (x, y) = group
-            .iter()
-            .fold((0.0, 0.0), |sum, point| (sum.0 + point.0, sum.1 + point.1));
+        let (x, y) = group.iter().fold((0.0, 0.0), |sum, point| (sum.0 + point.0, sum.1 + point.1));
         (x / group.len() as f64, y / group.len() as f64)
     };
-    if size == 1 {
-        finite
-    } else {
-        finite.chunks(size).map(mean).collect()
-    }
+    if size == 1 { finite } else { finite.chunks(size).map(mean).collect() }
 }
 
 /// Smallest and largest value, never equal, so that nothing is divided by zero.
 fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
-        (low.min(value), high.max(value))
-    });
+    let (low, high) =
+        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
     match (low.is_finite() && high.is_finite(), high > low) {
         (true, true) => (low, high),
-        (true, false) => (
-            low - low.abs().max(1e-9) * 0.5,
-            high + high.abs().max(1e-9) * 0.5,
-        ),
+        (true, false) => (low - low.abs().max(1e-9) * 0.5, high + high.abs().max(1e-9) * 0.5),
         (false, _) => (0.0, 1.0),
     }
 }
@@ -160,9 +122,7 @@ fn ticks((low, high): (f64, f64)) -> Vec<f64> {
         .find(|step| *step >= rough * 0.999)
         .unwrap_or(power);
     let (first, last) = ((low / step).floor() as i64, (high / step).ceil() as i64);
-    (first..=last.max(first + 1))
-        .map(|nth| nth as f64 * step)
-        .collect()
+    (first..=last.max(first + 1)).map(|nth| nth as f64 * step).collect()
 }
 
 fn number(value: f64) -> String {
@@ -171,16 +131,8 @@ fn number(value: f64) -> String {
         return format!("{value:.1e}");
     }
     let text = format!("{value:.3}");
-    let text = if text.contains('.') {
-        text.trim_end_matches('0').trim_end_matches('.')
-    } else {
-        &text
-    };
-    if text == "-0" {
-        "0".to_owned()
-    } else {
-        text.to_owned()
-    }
+    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    if text == "-0" { "0".to_owned() } else { text.to_owned() }
 }
 
 #[cfg(test)]
@@ -192,35 +144,19 @@ mod tests {
     #[test]
     fn ticks_are_round_and_enclose() {
         assert_eq!(
-            ticks((0.0, 0.69))
-                .iter()
-                .map(|tick| number(*tick))
-                .collect::<Vec<_>>(),
+            ticks((0.0, 0.69)).iter().map(|tick| number(*tick)).collect::<Vec<_>>(),
             ["0", "0.2", "0.4", "0.6", "0.8"]
         );
-        assert_eq!(
-            ticks((-1.0, 3.0))
-                .iter()
-                .map(|tick| number(*tick))
-                .collect::<Vec<_>>(),
-            ["-1", "0", "1", "2", "3"]
-        );
+        assert_eq!(ticks((-1.0, 3.0)).iter().map(|tick| number(*tick)).collect::<Vec<_>>(), ["-1", "0", "1", "2", "3"]);
         assert_eq!(number(2e-6), "2.0e-6");
     }
 
     #[test]
     fn long_runs_are_thinned_and_lonely_points_are_seen() {
-        let points = (0..10_000)
-            .map(|at| (f64::from(at), 1.0))
-            .collect::<Vec<_>>();
+        let points = (0..10_000).map(|at| (f64::from(at), 1.0)).collect::<Vec<_>>();
         assert_eq!(thin(&points).len(), 500);
-        let lonely = Chart {
-            title: "one".to_owned(),
-            series: vec![Series {
-                name: "a".to_owned(),
-                points: vec![(1.0, 0.5)],
-            }],
-        };
+        let lonely =
+            Chart { title: "one".to_owned(), series: vec![Series { name: "a".to_owned(), points: vec![(1.0, 0.5)] }] };
         assert!(lonely.svg().contains("<circle"));
     }
 

@@ -100,11 +100,7 @@ impl Checkpoint {
         fs::create_dir_all(&beside)?;
         let mut moments = Tensors::new();
         for (prefix, tensors) in [("first", &self.first), ("second", &self.second)] {
-            moments.extend(
-                tensors
-                    .iter()
-                    .map(|(name, tensor)| (format!("{prefix}.{name}"), tensor.clone())),
-            );
+            moments.extend(tensors.iter().map(|(name, tensor)| (format!("{prefix}.{name}"), tensor.clone())));
         }
         let state = serde_json::to_vec_pretty(&self.state).map_err(io::Error::other)?;
         let mut contents = vec![
@@ -116,14 +112,8 @@ impl Checkpoint {
             contents.push(("best.safetensors", serialize(best)?));
         }
         let digest = |bytes: &[u8]| blake3::hash(bytes).to_hex().to_string();
-        let manifest = contents
-            .iter()
-            .map(|(name, bytes)| (*name, digest(bytes)))
-            .collect::<BTreeMap<_, _>>();
-        contents.push((
-            MANIFEST,
-            serde_json::to_vec_pretty(&manifest).map_err(io::Error::other)?,
-        ));
+        let manifest = contents.iter().map(|(name, bytes)| (*name, digest(bytes))).collect::<BTreeMap<_, _>>();
+        contents.push((MANIFEST, serde_json::to_vec_pretty(&manifest).map_err(io::Error::other)?));
         for (name, bytes) in &contents {
             // Atomic twice over, but this is the one function that flushes file and directory.
             files::write_atomic(&beside.join(name), |file| file.write_all(bytes))?;
@@ -145,20 +135,13 @@ impl Checkpoint {
     /// # Errors
     /// A file that is missing or whose digest differs.
     pub fn load(path: &Path, device: &Device) -> Result<Self, CheckpointError> {
-        let damaged = |file: &str, why: String| CheckpointError::Damaged {
-            file: file.to_owned(),
-            why,
-        };
-        let manifest =
-            fs::read(path.join(MANIFEST)).map_err(|error| damaged(MANIFEST, error.to_string()))?;
-        let manifest: BTreeMap<String, String> = serde_json::from_slice(&manifest)
-            .map_err(|error| damaged(MANIFEST, error.to_string()))?;
+        let damaged = |file: &str, why: String| CheckpointError::Damaged { file: file.to_owned(), why };
+        let manifest = fs::read(path.join(MANIFEST)).map_err(|error| damaged(MANIFEST, error.to_string()))?;
+        let manifest: BTreeMap<String, String> =
+            serde_json::from_slice(&manifest).map_err(|error| damaged(MANIFEST, error.to_string()))?;
         let read = |name: &str| {
-            let want = manifest
-                .get(name)
-                .ok_or_else(|| damaged(MANIFEST, format!("it does not list {name}")))?;
-            let bytes =
-                fs::read(path.join(name)).map_err(|error| damaged(name, error.to_string()))?;
+            let want = manifest.get(name).ok_or_else(|| damaged(MANIFEST, format!("it does not list {name}")))?;
+            let bytes = fs::read(path.join(name)).map_err(|error| damaged(name, error.to_string()))?;
             let got = blake3::hash(&bytes).to_hex();
             if got.as_str() != want {
                 return Err(damaged(name, format!("its digest is {got}, not {want}")));
@@ -167,13 +150,10 @@ impl Checkpoint {
         };
         let tensors = |name: &str| -> Result<Tensors, CheckpointError> {
             let loaded = candle_core::safetensors::load_buffer(&read(name)?, device);
-            Ok(loaded
-                .map_err(|error| damaged(name, error.to_string()))?
-                .into_iter()
-                .collect())
+            Ok(loaded.map_err(|error| damaged(name, error.to_string()))?.into_iter().collect())
         };
-        let state = serde_json::from_slice(&read("state.json")?)
-            .map_err(|error| damaged("state.json", error.to_string()))?;
+        let state =
+            serde_json::from_slice(&read("state.json")?).map_err(|error| damaged("state.json", error.to_string()))?;
         let (mut first, mut second) = (Tensors::new(), Tensors::new());
         for (name, tensor) in tensors("optimizer.safetensors")? {
             match name.split_once('.') {
@@ -182,17 +162,8 @@ impl Checkpoint {
                 _ => return Err(damaged("optimizer.safetensors", format!("it holds {name}"))),
             };
         }
-        let best = manifest
-            .contains_key("best.safetensors")
-            .then(|| tensors("best.safetensors"))
-            .transpose()?;
-        Ok(Self {
-            parameters: tensors("adapter.safetensors")?,
-            first,
-            second,
-            best,
-            state,
-        })
+        let best = manifest.contains_key("best.safetensors").then(|| tensors("best.safetensors")).transpose()?;
+        Ok(Self { parameters: tensors("adapter.safetensors")?, first, second, best, state })
     }
 }
 
@@ -222,11 +193,7 @@ pub fn sweep(dir: &Path) -> io::Result<()> {
     for entry in entries(dir)? {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with('.') && name.contains(".tmp-") {
-            if entry.file_type()?.is_dir() {
-                fs::remove_dir_all(entry.path())?
-            } else {
-                fs::remove_file(entry.path())?
-            }
+            if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
         }
     }
     Ok(())
@@ -234,10 +201,7 @@ pub fn sweep(dir: &Path) -> io::Result<()> {
 
 /// Checkpoints by step, newest first.
 fn list(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
-    let step = |name: &str| {
-        name.strip_prefix("step-")
-            .and_then(|digits| digits.parse().ok())
-    };
+    let step = |name: &str| name.strip_prefix("step-").and_then(|digits| digits.parse().ok());
     let mut found = Vec::new();
     for entry in entries(dir)? {
         if let Some(step) = step(&entry.file_name().to_string_lossy()) {
@@ -265,10 +229,7 @@ mod tests {
     use super::*;
 
     fn tensors(value: f32) -> Tensors {
-        Tensors::from([(
-            "layer.0.lora_A".to_owned(),
-            Tensor::new(&[[value, -value]], &Device::Cpu).unwrap(),
-        )])
+        Tensors::from([("layer.0.lora_A".to_owned(), Tensor::new(&[[value, -value]], &Device::Cpu).unwrap())])
     }
 
     fn checkpoint(step: u64) -> Checkpoint {
@@ -297,56 +258,27 @@ mod tests {
     fn goes_round_and_keeps_the_newest() {
         let dir = tempfile::tempdir().unwrap();
         for step in [3, 9, 20] {
-            let saved = Checkpoint {
-                best: (step == 20).then(|| tensors(7.0)),
-                ..checkpoint(step)
-            };
+            let saved = Checkpoint { best: (step == 20).then(|| tensors(7.0)), ..checkpoint(step) };
             saved.save(dir.path(), 2).unwrap();
         }
-        assert_eq!(
-            list(dir.path())
-                .unwrap()
-                .iter()
-                .map(|one| one.0)
-                .collect::<Vec<_>>(),
-            [20, 9]
-        );
-        let (_, loaded) = newest(dir.path(), &Device::Cpu)
-            .unwrap()
-            .checkpoint
-            .unwrap();
+        assert_eq!(list(dir.path()).unwrap().iter().map(|one| one.0).collect::<Vec<_>>(), [20, 9]);
+        let (_, loaded) = newest(dir.path(), &Device::Cpu).unwrap().checkpoint.unwrap();
         assert_eq!(loaded.state, checkpoint(20).state);
         assert_eq!(values(&loaded.parameters), [[20.0, -20.0]]);
         assert_eq!(values(&loaded.first), [[20.1, -20.1]]);
         assert_eq!(values(&loaded.second), [[20.2, -20.2]]);
         assert_eq!(values(&loaded.best.unwrap()), [[7.0, -7.0]]);
-        assert!(
-            newest(&dir.path().join("nothing"), &Device::Cpu)
-                .unwrap()
-                .checkpoint
-                .is_none()
-        );
+        assert!(newest(&dir.path().join("nothing"), &Device::Cpu).unwrap().checkpoint.is_none());
     }
 
     #[test]
     fn any_damage_to_any_file_falls_back_to_the_one_before() {
-        for name in [
-            "adapter.safetensors",
-            "optimizer.safetensors",
-            "best.safetensors",
-            "state.json",
-            MANIFEST,
-        ] {
+        for name in ["adapter.safetensors", "optimizer.safetensors", "best.safetensors", "state.json", MANIFEST] {
             for damage in ["cut", "flip", "gone"] {
                 let dir = tempfile::tempdir().unwrap();
                 checkpoint(1).save(dir.path(), 3).unwrap();
-                let path = Checkpoint {
-                    best: Some(tensors(1.0)),
-                    ..checkpoint(2)
-                }
-                .save(dir.path(), 3)
-                .unwrap()
-                .join(name);
+                let path =
+                    Checkpoint { best: Some(tensors(1.0)), ..checkpoint(2) }.save(dir.path(), 3).unwrap().join(name);
                 let mut bytes = fs::read(&path).unwrap();
                 match damage {
                     "cut" => bytes.truncate(bytes.len() / 2),
@@ -361,23 +293,10 @@ mod tests {
                 let found = newest(dir.path(), &Device::Cpu).unwrap();
                 assert_eq!(found.checkpoint.unwrap().1.state.step, 1, "{name} {damage}");
                 assert_eq!(found.damaged.len(), 1, "{name} {damage}");
-                assert!(
-                    found.damaged[0].1.to_string().contains("damaged"),
-                    "{}",
-                    found.damaged[0].1
-                );
+                assert!(found.damaged[0].1.to_string().contains("damaged"), "{}", found.damaged[0].1);
                 // The resumed run writes step 2 again.
                 checkpoint(2).save(dir.path(), 3).unwrap();
-                assert_eq!(
-                    newest(dir.path(), &Device::Cpu)
-                        .unwrap()
-                        .checkpoint
-                        .unwrap()
-                        .1
-                        .state
-                        .step,
-                    2
-                );
+                assert_eq!(newest(dir.path(), &Device::Cpu).unwrap().checkpoint.unwrap().1.state.step, 2);
             }
         }
     }
@@ -388,16 +307,7 @@ mod tests {
         checkpoint(1).save(dir.path(), 3).unwrap();
         fs::create_dir(dir.path().join(".step-00000002.tmp-17")).unwrap();
         fs::write(dir.path().join(".reference.tmp-17"), "half").unwrap();
-        assert_eq!(
-            newest(dir.path(), &Device::Cpu)
-                .unwrap()
-                .checkpoint
-                .unwrap()
-                .1
-                .state
-                .step,
-            1
-        );
+        assert_eq!(newest(dir.path(), &Device::Cpu).unwrap().checkpoint.unwrap().1.state.step, 1);
         sweep(dir.path()).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }

@@ -28,10 +28,7 @@ pub struct Frozen {
 ///
 /// # Errors
 /// Anything the file system says.
-pub fn freeze<'a>(
-    path: &Path,
-    pairs: impl IntoIterator<Item = &'a PreferencePair>,
-) -> io::Result<(String, usize)> {
+pub fn freeze<'a>(path: &Path, pairs: impl IntoIterator<Item = &'a PreferencePair>) -> io::Result<(String, usize)> {
     let mut hasher = blake3::Hasher::new();
     let mut count = 0;
     files::write_atomic(path, |file| {
@@ -52,10 +49,7 @@ pub fn freeze<'a>(
 /// # Errors
 /// The file is missing, empty or not what was frozen; a bad line where `on_error` is [`OnError::Fail`].
 pub fn read(path: &Path, want: &str, on_error: OnError) -> Result<Frozen, DataError> {
-    let io = |source| DataError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let io = |source| DataError::Io { path: path.to_owned(), source };
     let mut reader = BufReader::new(fs::File::open(path).map_err(io)?);
     let mut hasher = blake3::Hasher::new();
     let mut frozen = Frozen::default();
@@ -64,22 +58,13 @@ pub fn read(path: &Path, want: &str, on_error: OnError) -> Result<Frozen, DataEr
     for line in 1u64.. {
         bytes.clear();
         let limit = MAX_LINE_BYTES as u64 + 1;
-        if reader
-            .by_ref()
-            .take(limit)
-            .read_until(b'\n', &mut bytes)
-            .map_err(io)?
-            == 0
-        {
+        if reader.by_ref().take(limit).read_until(b'\n', &mut bytes).map_err(io)? == 0 {
             break;
         }
         hasher.update(&bytes);
         let result = if bytes.len() > MAX_LINE_BYTES {
             let read = bytes.len() as u64 + skip_line(&mut reader, &mut hasher).map_err(io)?;
-            Err(Fault::EntryTooLong {
-                bytes: read,
-                limit: MAX_LINE_BYTES,
-            })
+            Err(Fault::EntryTooLong { bytes: read, limit: MAX_LINE_BYTES })
         } else if bytes.trim_ascii().is_empty() {
             continue;
         } else {
@@ -88,45 +73,27 @@ pub fn read(path: &Path, want: &str, on_error: OnError) -> Result<Frozen, DataEr
         match result {
             Ok(pair) => frozen.pairs.push(pair),
             Err(fault) if on_error == OnError::Fail => {
-                return Err(DataError::Entry {
-                    path: path.to_owned(),
-                    line,
-                    fault: Box::new(fault),
-                });
+                return Err(DataError::Entry { path: path.to_owned(), line, fault: Box::new(fault) });
             }
-            Err(fault) => frozen.skipped.push(Skipped {
-                line,
-                reason: fault.to_string(),
-            }),
+            Err(fault) => frozen.skipped.push(Skipped { line, reason: fault.to_string() }),
         }
     }
     frozen.digest = hasher.finalize().to_hex().to_string();
     if !want.is_empty() && frozen.digest != want {
-        return Err(DataError::Digest {
-            path: path.to_owned(),
-            got: frozen.digest,
-            want: want.to_owned(),
-        });
+        return Err(DataError::Digest { path: path.to_owned(), got: frozen.digest, want: want.to_owned() });
     }
     if frozen.pairs.is_empty() {
         return Err(match frozen.skipped.len() {
             0 => DataError::Empty(path.to_owned()),
-            faults => DataError::NothingUsable {
-                path: path.to_owned(),
-                faults,
-            },
+            faults => DataError::NothingUsable { path: path.to_owned(), faults },
         });
     }
     Ok(frozen)
 }
 
-fn parse(
-    bytes: &[u8],
-    seen: &mut std::collections::HashSet<String>,
-) -> Result<PreferencePair, Fault> {
+fn parse(bytes: &[u8], seen: &mut std::collections::HashSet<String>) -> Result<PreferencePair, Fault> {
     let text = std::str::from_utf8(bytes).map_err(|error| Fault::NotUtf8(error.valid_up_to()))?;
-    let pair: PreferencePair =
-        serde_json::from_str(text.trim()).map_err(|error| Fault::Json(error.to_string()))?;
+    let pair: PreferencePair = serde_json::from_str(text.trim()).map_err(|error| Fault::Json(error.to_string()))?;
     pair.check()?;
     if !seen.insert(pair.id.clone()) {
         return Err(Fault::Json(format!("the id {} is there twice", pair.id)));
@@ -153,11 +120,7 @@ fn skip_line(reader: &mut impl BufRead, hasher: &mut blake3::Hasher) -> io::Resu
 
 /// Splits pairs into (train, held out): a share of the *images*, so that no image is on both sides. Which side a pair is on
 /// depends on its images and the seed alone, and stays the same as a dataset grows.
-pub fn split(
-    pairs: Vec<PreferencePair>,
-    share: f64,
-    seed: u64,
-) -> (Vec<PreferencePair>, Vec<PreferencePair>) {
+pub fn split(pairs: Vec<PreferencePair>, share: f64, seed: u64) -> (Vec<PreferencePair>, Vec<PreferencePair>) {
     let held_out = |pair: &PreferencePair| {
         let bits = seed::derive(seed, Purpose::Split, &[], &pair.split_key());
         (bits as f64 / u64::MAX as f64) < share
@@ -172,24 +135,12 @@ mod tests {
     use crate::bpo::pair::{ImageRef, Message, NegativeKind, Part, Role, Source};
 
     fn pair(number: usize) -> PreferencePair {
-        let image = ImageRef {
-            digest: format!("{:064x}", number / 2),
-            width: 4,
-            height: 4,
-        };
-        let content = vec![
-            Part::Image { index: 0 },
-            Part::Text {
-                text: "What?\nReally?".to_owned(),
-            },
-        ];
+        let image = ImageRef { digest: format!("{:064x}", number / 2), width: 4, height: 4 };
+        let content = vec![Part::Image { index: 0 }, Part::Text { text: "What?\nReally?".to_owned() }];
         PreferencePair {
             id: format!("pair-{number}"),
             images: vec![image],
-            conversation: vec![Message {
-                role: Role::User,
-                content,
-            }],
+            conversation: vec![Message { role: Role::User, content }],
             chosen: "Yes.".to_owned(),
             rejected: Some("No.".to_owned()),
             distortion: None,
@@ -205,15 +156,10 @@ mod tests {
         let pairs = (0..5).map(pair).collect::<Vec<_>>();
         let (digest, count) = freeze(&path, &pairs).unwrap();
         assert_eq!(count, 5);
-        assert_eq!(
-            digest,
-            blake3::hash(&fs::read(&path).unwrap()).to_hex().to_string()
-        );
+        assert_eq!(digest, blake3::hash(&fs::read(&path).unwrap()).to_hex().to_string());
         let frozen = read(&path, &digest, OnError::Fail).unwrap();
         assert_eq!((frozen.pairs, frozen.skipped.len()), (pairs, 0));
-        let error = read(&path, &"0".repeat(64), OnError::Fail)
-            .unwrap_err()
-            .to_string();
+        let error = read(&path, &"0".repeat(64), OnError::Fail).unwrap_err().to_string();
         assert!(error.contains("frozen with 0000"), "{error}");
     }
 
@@ -226,74 +172,32 @@ mod tests {
         let cases = [
             ("{".to_owned(), "EOF while parsing"),
             (good.clone(), "is there twice"),
-            (
-                spoil("\"chosen\":\"Yes.\"", "\"chosen\":\"\""),
-                "the chosen answer is empty",
-            ),
+            (spoil("\"chosen\":\"Yes.\"", "\"chosen\":\"\""), "the chosen answer is empty"),
             (spoil("\"No.\"", "\"yes\""), "the same but for case"),
             (spoil("\"index\":0", "\"index\":1"), "names image 1 of 1"),
-            (
-                spoil(&"0".repeat(64), "../../x"),
-                "64 lower-case hexadecimal digits",
-            ),
-            (
-                spoil("\"source\":\"annotation\"", "\"source\":\"guess\""),
-                "unknown variant `guess`",
-            ),
+            (spoil(&"0".repeat(64), "../../x"), "64 lower-case hexadecimal digits"),
+            (spoil("\"source\":\"annotation\"", "\"source\":\"guess\""), "unknown variant `guess`"),
             (spoil("\"id\"", "\"key\""), "unknown field `key`"),
-            (
-                spoil("\"role\":\"user\"", "\"role\":\"assistant\""),
-                "ends with a message of role assistant",
-            ),
-            (
-                format!("{{\"id\": \"{}\"}}", "x".repeat(MAX_LINE_BYTES)),
-                "the limit is 4194304",
-            ),
+            (spoil("\"role\":\"user\"", "\"role\":\"assistant\""), "ends with a message of role assistant"),
+            (format!("{{\"id\": \"{}\"}}", "x".repeat(MAX_LINE_BYTES)), "the limit is 4194304"),
         ];
         for (line, message) in cases {
-            fs::write(
-                &path,
-                format!("{good}\n\n{line}\n{}\n", spoil("What", "Why")),
-            )
-            .unwrap();
+            fs::write(&path, format!("{good}\n\n{line}\n{}\n", spoil("What", "Why"))).unwrap();
             let error = read(&path, "", OnError::Fail).unwrap_err().to_string();
-            assert!(
-                error.contains("dataset.jsonl:3: ") && error.contains(message),
-                "{error}"
-            );
+            assert!(error.contains("dataset.jsonl:3: ") && error.contains(message), "{error}");
             let frozen = read(&path, "", OnError::Skip).unwrap();
-            assert_eq!(
-                (
-                    frozen.pairs.len(),
-                    frozen.skipped.len(),
-                    frozen.skipped[0].line
-                ),
-                (2, 1, 3),
-                "{message}"
-            );
-            assert_eq!(
-                frozen.digest,
-                blake3::hash(&fs::read(&path).unwrap()).to_hex().to_string()
-            );
+            assert_eq!((frozen.pairs.len(), frozen.skipped.len(), frozen.skipped[0].line), (2, 1, 3), "{message}");
+            assert_eq!(frozen.digest, blake3::hash(&fs::read(&path).unwrap()).to_hex().to_string());
         }
         fs::write(&path, "\n").unwrap();
-        assert!(
-            read(&path, "", OnError::Skip)
-                .unwrap_err()
-                .to_string()
-                .contains("is empty")
-        );
+        assert!(read(&path, "", OnError::Skip).unwrap_err().to_string().contains("is empty"));
     }
 
     #[test]
     fn the_split_keeps_images_together_and_does_not_move() {
         let (train, held_out) = split((0..400).map(pair).collect(), 0.2, 3);
         assert!((60..100).contains(&held_out.len()), "{}", held_out.len());
-        assert!(train.iter().all(|one| {
-            held_out
-                .iter()
-                .all(|other| one.split_key() != other.split_key())
-        }));
+        assert!(train.iter().all(|one| { held_out.iter().all(|other| one.split_key() != other.split_key()) }));
         let (_, fewer) = split((0..200).map(pair).collect(), 0.2, 3);
         assert!(fewer.iter().all(|pair| held_out.contains(pair)));
         assert!(split((0..9).map(pair).collect(), 0.0, 3).1.is_empty());

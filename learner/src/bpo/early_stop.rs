@@ -34,12 +34,7 @@ pub struct EarlyStopConfig {
 
 impl Default for EarlyStopConfig {
     fn default() -> Self {
-        Self {
-            patience: 0,
-            criterion: Criterion::Loss,
-            min_delta: 0.0,
-            keep_best: false,
-        }
+        Self { patience: 0, criterion: Criterion::Loss, min_delta: 0.0, keep_best: false }
     }
 }
 
@@ -53,11 +48,7 @@ impl EarlyStopConfig {
             return Ok(());
         }
         let (key, value) = ("early_stop.min_delta", self.min_delta.to_string());
-        Err(ConfigError::OutOfRange {
-            key,
-            value,
-            allowed: "0 or more",
-        })
+        Err(ConfigError::OutOfRange { key, value, allowed: "0 or more" })
     }
 }
 
@@ -83,12 +74,7 @@ pub struct Verdict {
 
 impl EarlyStop {
     /// Takes note of the evaluation after optimiser step `step`.
-    pub fn observe(
-        &mut self,
-        config: &EarlyStopConfig,
-        step: u64,
-        evaluation: &Evaluation,
-    ) -> Verdict {
+    pub fn observe(&mut self, config: &EarlyStopConfig, step: u64, evaluation: &Evaluation) -> Verdict {
         let value = match config.criterion {
             Criterion::Loss => -evaluation.loss,
             Criterion::Accuracy => evaluation.accuracy,
@@ -103,10 +89,7 @@ impl EarlyStop {
         } else {
             self.since += 1;
         }
-        Verdict {
-            improved,
-            stop: config.patience > 0 && self.since >= config.patience,
-        }
+        Verdict { improved, stop: config.patience > 0 && self.since >= config.patience }
     }
 }
 
@@ -117,56 +100,25 @@ mod tests {
     fn verdicts(config: &EarlyStopConfig, losses: &[f64]) -> Vec<(bool, bool)> {
         let mut state = EarlyStop::default();
         let mut observe = |at: usize, loss: f64| {
-            let evaluation = Evaluation {
-                loss,
-                accuracy: -loss,
-                margin: -loss,
-                ..Evaluation::default()
-            };
+            let evaluation = Evaluation { loss, accuracy: -loss, margin: -loss, ..Evaluation::default() };
             let verdict = state.observe(config, at as u64, &evaluation);
             (verdict.improved, verdict.stop)
         };
-        losses
-            .iter()
-            .enumerate()
-            .map(|(at, loss)| observe(at, *loss))
-            .collect()
+        losses.iter().enumerate().map(|(at, loss)| observe(at, *loss)).collect()
     }
 
     #[test]
     fn patience_counts_evaluations_without_improvement() {
         for criterion in [Criterion::Loss, Criterion::Accuracy, Criterion::Margin] {
-            let config = EarlyStopConfig {
-                patience: 2,
-                criterion,
-                min_delta: 0.1,
-                keep_best: false,
-            };
+            let config = EarlyStopConfig { patience: 2, criterion, min_delta: 0.1, keep_best: false };
             let got = verdicts(&config, &[1.0, 0.95, 0.8, 0.8, 0.75]);
-            assert_eq!(
-                got,
-                [
-                    (true, false),
-                    (false, false),
-                    (true, false),
-                    (false, false),
-                    (false, true)
-                ]
-            );
+            assert_eq!(got, [(true, false), (false, false), (true, false), (false, false), (false, true)]);
         }
     }
 
     #[test]
     fn no_patience_never_stops_and_nan_is_no_best() {
         let got = verdicts(&EarlyStopConfig::default(), &[f64::NAN, 2.0, 3.0, 4.0]);
-        assert_eq!(
-            got,
-            [
-                (false, false),
-                (true, false),
-                (false, false),
-                (false, false)
-            ]
-        );
+        assert_eq!(got, [(false, false), (true, false), (false, false), (false, false)]);
     }
 }

@@ -30,8 +30,7 @@ pub(super) fn evaluate<P: Policy>(
     let (pairs, tokens) = (config.train.micro_batch, config.train.micro_tokens);
     for micro in micro_batches(&indices, |index| examples.tokens(index), pairs, tokens) {
         let loaded = load(examples, &micro, true, distorted)?;
-        for ((index, example), row) in micro.iter().zip(&loaded).zip(score(policy, &loaded, true)?)
-        {
+        for ((index, example), row) in micro.iter().zip(&loaded).zip(score(policy, &loaded, true)?) {
             let scores = scores(example, row, reference.row(*index));
             sums.add(loss, &scores, &loss.of(&scores));
         }

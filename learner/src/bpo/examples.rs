@@ -45,22 +45,11 @@ impl Examples for InMemory {
 
     fn tokens(&self, index: usize) -> usize {
         let group = &self.0[index].clean;
-        group.prompt.len()
-            + group
-                .answers
-                .iter()
-                .map(|answer| answer.len())
-                .sum::<usize>()
+        group.prompt.len() + group.answers.iter().map(|answer| answer.len()).sum::<usize>()
     }
 
     fn example(&self, index: usize, distorted: bool) -> Result<Example, ExampleError> {
-        let example = self
-            .0
-            .get(index)
-            .ok_or_else(|| format!("there is no example {index}"))?;
-        Ok(Example {
-            clean: example.clean.clone(),
-            distorted: example.distorted.clone().filter(|_| distorted),
-        })
+        let example = self.0.get(index).ok_or_else(|| format!("there is no example {index}"))?;
+        Ok(Example { clean: example.clean.clone(), distorted: example.distorted.clone().filter(|_| distorted) })
     }
 }

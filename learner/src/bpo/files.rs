@@ -9,10 +9,7 @@ use fs_err as fs;
 ///
 /// # Errors
 /// Any failure of the file system; the temporary file is then left behind under a name that starts with a dot.
-pub fn write_atomic(
-    path: &Path,
-    content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> io::Result<()> {
+pub fn write_atomic(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let beside = beside(path)?;
     let mut file = io::BufWriter::new(fs::File::create(&beside)?);
     content(&mut file)?;
@@ -28,16 +25,9 @@ pub fn write_atomic(
 /// # Errors
 /// Any failure of the file system.
 pub fn sync_parent(path: &Path) -> io::Result<()> {
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Windows cannot open a directory as a file, and flushes directory entries by itself.
-    if cfg!(unix) {
-        fs::File::open(parent)?.sync_all()
-    } else {
-        Ok(())
-    }
+    if cfg!(unix) { fs::File::open(parent)?.sync_all() } else { Ok(()) }
 }
 
 /// The hidden name under which `path` is prepared.
@@ -45,17 +35,10 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
 /// # Errors
 /// `path` has no file name.
 pub fn beside(path: &Path) -> io::Result<PathBuf> {
-    let name = path.file_name().ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("{} has no file name", path.display()),
-        )
-    })?;
-    Ok(path.with_file_name(format!(
-        ".{}.tmp-{}",
-        name.to_string_lossy(),
-        std::process::id()
-    )))
+    let name = path
+        .file_name()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{} has no file name", path.display())))?;
+    Ok(path.with_file_name(format!(".{}.tmp-{}", name.to_string_lossy(), std::process::id())))
 }
 
 #[cfg(test)]

@@ -71,11 +71,7 @@ pub struct GuardConfig {
 
 impl Default for GuardConfig {
     fn default() -> Self {
-        Self {
-            window: 10,
-            loss_ratio: 4.0,
-            chosen_drop: 1.0,
-        }
+        Self { window: 10, loss_ratio: 4.0, chosen_drop: 1.0 }
     }
 }
 
@@ -85,29 +81,15 @@ impl GuardConfig {
     /// # Errors
     /// The first key out of range.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let wrong = |key, value: String, allowed| {
-            Err(ConfigError::OutOfRange {
-                key,
-                value,
-                allowed,
-            })
-        };
+        let wrong = |key, value: String, allowed| Err(ConfigError::OutOfRange { key, value, allowed });
         if self.window == 0 {
             return wrong("guard.window", self.window.to_string(), "at least 1");
         }
         if self.loss_ratio.is_nan() || (self.loss_ratio != 0.0 && self.loss_ratio <= 1.0) {
-            return wrong(
-                "guard.loss_ratio",
-                self.loss_ratio.to_string(),
-                "0 (off) or above 1",
-            );
+            return wrong("guard.loss_ratio", self.loss_ratio.to_string(), "0 (off) or above 1");
         }
         if self.chosen_drop.is_nan() || self.chosen_drop < 0.0 {
-            return wrong(
-                "guard.chosen_drop",
-                self.chosen_drop.to_string(),
-                "0 (off) or more",
-            );
+            return wrong("guard.chosen_drop", self.chosen_drop.to_string(), "0 (off) or more");
         }
         Ok(())
     }
@@ -134,17 +116,9 @@ impl Guard {
         grad_norm: f64,
         chosen_drop: f64,
     ) -> Result<(), GuardError> {
-        for (what, value) in [
-            ("the loss", loss),
-            ("the gradient norm", grad_norm),
-            ("log π(y⁺)", chosen_drop),
-        ] {
+        for (what, value) in [("the loss", loss), ("the gradient norm", grad_norm), ("log π(y⁺)", chosen_drop)] {
             if !value.is_finite() {
-                return Err(GuardError::NotFinite {
-                    step,
-                    what,
-                    value: value.to_string(),
-                });
+                return Err(GuardError::NotFinite { step, what, value: value.to_string() });
             }
         }
         let start = *self.first_loss.get_or_insert(loss);
@@ -156,33 +130,19 @@ impl Guard {
             }
             (values.len() == window).then(|| values.iter().sum::<f64>() / window as f64)
         };
-        let (loss, drop) = (
-            mean(&mut self.losses, loss),
-            mean(&mut self.drops, chosen_drop),
-        );
+        let (loss, drop) = (mean(&mut self.losses, loss), mean(&mut self.drops, chosen_drop));
         // An SFT loss may start near 0 on a model that knows the answers; a quarter of a nat is no divergence.
         if let Some(loss) = loss
             && config.loss_ratio > 0.0
             && loss > config.loss_ratio * start.max(0.25)
         {
-            return Err(GuardError::Diverged {
-                step,
-                window,
-                loss,
-                start,
-                ratio: config.loss_ratio,
-            });
+            return Err(GuardError::Diverged { step, window, loss, start, ratio: config.loss_ratio });
         }
         if let Some(drop) = drop
             && config.chosen_drop > 0.0
             && drop > config.chosen_drop
         {
-            return Err(GuardError::ChosenDropped {
-                step,
-                window,
-                drop,
-                limit: config.chosen_drop,
-            });
+            return Err(GuardError::ChosenDropped { step, window, drop, limit: config.chosen_drop });
         }
         Ok(())
     }
@@ -202,62 +162,34 @@ mod tests {
 
     #[test]
     fn not_finite_ends_at_once() {
-        for bad in [
-            (f64::NAN, 1.0, 0.0),
-            (1.0, f64::INFINITY, 0.0),
-            (1.0, 1.0, f64::NAN),
-        ] {
+        for bad in [(f64::NAN, 1.0, 0.0), (1.0, f64::INFINITY, 0.0), (1.0, 1.0, f64::NAN)] {
             let error = run(&GuardConfig::default(), &[(0.7, 1.0, 0.0), bad]).unwrap_err();
-            assert!(
-                matches!(error, GuardError::NotFinite { step: 2, .. }),
-                "{error}"
-            );
+            assert!(matches!(error, GuardError::NotFinite { step: 2, .. }), "{error}");
         }
     }
 
     #[test]
     fn divergence_and_drop_need_a_whole_window() {
-        let config = GuardConfig {
-            window: 3,
-            ..GuardConfig::default()
-        };
+        let config = GuardConfig { window: 3, ..GuardConfig::default() };
         let high = (9.0, 1.0, 0.0);
         assert!(
-            run(
-                &config,
-                &[(0.7, 1.0, 0.0), high, (0.7, 1.0, 0.0), (0.7, 1.0, 0.0)]
-            )
-            .is_err(),
+            run(&config, &[(0.7, 1.0, 0.0), high, (0.7, 1.0, 0.0), (0.7, 1.0, 0.0)]).is_err(),
             "mean of three is 3.47"
         );
-        assert!(
-            run(&config, &[(0.7, 1.0, 0.0), high]).is_ok(),
-            "two are no window"
-        );
+        assert!(run(&config, &[(0.7, 1.0, 0.0), high]).is_ok(), "two are no window");
         let error = run(&config, &[(0.7, 1.0, 2.0); 3]).unwrap_err();
-        assert!(
-            matches!(error, GuardError::ChosenDropped { step: 3, .. }),
-            "{error}"
-        );
-        let off = GuardConfig {
-            window: 1,
-            loss_ratio: 0.0,
-            chosen_drop: 0.0,
-        };
+        assert!(matches!(error, GuardError::ChosenDropped { step: 3, .. }), "{error}");
+        let off = GuardConfig { window: 1, loss_ratio: 0.0, chosen_drop: 0.0 };
         assert!(run(&off, &[(0.7, 1.0, 0.0), (1e9, 1.0, 50.0)]).is_ok());
     }
 
     #[test]
     fn a_resumed_guard_remembers() {
-        let config = GuardConfig {
-            window: 3,
-            ..GuardConfig::default()
-        };
+        let config = GuardConfig { window: 3, ..GuardConfig::default() };
         let mut guard = Guard::default();
         guard.check(&config, 1, 0.7, 1.0, 2.0).unwrap();
         guard.check(&config, 2, 0.7, 1.0, 2.0).unwrap();
-        let mut again: Guard =
-            serde_json::from_str(&serde_json::to_string(&guard).unwrap()).unwrap();
+        let mut again: Guard = serde_json::from_str(&serde_json::to_string(&guard).unwrap()).unwrap();
         assert!(again.check(&config, 3, 0.7, 1.0, 2.0).is_err());
     }
 }

@@ -45,15 +45,9 @@ impl History {
     pub fn open(path: &Path, step: u64) -> io::Result<Self> {
         let mut lines = read(path)?;
         lines.retain(|line| line.step() <= step);
-        files::write_atomic(path, |file| {
-            lines.iter().try_for_each(|line| write_line(file, line))
-        })?;
+        files::write_atomic(path, |file| lines.iter().try_for_each(|line| write_line(file, line)))?;
         let file = fs::OpenOptions::new().append(true).open(path)?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            lines,
-        })
+        Ok(Self { path: path.to_owned(), file, lines })
     }
 
     /// Adds a line.
@@ -93,10 +87,7 @@ pub fn read(path: &Path) -> io::Result<Vec<Line>> {
     match fs::read(path) {
         Ok(bytes) => {
             let text = String::from_utf8_lossy(&bytes);
-            Ok(text
-                .lines()
-                .filter_map(|line| serde_json::from_str(line).ok())
-                .collect())
+            Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
@@ -114,11 +105,7 @@ mod tests {
     use super::*;
 
     fn step(step: u64) -> Line {
-        Line::Step(StepMetrics {
-            step,
-            loss: 1.0 / 3.0 + step as f64,
-            ..StepMetrics::default()
-        })
+        Line::Step(StepMetrics { step, loss: 1.0 / 3.0 + step as f64, ..StepMetrics::default() })
     }
 
     #[test]
@@ -129,12 +116,7 @@ mod tests {
         for at in 1..=5 {
             history.push(step(at)).unwrap();
         }
-        history
-            .push(Line::Evaluated(Evaluation {
-                step: 5,
-                ..Evaluation::default()
-            }))
-            .unwrap();
+        history.push(Line::Evaluated(Evaluation { step: 5, ..Evaluation::default() })).unwrap();
         let mut cut = fs::read(&path).unwrap();
         cut.truncate(cut.len() - 4);
         fs::write(&path, cut).unwrap();

@@ -47,12 +47,10 @@ pub fn train(
     control: &Control,
     progress: &mut dyn Progress,
 ) -> Result<Outcome, TrainError> {
-    let loaded = RunConfig::load(&dir.join("run.toml"))
-        .map_err(TrainError::from)
-        .and_then(|config| {
-            let (policy, digest) = load(dir, &config, pocket)?;
-            Ok((config, policy, digest))
-        });
+    let loaded = RunConfig::load(&dir.join("run.toml")).map_err(TrainError::from).and_then(|config| {
+        let (policy, digest) = load(dir, &config, pocket)?;
+        Ok((config, policy, digest))
+    });
     let (config, mut policy, digest) = match loaded {
         Ok(loaded) => loaded,
         Err(error) => {
@@ -62,17 +60,9 @@ pub fn train(
     };
     let model = Arc::clone(policy.model());
     let write_adapter = |policy: &LoraPolicy, path: &Path| -> Result<(), ExampleError> {
-        Ok(policy
-            .lora()
-            .to_adapter()?
-            .write(path, Naming::Checkpoint)?)
+        Ok(policy.lora().to_adapter()?.write(path, Naming::Checkpoint)?)
     };
-    let parts = Parts {
-        policy: &mut policy,
-        encoder: &*model,
-        base_digest: &digest,
-        write_adapter: &write_adapter,
-    };
+    let parts = Parts { policy: &mut policy, encoder: &*model, base_digest: &digest, write_adapter: &write_adapter };
     run::train(dir, &config, parts, control, progress)
 }
 
@@ -82,14 +72,9 @@ fn load(
     config: &RunConfig,
     pocket: &dyn Fn() -> Option<Source>,
 ) -> Result<(LoraPolicy, String), TrainError> {
-    let base = |error: ExampleError| TrainError::Base {
-        what: config.model.base.clone(),
-        source: error,
-    };
+    let base = |error: ExampleError| TrainError::Base { what: config.model.base.clone(), source: error };
     let source = if config.model.base == POCKET {
-        pocket().ok_or_else(|| {
-            base("this program has no pocket model inside; name a checkpoint directory".into())
-        })?
+        pocket().ok_or_else(|| base("this program has no pocket model inside; name a checkpoint directory".into()))?
     } else {
         let path = dir.join(&config.model.base);
         if !path.is_dir() {
@@ -99,43 +84,23 @@ fn load(
     };
     let device = Device::cuda_if_available(0)?;
     // candle has no other matrix product than f32 on the CPU.
-    let dtype = if device.is_cpu() {
-        DType::F32
-    } else {
-        DType::BF16
-    };
+    let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
     let digest = digest(&source).map_err(|error| base(error.into()))?;
-    let weights = source
-        .weights(dtype, &device)
-        .map_err(|error| base(error.into()))?;
+    let weights = source.weights(dtype, &device).map_err(|error| base(error.into()))?;
     let model = Arc::new(Model::build(&source, &weights).map_err(|error| base(error.into()))?);
 
-    let adapter = |error: ExampleError| TrainError::Base {
-        what: "the starting adapter".to_owned(),
-        source: error,
-    };
+    let adapter = |error: ExampleError| TrainError::Base { what: "the starting adapter".to_owned(), source: error };
     let lora = if config.model.adapter.as_os_str().is_empty() {
         let seed = seed::derive(config.seed, Purpose::Adapter, &[], "");
-        Lora::init(
-            model.decoder(),
-            adapter_config(&config.lora, &config.model.base),
-            seed,
-        )
-        .map_err(|error| adapter(error.into()))?
+        Lora::init(model.decoder(), adapter_config(&config.lora, &config.model.base), seed)
+            .map_err(|error| adapter(error.into()))?
     } else {
         let path = dir.join(&config.model.adapter);
         let read = PeftAdapter::read(&path).map_err(|error| adapter(error.into()))?;
         Lora::load(model.decoder(), &read).map_err(|error| adapter(error.into()))?
     };
-    let threads = if device.is_cpu() {
-        config.train.threads
-    } else {
-        1
-    };
-    let options = PolicyOptions {
-        threads,
-        ..PolicyOptions::default()
-    };
+    let threads = if device.is_cpu() { config.train.threads } else { 1 };
+    let options = PolicyOptions { threads, ..PolicyOptions::default() };
     let policy = LoraPolicy::new(model, lora, options).map_err(|error| base(error.into()))?;
     Ok((policy, digest))
 }
@@ -164,15 +129,9 @@ pub fn digest(source: &Source) -> io::Result<String> {
         }
         Source::Directory(directory) => {
             let tensors = checkpoint_files(directory).map_err(io::Error::other)?;
-            let others = FILES
-                .iter()
-                .map(|name| directory.join(name))
-                .filter(|path| path.is_file());
+            let others = FILES.iter().map(|name| directory.join(name)).filter(|path| path.is_file());
             for path in tensors.into_iter().chain(others) {
-                let name = path
-                    .file_name()
-                    .map(|name| name.to_string_lossy().into_owned())
-                    .unwrap_or_default();
+                let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
                 files.insert(name, hash_file(&path)?);
             }
         }
@@ -203,11 +162,7 @@ impl Encoder for Model {
         Ok(self.encode_image(image)?)
     }
 
-    fn prompt(
-        &self,
-        conversation: &[Message],
-        images: &[ImageInput],
-    ) -> Result<Vec<u32>, ExampleError> {
+    fn prompt(&self, conversation: &[Message], images: &[ImageInput]) -> Result<Vec<u32>, ExampleError> {
         let part = |part: &Part| match part {
             Part::Text { text } => model::Part::Text { text: text.clone() },
             Part::Image { .. } => model::Part::Image,
@@ -216,11 +171,7 @@ impl Encoder for Model {
             role: message.role.as_str().to_owned(),
             content: message.content.iter().map(part).collect(),
         };
-        Ok(Model::prompt(
-            self,
-            &conversation.iter().map(message).collect::<Vec<_>>(),
-            images,
-        )?)
+        Ok(Model::prompt(self, &conversation.iter().map(message).collect::<Vec<_>>(), images)?)
     }
 
     fn answer(&self, text: &str) -> Result<Vec<u32>, ExampleError> {

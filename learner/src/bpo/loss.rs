@@ -49,9 +49,7 @@ pub enum LossError {
         allowed: &'static str,
     },
     /// Every weight is zero, so there is nothing to learn.
-    #[error(
-        "every weight of the loss (bpo, conditional, anchor, sft) is 0: there is nothing to learn"
-    )]
+    #[error("every weight of the loss (bpo, conditional, anchor, sft) is 0: there is nothing to learn")]
     NoTerm,
 }
 
@@ -158,19 +156,12 @@ impl Loss {
 
     /// `L_bpo + L_sft`: the default, because `L_bpo` alone is free to make the chosen answer less likely too.
     pub fn anchored() -> Self {
-        Self {
-            sft: 1.0,
-            ..Self::paper()
-        }
+        Self { sft: 1.0, ..Self::paper() }
     }
 
     /// `L_sft` alone: supervised fine-tuning on the chosen answers, the baseline that BPO has to beat.
     pub fn sft_only() -> Self {
-        Self {
-            bpo: 0.0,
-            sft: 1.0,
-            ..Self::paper()
-        }
+        Self { bpo: 0.0, sft: 1.0, ..Self::paper() }
     }
 
     /// Checks every number against its formula.
@@ -180,26 +171,11 @@ impl Loss {
     pub fn validate(&self) -> Result<(), LossError> {
         let at_least_0 = |value: f64| value.is_finite() && value >= 0.0;
         let checks = [
-            (
-                "beta",
-                self.beta,
-                self.beta.is_finite() && self.beta > 0.0,
-                "a number above 0",
-            ),
+            ("beta", self.beta, self.beta.is_finite() && self.beta > 0.0, "a number above 0"),
             ("bpo", self.bpo, at_least_0(self.bpo), "0 or more"),
-            (
-                "conditional",
-                self.conditional,
-                at_least_0(self.conditional),
-                "0 or more",
-            ),
+            ("conditional", self.conditional, at_least_0(self.conditional), "0 or more"),
             ("anchor", self.anchor, at_least_0(self.anchor), "0 or more"),
-            (
-                "delta",
-                self.delta,
-                self.delta.is_finite(),
-                "a finite number",
-            ),
+            ("delta", self.delta, self.delta.is_finite(), "a finite number"),
             ("sft", self.sft, at_least_0(self.sft), "0 or more"),
             (
                 "label_smoothing",
@@ -210,11 +186,7 @@ impl Loss {
         ];
         for (key, value, ok, allowed) in checks {
             if !ok {
-                return Err(LossError::OutOfRange {
-                    key,
-                    value,
-                    allowed,
-                });
+                return Err(LossError::OutOfRange { key, value, allowed });
             }
         }
         if self.bpo + self.conditional + self.anchor + self.sft == 0.0 {
@@ -242,11 +214,8 @@ impl Loss {
         if let Some(rejected) = &pair.rejected {
             let rejected = self.reward(rejected);
             let h = chosen.value - rejected.value;
-            let (keep, flip, scale) = (
-                1.0 - self.label_smoothing,
-                self.label_smoothing,
-                1.0 - 2.0 * self.label_smoothing,
-            );
+            let (keep, flip, scale) =
+                (1.0 - self.label_smoothing, self.label_smoothing, 1.0 - 2.0 * self.label_smoothing);
             terms.bpo = (keep * neg_log_sigmoid(h) - flip * neg_log_sigmoid(-h)) / scale;
             let slope = -self.bpo * (keep * sigmoid(-h) + flip * sigmoid(h)) / scale;
             by.chosen += slope * chosen.slope;
@@ -272,24 +241,13 @@ impl Loss {
             + weighted(self.conditional, terms.conditional)
             + weighted(self.anchor, terms.anchor)
             + weighted(self.sft, terms.sft);
-        PairLoss {
-            loss,
-            terms,
-            coefficients: by,
-        }
+        PairLoss { loss, terms, coefficients: by }
     }
 
     /// β·r of one sequence, as the metrics `rewards/chosen` and `rewards/rejected` report it, and its derivative by log π_θ.
     fn reward(&self, scores: &Scores) -> Reward {
-        let slope = if self.length_normalised {
-            self.beta / scores.tokens.max(1) as f64
-        } else {
-            self.beta
-        };
-        Reward {
-            value: slope * scores.log_ratio(),
-            slope,
-        }
+        let slope = if self.length_normalised { self.beta / scores.tokens.max(1) as f64 } else { self.beta };
+        Reward { value: slope * scores.log_ratio(), slope }
     }
 
     /// β·r of one sequence: the implicit reward that trainers report.
@@ -330,21 +288,9 @@ mod tests {
 
     fn pair(logps: [f64; 6], tokens: [usize; 2]) -> PairScores {
         PairScores {
-            chosen: Scores {
-                policy: logps[0],
-                reference: logps[1],
-                tokens: tokens[0],
-            },
-            rejected: Some(Scores {
-                policy: logps[2],
-                reference: logps[3],
-                tokens: tokens[1],
-            }),
-            distorted: Some(Scores {
-                policy: logps[4],
-                reference: logps[5],
-                tokens: tokens[0],
-            }),
+            chosen: Scores { policy: logps[0], reference: logps[1], tokens: tokens[0] },
+            rejected: Some(Scores { policy: logps[2], reference: logps[3], tokens: tokens[1] }),
+            distorted: Some(Scores { policy: logps[4], reference: logps[5], tokens: tokens[0] }),
         }
     }
 
@@ -364,28 +310,15 @@ mod tests {
     }
 
     fn combinations() -> Vec<Loss> {
-        let off = Loss {
-            bpo: 0.0,
-            ..Loss::paper()
-        };
+        let off = Loss { bpo: 0.0, ..Loss::paper() };
         let mut all = vec![
             Loss::paper(),
             Loss::anchored(),
             Loss::sft_only(),
-            Loss {
-                conditional: 1.0,
-                ..off.clone()
-            },
-            Loss {
-                anchor: 0.7,
-                delta: 0.3,
-                ..off.clone()
-            },
+            Loss { conditional: 1.0, ..off.clone() },
+            Loss { anchor: 0.7, delta: 0.3, ..off.clone() },
             Loss { sft: 0.4, ..off },
-            Loss {
-                label_smoothing: 0.2,
-                ..Loss::paper()
-            },
+            Loss { label_smoothing: 0.2, ..Loss::paper() },
             Loss {
                 beta: 0.5,
                 conditional: 0.5,
@@ -396,10 +329,7 @@ mod tests {
                 ..Loss::paper()
             },
         ];
-        all.extend(all.clone().into_iter().map(|loss| Loss {
-            length_normalised: true,
-            ..loss
-        }));
+        all.extend(all.clone().into_iter().map(|loss| Loss { length_normalised: true, ..loss }));
         all
     }
 
@@ -407,16 +337,10 @@ mod tests {
     fn step_0_is_ln_2() {
         let same = pair([-20.0, -20.0, -31.0, -31.0, -22.0, -22.0], [7, 9]);
         for smoothing in [0.0, 0.1, 0.4] {
-            let loss = Loss {
-                label_smoothing: smoothing,
-                ..Loss::paper()
-            };
+            let loss = Loss { label_smoothing: smoothing, ..Loss::paper() };
             assert!((loss.of(&same).loss - std::f64::consts::LN_2).abs() < 1e-15);
         }
-        let conditional = Loss {
-            conditional: 1.0,
-            ..Loss::paper()
-        };
+        let conditional = Loss { conditional: 1.0, ..Loss::paper() };
         assert!((conditional.of(&same).loss - 2.0 * std::f64::consts::LN_2).abs() < 1e-15);
         let anchored = Loss::anchored().of(&same);
         assert!((anchored.loss - (std::f64::consts::LN_2 + 20.0 / 7.0)).abs() < 1e-15);
@@ -426,41 +350,21 @@ mod tests {
     fn robust_loss_is_the_paper_loss_in_expectation() {
         // With a share ε of labels flipped, the expected robust loss equals the clean paper loss: what makes it "robust".
         let right = pair([-10.0, -12.0, -9.0, -8.0, 0.0, 0.0], [5, 5]);
-        let flipped = PairScores {
-            chosen: right.rejected.unwrap(),
-            rejected: Some(right.chosen),
-            distorted: None,
-        };
+        let flipped = PairScores { chosen: right.rejected.unwrap(), rejected: Some(right.chosen), distorted: None };
         let noise = 0.3;
-        let robust = Loss {
-            label_smoothing: noise,
-            ..Loss::paper()
-        };
+        let robust = Loss { label_smoothing: noise, ..Loss::paper() };
         let expected = (1.0 - noise) * robust.of(&right).loss + noise * robust.of(&flipped).loss;
         assert!((expected - Loss::paper().of(&right).loss).abs() < 1e-12);
     }
 
     #[test]
     fn a_missing_sequence_switches_its_terms_off() {
-        let loss = Loss {
-            conditional: 1.0,
-            ..Loss::anchored()
-        };
-        let annotation = PairScores {
-            rejected: None,
-            distorted: None,
-            ..pair([-6.0, -7.0, 0.0, 0.0, 0.0, 0.0], [3, 3])
-        };
+        let loss = Loss { conditional: 1.0, ..Loss::anchored() };
+        let annotation =
+            PairScores { rejected: None, distorted: None, ..pair([-6.0, -7.0, 0.0, 0.0, 0.0, 0.0], [3, 3]) };
         let value = loss.of(&annotation);
         assert_eq!(value.loss, 2.0);
-        assert_eq!(
-            value.coefficients,
-            Coefficients {
-                chosen: -1.0 / 3.0,
-                rejected: 0.0,
-                distorted: 0.0
-            }
-        );
+        assert_eq!(value.coefficients, Coefficients { chosen: -1.0 / 3.0, rejected: 0.0, distorted: 0.0 });
     }
 
     #[test]
@@ -469,11 +373,7 @@ mod tests {
             for far in [1e6, -1e6] {
                 let value = loss.of(&pair([far, 0.0, -far, 0.0, -far, 0.0], [4, 4]));
                 assert!(value.loss.is_finite(), "{loss:?}");
-                assert!(
-                    value.coefficients.chosen.is_finite()
-                        && value.coefficients.rejected.is_finite(),
-                    "{loss:?}"
-                );
+                assert!(value.coefficients.chosen.is_finite() && value.coefficients.rejected.is_finite(), "{loss:?}");
             }
         }
     }
@@ -481,62 +381,14 @@ mod tests {
     #[test]
     fn validation_names_the_key() {
         let cases: [(Loss, &str); 8] = [
-            (
-                Loss {
-                    beta: 0.0,
-                    ..Loss::paper()
-                },
-                "loss.beta is 0",
-            ),
-            (
-                Loss {
-                    beta: f64::NAN,
-                    ..Loss::paper()
-                },
-                "loss.beta is NaN",
-            ),
-            (
-                Loss {
-                    bpo: -1.0,
-                    ..Loss::paper()
-                },
-                "loss.bpo",
-            ),
-            (
-                Loss {
-                    conditional: f64::INFINITY,
-                    ..Loss::paper()
-                },
-                "loss.conditional",
-            ),
-            (
-                Loss {
-                    anchor: -0.1,
-                    ..Loss::paper()
-                },
-                "loss.anchor",
-            ),
-            (
-                Loss {
-                    delta: f64::NAN,
-                    ..Loss::paper()
-                },
-                "loss.delta",
-            ),
-            (
-                Loss {
-                    label_smoothing: 0.5,
-                    ..Loss::paper()
-                },
-                "loss.label_smoothing is 0.5",
-            ),
-            (
-                Loss {
-                    bpo: 0.0,
-                    ..Loss::paper()
-                },
-                "nothing to learn",
-            ),
+            (Loss { beta: 0.0, ..Loss::paper() }, "loss.beta is 0"),
+            (Loss { beta: f64::NAN, ..Loss::paper() }, "loss.beta is NaN"),
+            (Loss { bpo: -1.0, ..Loss::paper() }, "loss.bpo"),
+            (Loss { conditional: f64::INFINITY, ..Loss::paper() }, "loss.conditional"),
+            (Loss { anchor: -0.1, ..Loss::paper() }, "loss.anchor"),
+            (Loss { delta: f64::NAN, ..Loss::paper() }, "loss.delta"),
+            (Loss { label_smoothing: 0.5, ..Loss::paper() }, "loss.label_smoothing is 0.5"),
+            (Loss { bpo: 0.0, ..Loss::paper() }, "nothing to learn"),
         ];
         for (loss, message) in cases {
             let error = loss.validate().unwrap_err().to_string();

@@ -17,11 +17,7 @@ pub struct StepMetrics {
     #[serde(rename = "loss/bpo", skip_serializing_if = "Option::is_none", default)]
     pub loss_bpo: Option<f64>,
     /// Unweighted L_cond, mean over pairs whose distorted image was scored.
-    #[serde(
-        rename = "loss/conditional",
-        skip_serializing_if = "Option::is_none",
-        default
-    )]
+    #[serde(rename = "loss/conditional", skip_serializing_if = "Option::is_none", default)]
     pub loss_conditional: Option<f64>,
     /// Unweighted L_sft, mean over all.
     #[serde(rename = "loss/sft")]
@@ -30,35 +26,19 @@ pub struct StepMetrics {
     #[serde(rename = "rewards/chosen")]
     pub rewards_chosen: f64,
     /// Mean β·r(y⁻).
-    #[serde(
-        rename = "rewards/rejected",
-        skip_serializing_if = "Option::is_none",
-        default
-    )]
+    #[serde(rename = "rewards/rejected", skip_serializing_if = "Option::is_none", default)]
     pub rewards_rejected: Option<f64>,
     /// Mean difference of the two over pairs.
-    #[serde(
-        rename = "rewards/margins",
-        skip_serializing_if = "Option::is_none",
-        default
-    )]
+    #[serde(rename = "rewards/margins", skip_serializing_if = "Option::is_none", default)]
     pub rewards_margins: Option<f64>,
     /// Share of pairs with a difference above 0.
-    #[serde(
-        rename = "rewards/accuracies",
-        skip_serializing_if = "Option::is_none",
-        default
-    )]
+    #[serde(rename = "rewards/accuracies", skip_serializing_if = "Option::is_none", default)]
     pub rewards_accuracies: Option<f64>,
     /// Mean log π_θ(y⁺|v,x), nats, summed over tokens.
     #[serde(rename = "logps/chosen")]
     pub logps_chosen: f64,
     /// Mean log π_θ(y⁻|v,x).
-    #[serde(
-        rename = "logps/rejected",
-        skip_serializing_if = "Option::is_none",
-        default
-    )]
+    #[serde(rename = "logps/rejected", skip_serializing_if = "Option::is_none", default)]
     pub logps_rejected: Option<f64>,
     /// Share of pairs with log π(y⁺|v) > log π(y⁺|ṽ).
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -100,11 +80,7 @@ pub struct Evaluation {
     #[serde(rename = "eval/logps/chosen")]
     pub logps_chosen: f64,
     /// Share of pairs with log π(y⁺|v) > log π(y⁺|ṽ).
-    #[serde(
-        rename = "eval/image_conditional_accuracy",
-        skip_serializing_if = "Option::is_none",
-        default
-    )]
+    #[serde(rename = "eval/image_conditional_accuracy", skip_serializing_if = "Option::is_none", default)]
     pub image_conditional_accuracy: Option<f64>,
     /// Mean [log π_ref(y⁺) − log π_θ(y⁺)] / |y⁺|, nats per token.
     #[serde(rename = "eval/chosen_drop")]
@@ -157,8 +133,7 @@ impl Sums {
         let chosen = loss.reward_of(&pair.chosen);
         self.chosen.add(chosen);
         self.logps_chosen.add(pair.chosen.policy);
-        self.chosen_drop
-            .add(-pair.chosen.log_ratio() / pair.chosen.tokens.max(1) as f64);
+        self.chosen_drop.add(-pair.chosen.log_ratio() / pair.chosen.tokens.max(1) as f64);
         if let Some(scores) = &pair.rejected {
             let rejected = loss.reward_of(scores);
             self.bpo.add(value.terms.bpo);
@@ -169,8 +144,7 @@ impl Sums {
         }
         if let Some(scores) = &pair.distorted {
             self.conditional.add(value.terms.conditional);
-            self.image_conditional
-                .add(f64::from(u8::from(pair.chosen.policy > scores.policy)));
+            self.image_conditional.add(f64::from(u8::from(pair.chosen.policy > scores.policy)));
         }
     }
 
@@ -211,15 +185,8 @@ impl Sums {
 /// Largest resident set of this process so far, bytes; `None` where the system does not tell.
 pub fn peak_memory_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim()
-        .strip_suffix("kB")?
-        .trim()
-        .parse::<u64>()
-        .ok()
-        .map(|kib| kib * 1024)
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 #[cfg(test)]
@@ -230,11 +197,7 @@ mod tests {
     #[test]
     fn means_by_hand_and_annotations_count_for_no_margin() {
         let loss = Loss::paper();
-        let scores = |policy, reference, tokens| Scores {
-            policy,
-            reference,
-            tokens,
-        };
+        let scores = |policy, reference, tokens| Scores { policy, reference, tokens };
         let pairs = [
             PairScores {
                 chosen: scores(-10.0, -12.0, 4),
@@ -246,11 +209,7 @@ mod tests {
                 rejected: Some(scores(-5.0, -6.0, 2)),
                 distorted: Some(scores(-19.0, -19.0, 2)),
             },
-            PairScores {
-                chosen: scores(-3.0, -3.0, 1),
-                rejected: None,
-                distorted: None,
-            },
+            PairScores { chosen: scores(-3.0, -3.0, 1), rejected: None, distorted: None },
         ];
         let mut sums = Sums::default();
         for pair in &pairs {
@@ -261,10 +220,7 @@ mod tests {
         assert!(step.rewards_rejected.unwrap().abs() < 1e-12);
         assert!((step.rewards_margins.unwrap() - 0.05).abs() < 1e-12);
         assert_eq!(step.rewards_accuracies, Some(0.5));
-        assert_eq!(
-            (step.logps_chosen, step.logps_rejected),
-            (-11.0, Some(-7.0))
-        );
+        assert_eq!((step.logps_chosen, step.logps_rejected), (-11.0, Some(-7.0)));
         assert_eq!(step.image_conditional_accuracy, Some(0.5));
         assert!((step.chosen_drop - 0.0).abs() < 1e-12);
     }
@@ -299,10 +255,7 @@ mod tests {
         for name in names {
             assert!(json.get(name).is_some(), "{name}");
         }
-        assert_eq!(
-            serde_json::from_value::<StepMetrics>(json).unwrap(),
-            metrics
-        );
+        assert_eq!(serde_json::from_value::<StepMetrics>(json).unwrap(), metrics);
     }
 
     #[test]

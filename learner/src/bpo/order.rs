@@ -20,13 +20,7 @@ impl Order {
     /// The order of examples with these token counts, `batch` to a step, sorted by length within windows of
     /// `bucket_batches` batches.
     pub fn new(seed: u64, lengths: Vec<usize>, batch: usize, bucket_batches: usize) -> Self {
-        Self {
-            seed,
-            lengths,
-            batch: batch.max(1),
-            bucket_batches: bucket_batches.max(1),
-            epoch: None,
-        }
+        Self { seed, lengths, batch: batch.max(1), bucket_batches: bucket_batches.max(1), epoch: None }
     }
 
     /// Optimiser steps in one pass over the data; the last batch of a pass may be smaller.
@@ -37,11 +31,7 @@ impl Order {
     /// Steps of a run of `epochs` passes, at most `max_steps` unless that is 0.
     pub fn total_steps(&self, epochs: f64, max_steps: u64) -> u64 {
         let steps = (epochs * self.steps_per_epoch() as f64).ceil() as u64;
-        if max_steps == 0 {
-            steps
-        } else {
-            steps.min(max_steps)
-        }
+        if max_steps == 0 { steps } else { steps.min(max_steps) }
     }
 
     /// The examples of optimiser step `step` (from 0), longest first, so that the first forward pass is the largest and a
@@ -49,20 +39,11 @@ impl Order {
     pub fn batch(&mut self, step: u64) -> &[usize] {
         let per_epoch = self.steps_per_epoch().max(1);
         let epoch = step / per_epoch;
-        if self
-            .epoch
-            .as_ref()
-            .is_none_or(|(cached, _)| *cached != epoch)
-        {
+        if self.epoch.as_ref().is_none_or(|(cached, _)| *cached != epoch) {
             self.epoch = Some((epoch, self.batches(epoch)));
         }
-        let batches = self
-            .epoch
-            .as_ref()
-            .map_or(&[][..], |(_, batches)| batches.as_slice());
-        batches
-            .get((step % per_epoch) as usize)
-            .map_or(&[], Vec::as_slice)
+        let batches = self.epoch.as_ref().map_or(&[][..], |(_, batches)| batches.as_slice());
+        batches.get((step % per_epoch) as usize).map_or(&[], Vec::as_slice)
     }
 
     fn batches(&self, epoch: u64) -> Vec<Vec<usize>> {
@@ -155,16 +136,11 @@ mod tests {
 
     #[test]
     fn buckets_hold_like_lengths_and_epochs_differ() {
-        let lengths = (0..64)
-            .map(|index| 1 + (index * 37) % 64)
-            .collect::<Vec<_>>();
+        let lengths = (0..64).map(|index| 1 + (index * 37) % 64).collect::<Vec<_>>();
         let mut order = Order::new(0, lengths.clone(), 8, 8);
         let first = order.batch(0).to_vec();
         let spread = lengths[first[0]] - lengths[first[7]];
-        assert_eq!(
-            spread, 7,
-            "sorted over the whole epoch, a batch spans 8 consecutive lengths"
-        );
+        assert_eq!(spread, 7, "sorted over the whole epoch, a batch spans 8 consecutive lengths");
         assert_ne!(
             (0..8).map(|s| order.batch(s).to_vec()).collect::<Vec<_>>(),
             (8..16).map(|s| order.batch(s).to_vec()).collect::<Vec<_>>()

@@ -134,11 +134,7 @@ impl PreferencePair {
         };
         let (bare_a, bare_b) = (bare(a), bare(b));
         // "!" and "?" have no letters left; they are the same only if they are equal as they stand.
-        if bare_a.is_empty() && bare_b.is_empty() {
-            a.trim() == b.trim()
-        } else {
-            bare_a == bare_b
-        }
+        if bare_a.is_empty() && bare_b.is_empty() { a.trim() == b.trim() } else { bare_a == bare_b }
     }
 
     /// Checks what every pair must satisfy, wherever it comes from.
@@ -150,56 +146,34 @@ impl PreferencePair {
         if last.role != Role::User {
             return Err(Fault::NotTheUsersTurn(last.role.as_str()));
         }
-        for (which, answer) in [
-            ("chosen", Some(&self.chosen)),
-            ("rejected", self.rejected.as_ref()),
-        ] {
+        for (which, answer) in [("chosen", Some(&self.chosen)), ("rejected", self.rejected.as_ref())] {
             if answer.is_some_and(|answer| answer.trim().is_empty()) {
                 return Err(Fault::EmptyAnswer(which));
             }
         }
-        if self
-            .rejected
-            .as_ref()
-            .is_some_and(|rejected| Self::same_content(&self.chosen, rejected))
-        {
+        if self.rejected.as_ref().is_some_and(|rejected| Self::same_content(&self.chosen, rejected)) {
             return Err(Fault::SameAnswers);
         }
         let (images, mut placed) = (self.images.len(), 0);
-        for part in self
-            .conversation
-            .iter()
-            .flat_map(|message| &message.content)
-        {
+        for part in self.conversation.iter().flat_map(|message| &message.content) {
             if let Part::Image { index } = part {
                 // In order and each once: templates place images by counting, not by index.
                 if *index != placed {
                     let what = format!("image part {placed} names image {index} of {images}");
-                    return Err(Fault::Content {
-                        place: "conversation".to_owned(),
-                        what,
-                    });
+                    return Err(Fault::Content { place: "conversation".to_owned(), what });
                 }
                 placed += 1;
             }
         }
         if placed != images {
-            return Err(Fault::Placeholders {
-                placeholders: placed,
-                images,
-            });
+            return Err(Fault::Placeholders { placeholders: placed, images });
         }
         if let Some(image) = self.images.iter().find(|image| !is_digest(&image.digest)) {
             let why = "its digest must be 64 lower-case hexadecimal digits".to_owned();
-            return Err(Fault::ImageMissing {
-                name: image.digest.clone(),
-                why,
-            });
+            return Err(Fault::ImageMissing { name: image.digest.clone(), why });
         }
         if let Some(distortion) = &self.distortion {
-            distortion
-                .validate()
-                .map_err(|error| Fault::Json(error.to_string()))?;
+            distortion.validate().map_err(|error| Fault::Json(error.to_string()))?;
         }
         Ok(())
     }
@@ -209,11 +183,7 @@ impl PreferencePair {
         if self.images.is_empty() {
             return self.id.clone();
         }
-        self.images
-            .iter()
-            .map(|image| image.digest.as_str())
-            .collect::<Vec<_>>()
-            .join("+")
+        self.images.iter().map(|image| image.digest.as_str()).collect::<Vec<_>>().join("+")
     }
 }
 
@@ -223,14 +193,8 @@ mod tests {
 
     #[test]
     fn content_ignores_case_spacing_and_punctuation_only() {
-        assert!(PreferencePair::same_content(
-            "A red  circle.",
-            "a RED circle"
-        ));
-        assert!(!PreferencePair::same_content(
-            "a red circle",
-            "a blue circle"
-        ));
+        assert!(PreferencePair::same_content("A red  circle.", "a RED circle"));
+        assert!(!PreferencePair::same_content("a red circle", "a blue circle"));
         assert!(PreferencePair::same_content("ÀÉ", "àé!"));
         assert!(!PreferencePair::same_content("!", "?"));
     }

@@ -33,12 +33,7 @@ pub trait Policy {
     fn forward(&self, groups: &[Group], seed: Option<u64>) -> Result<(Vec<Vec<f64>>, Self::Tape)>;
 
     /// Adds `Σ coefficients[g][a] · ∇ log π(answer a of group g)` to `gradients`.
-    fn backward(
-        &self,
-        tape: Self::Tape,
-        coefficients: &[Vec<f64>],
-        gradients: &mut Gradients,
-    ) -> Result<()>;
+    fn backward(&self, tape: Self::Tape, coefficients: &[Vec<f64>], gradients: &mut Gradients) -> Result<()>;
 
     /// The same log-probabilities without a tape; `adapter = false` scores the base alone.
     fn score(&self, groups: &[Group], adapter: bool) -> Result<Vec<Vec<f64>>>;

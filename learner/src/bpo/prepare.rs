@@ -39,11 +39,7 @@ pub trait Encoder {
     ///
     /// # Errors
     /// The template or the tokenizer refuses it.
-    fn prompt(
-        &self,
-        conversation: &[Message],
-        images: &[Self::Image],
-    ) -> Result<Vec<u32>, ExampleError>;
+    fn prompt(&self, conversation: &[Message], images: &[Self::Image]) -> Result<Vec<u32>, ExampleError>;
 
     /// Token ids of an answer, end-of-turn token included.
     ///
@@ -69,10 +65,7 @@ pub struct FeatureCache {
 impl FeatureCache {
     /// An empty cache of at most `limit` bytes.
     pub fn new(limit: usize) -> Rc<RefCell<Self>> {
-        Rc::new(RefCell::new(Self {
-            limit,
-            ..Self::default()
-        }))
+        Rc::new(RefCell::new(Self { limit, ..Self::default() }))
     }
 
     fn insert(&mut self, key: String, tensor: &Tensor) {
@@ -117,27 +110,17 @@ impl<'a, E: Encoder> Prepared<'a, E> {
         cache: &Rc<RefCell<FeatureCache>>,
     ) -> Result<(Self, Dropped), TrainError> {
         let edge = config.data.distortion_edge;
-        let mut prepared = Self {
-            encoder,
-            blobs,
-            edge,
-            items: Vec::with_capacity(pairs.len()),
-            cache: Rc::clone(cache),
-        };
+        let mut prepared =
+            Self { encoder, blobs, edge, items: Vec::with_capacity(pairs.len()), cache: Rc::clone(cache) };
         let mut dropped = Dropped::new();
         let mut images = (Vec::new(), Vec::new());
         for pair in pairs {
-            let item = prepared
-                .item(pair, config, &mut images)
-                .and_then(|item| limits(&item, config).map(|()| item));
+            let item = prepared.item(pair, config, &mut images).and_then(|item| limits(&item, config).map(|()| item));
             match item {
                 Ok(item) => prepared.items.push(item),
                 Err(Refused::Limit(reason)) => *dropped.entry(reason.to_owned()).or_default() += 1,
                 Err(Refused::Error(source)) if config.data.on_error == OnError::Fail => {
-                    return Err(TrainError::Example {
-                        what: pair.id.clone(),
-                        source,
-                    });
+                    return Err(TrainError::Example { what: pair.id.clone(), source });
                 }
                 Err(Refused::Error(source)) => {
                     tracing::warn!(pair.id = %pair.id, error = %source, "a pair cannot be prepared and is left out");
@@ -155,11 +138,7 @@ impl<'a, E: Encoder> Prepared<'a, E> {
         config: &RunConfig,
         last: &mut (Vec<String>, Vec<E::Image>),
     ) -> Result<Item, Refused> {
-        let digests = pair
-            .images
-            .iter()
-            .map(|image| image.digest.clone())
-            .collect::<Vec<_>>();
+        let digests = pair.images.iter().map(|image| image.digest.clone()).collect::<Vec<_>>();
         if last.0 != digests {
             let load = |digest: &String| self.encoder.preprocess(&self.image(digest, None)?);
             last.1 = digests.iter().map(load).collect::<Result<_, _>>()?;
@@ -167,39 +146,19 @@ impl<'a, E: Encoder> Prepared<'a, E> {
         }
         let prompt = self.encoder.prompt(&pair.conversation, &last.1)?;
         let texts = std::iter::once(&pair.chosen).chain(&pair.rejected);
-        let answers = texts
-            .map(|text| Ok(Arc::from(self.encoder.answer(text)?)))
-            .collect::<Result<_, ExampleError>>()?;
+        let answers =
+            texts.map(|text| Ok(Arc::from(self.encoder.answer(text)?))).collect::<Result<_, ExampleError>>()?;
         let own = || Distortion {
-            seed: seed::derive(
-                config.seed,
-                Purpose::Distortion,
-                &[config.data.distortion.seed],
-                &pair.id,
-            ),
+            seed: seed::derive(config.seed, Purpose::Distortion, &[config.data.distortion.seed], &pair.id),
             ..config.data.distortion
         };
         let distortion = (!digests.is_empty()).then(|| pair.distortion.unwrap_or_else(own));
-        Ok(Item {
-            id: pair.id.clone(),
-            prompt: Arc::from(prompt),
-            answers,
-            images: digests,
-            distortion,
-        })
+        Ok(Item { id: pair.id.clone(), prompt: Arc::from(prompt), answers, images: digests, distortion })
     }
 
-    fn image(
-        &self,
-        digest: &str,
-        distortion: Option<&Distortion>,
-    ) -> Result<DynamicImage, ExampleError> {
-        let bytes = self
-            .blobs
-            .get(digest)
-            .map_err(|error| format!("image {digest}: {error}"))?;
-        let image =
-            image::load_from_memory(&bytes).map_err(|error| format!("image {digest}: {error}"))?;
+    fn image(&self, digest: &str, distortion: Option<&Distortion>) -> Result<DynamicImage, ExampleError> {
+        let bytes = self.blobs.get(digest).map_err(|error| format!("image {digest}: {error}"))?;
+        let image = image::load_from_memory(&bytes).map_err(|error| format!("image {digest}: {error}"))?;
         let Some(distortion) = distortion else {
             return Ok(image);
         };
@@ -209,41 +168,28 @@ impl<'a, E: Encoder> Prepared<'a, E> {
         } else {
             image
         };
-        let distorted =
-            DynamicImage::from(distortion.apply(&small.to_rgb8(), &self.encoder.normalisation())?);
+        let distorted = DynamicImage::from(distortion.apply(&small.to_rgb8(), &self.encoder.normalisation())?);
         // Back to its size, so that a model that cuts images into tiles by their size makes as many of ṽ as of v.
-        Ok(
-            if (distorted.width(), distorted.height()) == (width, height) {
-                distorted
-            } else {
-                distorted.resize_exact(width, height, FilterType::Triangle)
-            },
-        )
+        Ok(if (distorted.width(), distorted.height()) == (width, height) {
+            distorted
+        } else {
+            distorted.resize_exact(width, height, FilterType::Triangle)
+        })
     }
 
     /// Features of all images of an item, `[image tokens, hidden]`.
-    fn features(
-        &self,
-        item: &Item,
-        distortion: Option<&Distortion>,
-    ) -> Result<Option<Tensor>, ExampleError> {
+    fn features(&self, item: &Item, distortion: Option<&Distortion>) -> Result<Option<Tensor>, ExampleError> {
         let mut all = Vec::new();
         for digest in &item.images {
             let key = match distortion {
                 None => digest.clone(),
-                Some(Distortion {
-                    kind,
-                    strength,
-                    seed,
-                }) => format!("{digest} {kind:?} {strength} {seed}"),
+                Some(Distortion { kind, strength, seed }) => format!("{digest} {kind:?} {strength} {seed}"),
             };
             if let Some(known) = self.cache.borrow().features.get(&key) {
                 all.push(known.clone());
                 continue;
             }
-            let features = self
-                .encoder
-                .features(&self.encoder.preprocess(&self.image(digest, distortion)?)?)?;
+            let features = self.encoder.features(&self.encoder.preprocess(&self.image(digest, distortion)?)?)?;
             self.cache.borrow_mut().insert(key, &features);
             all.push(features);
         }
@@ -268,11 +214,7 @@ impl<E: Into<ExampleError>> From<E> for Refused {
 }
 
 fn limits(item: &Item, config: &RunConfig) -> Result<(), Refused> {
-    let lengths = item
-        .answers
-        .iter()
-        .map(|answer| answer.len())
-        .collect::<Vec<_>>();
+    let lengths = item.answers.iter().map(|answer| answer.len()).collect::<Vec<_>>();
     let longest = lengths.iter().copied().max().unwrap_or(0);
     let shortest = lengths.iter().copied().min().unwrap_or(0).max(1);
     let ratio = config.loss.length_ratio();
@@ -283,9 +225,7 @@ fn limits(item: &Item, config: &RunConfig) -> Result<(), Refused> {
         return Err(Refused::Limit("answer over data.max_answer_tokens"));
     }
     if ratio > 0.0 && longest as f64 / shortest as f64 > ratio {
-        return Err(Refused::Limit(
-            "answers' lengths differ by more than loss.max_length_ratio",
-        ));
+        return Err(Refused::Limit("answers' lengths differ by more than loss.max_length_ratio"));
     }
     Ok(())
 }
@@ -297,34 +237,20 @@ impl<E: Encoder> Examples for Prepared<'_, E> {
 
     fn tokens(&self, index: usize) -> usize {
         let item = &self.items[index];
-        item.prompt.len()
-            + item
-                .answers
-                .iter()
-                .map(|answer| answer.len())
-                .sum::<usize>()
+        item.prompt.len() + item.answers.iter().map(|answer| answer.len()).sum::<usize>()
     }
 
     fn example(&self, index: usize, distorted: bool) -> Result<Example, ExampleError> {
-        let item = self
-            .items
-            .get(index)
-            .ok_or_else(|| format!("there is no example {index}"))?;
+        let item = self.items.get(index).ok_or_else(|| format!("there is no example {index}"))?;
         let with_id = |error: ExampleError| format!("{}: {error}", item.id);
         let prompt = || Arc::clone(&item.prompt);
         let features = self.features(item, None).map_err(with_id)?;
-        let clean = Group {
-            prompt: prompt(),
-            features,
-            answers: item.answers.clone(),
-        };
+        let clean = Group { prompt: prompt(), features, answers: item.answers.clone() };
         let distorted = match item.distortion.filter(|_| distorted) {
             None => None,
             Some(distortion) => {
                 let features = self.features(item, Some(&distortion)).map_err(with_id)?;
-                let rows = |features: &Option<Tensor>| {
-                    features.as_ref().and_then(|tensor| tensor.dim(0).ok())
-                };
+                let rows = |features: &Option<Tensor>| features.as_ref().and_then(|tensor| tensor.dim(0).ok());
                 if rows(&features) != rows(&clean.features) {
                     // The prompt was expanded for the clean image; one of another size would not fit its places.
                     return Err(format!(
@@ -333,11 +259,7 @@ impl<E: Encoder> Examples for Prepared<'_, E> {
                     )
                     .into());
                 }
-                Some(Group {
-                    prompt: prompt(),
-                    features,
-                    answers: item.answers[..1].to_vec(),
-                })
+                Some(Group { prompt: prompt(), features, answers: item.answers[..1].to_vec() })
             }
         };
         Ok(Example { clean, distorted })

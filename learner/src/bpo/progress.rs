@@ -115,9 +115,7 @@ pub struct Bar {
 
 impl Default for Bar {
     fn default() -> Self {
-        Self {
-            bar: ProgressBar::new(0),
-        }
+        Self { bar: ProgressBar::new(0) }
     }
 }
 
@@ -132,9 +130,7 @@ impl Bar {
 impl Progress for Bar {
     fn event(&mut self, event: &Event) {
         match event {
-            Event::Started {
-                step, total_steps, ..
-            } => {
+            Event::Started { step, total_steps, .. } => {
                 self.style("{bar:30} {pos}/{len} [{elapsed}<{eta}] {msg}");
                 self.bar.set_length(*total_steps);
                 self.bar.set_position(*step);
@@ -146,36 +142,22 @@ impl Progress for Bar {
                 self.bar.set_position(*done as u64);
             }
             Event::Step(step) => {
-                let margins = step
-                    .rewards_margins
-                    .map_or(String::new(), |margin| format!(" margin {margin:.3}"));
-                let accuracy = step
-                    .rewards_accuracies
-                    .map_or(String::new(), |share| format!(" acc {share:.2}"));
+                let margins = step.rewards_margins.map_or(String::new(), |margin| format!(" margin {margin:.3}"));
+                let accuracy = step.rewards_accuracies.map_or(String::new(), |share| format!(" acc {share:.2}"));
                 let (loss, norm, speed) = (step.loss, step.grad_norm, step.pairs_per_second);
-                self.bar.set_message(format!(
-                    "loss {loss:.4}{margins}{accuracy} |g| {norm:.2} {speed:.1} pairs/s"
-                ));
+                self.bar.set_message(format!("loss {loss:.4}{margins}{accuracy} |g| {norm:.2} {speed:.1} pairs/s"));
                 self.bar.set_position(step.step);
             }
             Event::Evaluated(evaluation) => {
-                let Evaluation {
-                    step,
-                    loss,
-                    accuracy,
-                    margin,
-                    ..
-                } = evaluation;
-                self.bar.println(format!("step {step}: held-out loss {loss:.4}, accuracy {accuracy:.3}, margin {margin:.3}"));
+                let Evaluation { step, loss, accuracy, margin, .. } = evaluation;
+                self.bar.println(format!(
+                    "step {step}: held-out loss {loss:.4}, accuracy {accuracy:.3}, margin {margin:.3}"
+                ));
             }
             Event::Warning { message } => self.bar.println(format!("warning: {message}")),
             Event::Checkpoint { .. } => {}
-            Event::Paused { step } => self
-                .bar
-                .abandon_with_message(format!("paused after step {step}")),
-            Event::Finished {
-                step, adapter_step, ..
-            } => {
+            Event::Paused { step } => self.bar.abandon_with_message(format!("paused after step {step}")),
+            Event::Finished { step, adapter_step, .. } => {
                 self.bar.finish_with_message(format!(
                     "finished after step {step}; the adapter is that of step {adapter_step}"
                 ));
@@ -201,38 +183,15 @@ mod tests {
     #[test]
     fn json_lines_are_one_object_each() {
         let mut sink = JsonLines(Vec::new());
-        sink.event(&Event::Started {
-            step: 0,
-            total_steps: 9,
-            examples: 4,
-            held_out: 1,
-            parameters: 10,
-        });
-        sink.event(&Event::Step(StepMetrics {
-            step: 1,
-            loss: 0.5,
-            ..StepMetrics::default()
-        }));
-        sink.event(&Event::Failed {
-            reason: "a \"quoted\"\nreason".to_owned(),
-        });
+        sink.event(&Event::Started { step: 0, total_steps: 9, examples: 4, held_out: 1, parameters: 10 });
+        sink.event(&Event::Step(StepMetrics { step: 1, loss: 0.5, ..StepMetrics::default() }));
+        sink.event(&Event::Failed { reason: "a \"quoted\"\nreason".to_owned() });
         let text = String::from_utf8(sink.0).unwrap();
-        let events = text
-            .lines()
-            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
-            .collect::<Vec<_>>();
+        let events =
+            text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()).collect::<Vec<_>>();
         assert_eq!(events.len(), 3);
-        assert_eq!(
-            (
-                events[0]["event"].as_str(),
-                events[0]["total_steps"].as_u64()
-            ),
-            (Some("started"), Some(9))
-        );
-        assert_eq!(
-            (events[1]["event"].as_str(), events[1]["loss"].as_f64()),
-            (Some("step"), Some(0.5))
-        );
+        assert_eq!((events[0]["event"].as_str(), events[0]["total_steps"].as_u64()), (Some("started"), Some(9)));
+        assert_eq!((events[1]["event"].as_str(), events[1]["loss"].as_f64()), (Some("step"), Some(0.5)));
         assert_eq!(events[2]["reason"], "a \"quoted\"\nreason");
     }
 

@@ -71,22 +71,13 @@ impl Reference {
         scoring: Scoring,
         keep_going: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Option<Self>, TrainError> {
-        let mut table = Self::load(path, key, examples.len()).unwrap_or(Self {
-            rows: vec![None; examples.len()],
-        });
-        let mut missing = (0..examples.len())
-            .filter(|index| table.rows[*index].is_none())
-            .collect::<Vec<_>>();
+        let mut table = Self::load(path, key, examples.len()).unwrap_or(Self { rows: vec![None; examples.len()] });
+        let mut missing = (0..examples.len()).filter(|index| table.rows[*index].is_none()).collect::<Vec<_>>();
         if missing.is_empty() {
             return Ok(Some(table));
         }
         missing.sort_by_key(|index| (std::cmp::Reverse(examples.tokens(*index)), *index));
-        let micros = micro_batches(
-            &missing,
-            |index| examples.tokens(index),
-            scoring.micro_batch,
-            scoring.micro_tokens,
-        );
+        let micros = micro_batches(&missing, |index| examples.tokens(index), scoring.micro_batch, scoring.micro_tokens);
         let mut done = examples.len() - missing.len();
         let mut saved = Instant::now();
         for micro in micros {
@@ -133,22 +124,14 @@ impl Reference {
         });
         let mut rows = Vec::with_capacity(len);
         while let Some(known) = numbers.next() {
-            let row = Row {
-                chosen: numbers.next()?,
-                rejected: numbers.next()?,
-                distorted: numbers.next()?,
-            };
+            let row = Row { chosen: numbers.next()?, rejected: numbers.next()?, distorted: numbers.next()? };
             rows.push((known == 1.0).then_some(row));
         }
         Some(Self { rows })
     }
 
     fn save(&self, path: &Path, key: &str) -> Result<(), TrainError> {
-        let nothing = Row {
-            chosen: f64::NAN,
-            rejected: f64::NAN,
-            distorted: f64::NAN,
-        };
+        let nothing = Row { chosen: f64::NAN, rejected: f64::NAN, distorted: f64::NAN };
         let numbers = self.rows.iter().flat_map(|row| {
             let known = f64::from(u8::from(row.is_some()));
             let row = row.unwrap_or(nothing);
@@ -156,18 +139,11 @@ impl Reference {
         });
         let data = numbers.flat_map(f64::to_le_bytes).collect::<Vec<_>>();
         let digest = blake3::hash(&data).to_hex().to_string();
-        let about = HashMap::from([
-            ("key".to_owned(), key.to_owned()),
-            ("digest".to_owned(), digest),
-        ]);
+        let about = HashMap::from([("key".to_owned(), key.to_owned()), ("digest".to_owned(), digest)]);
         let failed = || TrainError::io(format!("cannot save {}", path.display()));
         let other = |error: safetensors::SafeTensorError| std::io::Error::other(error.to_string());
-        let table = TensorView::new(Dtype::F64, vec![self.rows.len(), 4], &data)
-            .map_err(other)
-            .map_err(failed())?;
-        let bytes = safetensors::serialize([("logps", table)], Some(about))
-            .map_err(other)
-            .map_err(failed())?;
+        let table = TensorView::new(Dtype::F64, vec![self.rows.len(), 4], &data).map_err(other).map_err(failed())?;
+        let bytes = safetensors::serialize([("logps", table)], Some(about)).map_err(other).map_err(failed())?;
         files::write_atomic(path, |file| file.write_all(&bytes)).map_err(failed())
     }
 }
@@ -182,18 +158,10 @@ pub(super) fn load(
     let one = |index: &usize| {
         let what = || format!("example {index}");
         let mut example =
-            examples
-                .example(*index, distorted)
-                .map_err(|source| TrainError::Example {
-                    what: what(),
-                    source,
-                })?;
+            examples.example(*index, distorted).map_err(|source| TrainError::Example { what: what(), source })?;
         let answers = example.clean.answers.len();
         if answers == 0 || example.clean.answers.iter().any(|answer| answer.is_empty()) {
-            return Err(TrainError::Example {
-                what: what(),
-                source: "it has an answer without tokens".into(),
-            });
+            return Err(TrainError::Example { what: what(), source: "it has an answer without tokens".into() });
         }
         example.clean.answers.truncate(if rejected { 2 } else { 1 });
         Ok(example)
@@ -212,10 +180,7 @@ pub(super) fn groups(examples: &[Example]) -> Vec<Group> {
 /// Turns a policy's answer for [`groups`] into one row per example.
 pub(super) fn rows(examples: &[Example], logps: &[Vec<f64>]) -> Result<Vec<Row>, TrainError> {
     let got = logps.iter().map(Vec::len).sum();
-    let want = groups(examples)
-        .iter()
-        .map(|group| group.answers.len())
-        .sum();
+    let want = groups(examples).iter().map(|group| group.answers.len()).sum();
     let wrong = || TrainError::WrongCount { got, want };
     let mut groups = logps.iter();
     let mut rows = Vec::with_capacity(examples.len());
@@ -225,27 +190,16 @@ pub(super) fn rows(examples: &[Example], logps: &[Vec<f64>]) -> Result<Vec<Row>,
             return Err(wrong());
         }
         let distorted = match &example.distorted {
-            Some(_) => *groups
-                .next()
-                .and_then(|group| group.first())
-                .ok_or_else(wrong)?,
+            Some(_) => *groups.next().and_then(|group| group.first()).ok_or_else(wrong)?,
             None => f64::NAN,
         };
         let chosen = *clean.first().ok_or_else(wrong)?;
-        rows.push(Row {
-            chosen,
-            rejected: clean.get(1).copied().unwrap_or(f64::NAN),
-            distorted,
-        });
+        rows.push(Row { chosen, rejected: clean.get(1).copied().unwrap_or(f64::NAN), distorted });
     }
     Ok(rows)
 }
 
 /// Scores examples without a tape.
-pub(super) fn score<P: Policy>(
-    policy: &P,
-    examples: &[Example],
-    adapter: bool,
-) -> Result<Vec<Row>, TrainError> {
+pub(super) fn score<P: Policy>(policy: &P, examples: &[Example], adapter: bool) -> Result<Vec<Row>, TrainError> {
     rows(examples, &policy.score(&groups(examples), adapter)?)
 }

@@ -33,57 +33,21 @@ pub fn write(path: &Path, summary: &Summary, lines: &[Line]) -> io::Result<()> {
 
 /// The page as text.
 pub fn render(summary: &Summary, lines: &[Line]) -> String {
-    let steps = lines
-        .iter()
-        .filter_map(|line| {
-            if let Line::Step(step) = line {
-                Some(step)
-            } else {
-                None
-            }
-        })
-        .collect::<Vec<_>>();
+    let steps =
+        lines.iter().filter_map(|line| if let Line::Step(step) = line { Some(step) } else { None }).collect::<Vec<_>>();
     let evaluations = lines
         .iter()
-        .filter_map(|line| {
-            if let Line::Evaluated(one) = line {
-                Some(one)
-            } else {
-                None
-            }
-        })
+        .filter_map(|line| if let Line::Evaluated(one) = line { Some(one) } else { None })
         .collect::<Vec<_>>();
     let mut page = String::new();
     let title = escape(&summary.title);
-    let _ = write!(
-        page,
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
-    );
-    let _ = write!(
-        page,
-        "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">"
-    );
-    let _ = write!(
-        page,
-        "<title>{title}</title><style>{STYLE}</style></head><body>"
-    );
-    let _ = write!(
-        page,
-        "<h1>{title}</h1><p class=\"outcome\">{}</p>",
-        escape(&summary.outcome)
-    );
+    let _ = write!(page, "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">");
+    let _ = write!(page, "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">");
+    let _ = write!(page, "<title>{title}</title><style>{STYLE}</style></head><body>");
+    let _ = write!(page, "<h1>{title}</h1><p class=\"outcome\">{}</p>", escape(&summary.outcome));
     let _ = write!(page, "<table>");
-    for (name, value) in summary
-        .facts
-        .iter()
-        .chain(&last_numbers(&steps, &evaluations))
-    {
-        let _ = write!(
-            page,
-            "<tr><th>{}</th><td>{}</td></tr>",
-            escape(name),
-            escape(value)
-        );
+    for (name, value) in summary.facts.iter().chain(&last_numbers(&steps, &evaluations)) {
+        let _ = write!(page, "<tr><th>{}</th><td>{}</td></tr>", escape(name), escape(value));
     }
     let _ = write!(page, "</table><div class=\"charts\">");
     for chart in charts(&steps, &evaluations) {
@@ -100,51 +64,21 @@ pub fn render(summary: &Summary, lines: &[Line]) -> String {
 fn charts(steps: &[&StepMetrics], evaluations: &[&Evaluation]) -> Vec<Chart> {
     let train = |name: &str, value: fn(&StepMetrics) -> Option<f64>| Series {
         name: name.to_owned(),
-        points: steps
-            .iter()
-            .filter_map(|step| Some((step.step as f64, value(step)?)))
-            .collect(),
+        points: steps.iter().filter_map(|step| Some((step.step as f64, value(step)?))).collect(),
     };
     let held_out = |name: &str, value: fn(&Evaluation) -> Option<f64>| Series {
         name: name.to_owned(),
-        points: evaluations
-            .iter()
-            .filter_map(|one| Some((one.step as f64, value(one)?)))
-            .collect(),
+        points: evaluations.iter().filter_map(|one| Some((one.step as f64, value(one)?))).collect(),
     };
-    let chart = |title: &str, series: Vec<Series>| Chart {
-        title: title.to_owned(),
-        series,
-    };
+    let chart = |title: &str, series: Vec<Series>| Chart { title: title.to_owned(), series };
     let mut charts = vec![
-        chart(
-            "loss (nats)",
-            vec![
-                train("train", |s| Some(s.loss)),
-                held_out("held out", |e| Some(e.loss)),
-            ],
-        ),
-        chart(
-            "rewards/margins",
-            vec![
-                train("train", |s| s.rewards_margins),
-                held_out("held out", |e| Some(e.margin)),
-            ],
-        ),
+        chart("loss (nats)", vec![train("train", |s| Some(s.loss)), held_out("held out", |e| Some(e.loss))]),
+        chart("rewards/margins", vec![train("train", |s| s.rewards_margins), held_out("held out", |e| Some(e.margin))]),
         chart(
             "rewards/accuracies",
-            vec![
-                train("train", |s| s.rewards_accuracies),
-                held_out("held out", |e| Some(e.accuracy)),
-            ],
+            vec![train("train", |s| s.rewards_accuracies), held_out("held out", |e| Some(e.accuracy))],
         ),
-        chart(
-            "rewards",
-            vec![
-                train("chosen", |s| Some(s.rewards_chosen)),
-                train("rejected", |s| s.rewards_rejected),
-            ],
-        ),
+        chart("rewards", vec![train("chosen", |s| Some(s.rewards_chosen)), train("rejected", |s| s.rewards_rejected)]),
         chart(
             "image-conditional accuracy",
             vec![
@@ -154,23 +88,11 @@ fn charts(steps: &[&StepMetrics], evaluations: &[&Evaluation]) -> Vec<Chart> {
         ),
         chart(
             "fall of the chosen answers (nats per token)",
-            vec![
-                train("train", |s| Some(s.chosen_drop)),
-                held_out("held out", |e| Some(e.chosen_drop)),
-            ],
+            vec![train("train", |s| Some(s.chosen_drop)), held_out("held out", |e| Some(e.chosen_drop))],
         ),
-        chart(
-            "grad_norm",
-            vec![train("before clipping", |s| Some(s.grad_norm))],
-        ),
-        chart(
-            "learning_rate",
-            vec![train("learning rate", |s| Some(s.learning_rate))],
-        ),
-        chart(
-            "pairs/s",
-            vec![train("pairs/s", |s| Some(s.pairs_per_second))],
-        ),
+        chart("grad_norm", vec![train("before clipping", |s| Some(s.grad_norm))]),
+        chart("learning_rate", vec![train("learning rate", |s| Some(s.learning_rate))]),
+        chart("pairs/s", vec![train("pairs/s", |s| Some(s.pairs_per_second))]),
     ];
     for chart in &mut charts {
         chart.series.retain(|series| !series.points.is_empty());
@@ -185,8 +107,7 @@ fn last_numbers(steps: &[&StepMetrics], evaluations: &[&Evaluation]) -> Vec<(Str
     if let Some(last) = steps.last() {
         fact("steps", last.step.to_string());
         fact("last loss", format!("{:.4}", last.loss));
-        let speed =
-            steps.iter().map(|step| step.pairs_per_second).sum::<f64>() / steps.len() as f64;
+        let speed = steps.iter().map(|step| step.pairs_per_second).sum::<f64>() / steps.len() as f64;
         fact("mean pairs/s", format!("{speed:.2}"));
         if let Some(bytes) = last.peak_memory_bytes {
             fact("peak memory", format!("{:.2} GB", bytes as f64 / 1e9));
@@ -205,10 +126,7 @@ fn last_numbers(steps: &[&StepMetrics], evaluations: &[&Evaluation]) -> Vec<(Str
 
 /// Text for HTML and SVG.
 pub(super) fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 const STYLE: &str = "\
@@ -237,12 +155,7 @@ mod tests {
             ..StepMetrics::default()
         };
         let mut lines = (1..=30).map(|at| Line::Step(step(at))).collect::<Vec<_>>();
-        lines.push(Line::Evaluated(Evaluation {
-            step: 30,
-            loss: 0.1,
-            accuracy: 0.9,
-            ..Evaluation::default()
-        }));
+        lines.push(Line::Evaluated(Evaluation { step: 30, loss: 0.1, accuracy: 0.9, ..Evaluation::default() }));
         lines
     }
 
@@ -261,27 +174,14 @@ mod tests {
                 && !page.contains("https://")
                 && !page.contains("src=")
         );
-        assert!(
-            page.contains("run &lt;1&gt; &amp; &quot;2&quot;")
-                && page.contains("prefers-color-scheme:dark")
-        );
-        for name in [
-            "loss (nats)",
-            "rewards/margins",
-            "rewards/accuracies",
-            "grad_norm",
-            "learning_rate",
-        ] {
+        assert!(page.contains("run &lt;1&gt; &amp; &quot;2&quot;") && page.contains("prefers-color-scheme:dark"));
+        for name in ["loss (nats)", "rewards/margins", "rewards/accuracies", "grad_norm", "learning_rate"] {
             assert!(page.contains(&format!(">{name}</text>")), "{name}");
         }
-        assert!(
-            !page.contains("image-conditional accuracy</text>"),
-            "no plot without a number"
-        );
+        assert!(!page.contains("image-conditional accuracy</text>"), "no plot without a number");
         assert!(!page.contains("NaN") && !page.contains("inf"));
         for tag in ["svg", "table", "details", "pre", "text", "div"] {
-            let opened = page.matches(&format!("<{tag}>")).count()
-                + page.matches(&format!("<{tag} ")).count();
+            let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
             assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
         }
     }
@@ -290,15 +190,7 @@ mod tests {
     fn a_run_that_failed_at_once_has_a_page_too() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("report.html");
-        write(
-            &path,
-            &Summary {
-                outcome: "failed".to_owned(),
-                ..Summary::default()
-            },
-            &[],
-        )
-        .unwrap();
+        write(&path, &Summary { outcome: "failed".to_owned(), ..Summary::default() }, &[]).unwrap();
         assert!(fs_err::read_to_string(path).unwrap().contains("failed"));
     }
 }

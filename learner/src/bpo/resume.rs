@@ -30,18 +30,13 @@ pub(super) fn newest(
         progress.event(&Event::Warning { message });
     }
     match found.checkpoint {
-        Some((path, checkpoint)) if checkpoint.state.key != key => {
-            Err(TrainError::OtherRun { path })
-        }
+        Some((path, checkpoint)) if checkpoint.state.key != key => Err(TrainError::OtherRun { path }),
         found => Ok(found.map(|(_, checkpoint)| checkpoint)),
     }
 }
 
 /// Reference rows of both sets; `None` when a pause was asked for.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "everything that a run's start knows goes into its reference"
-)]
+#[expect(clippy::too_many_arguments, reason = "everything that a run's start knows goes into its reference")]
 pub(super) fn references<P: Policy>(
     dir: &Path,
     key: &str,
@@ -64,35 +59,18 @@ pub(super) fn references<P: Policy>(
         !control.pausing() || done == total
     };
     let path = dir.join("reference.safetensors");
-    let Some(train) =
-        Reference::load_or_score(&path, key, policy, inputs.train, scoring, &mut keep_going)?
-    else {
+    let Some(train) = Reference::load_or_score(&path, key, policy, inputs.train, scoring, &mut keep_going)? else {
         return Ok(None);
     };
     let distorted = loss.needs_distorted() || config.evaluation.conditional;
-    let scoring = Scoring {
-        rejected: true,
-        distorted,
-        ..scoring
-    };
+    let scoring = Scoring { rejected: true, distorted, ..scoring };
     let path = dir.join("reference-held-out.safetensors");
-    let held_out = Reference::load_or_score(
-        &path,
-        key,
-        policy,
-        inputs.held_out,
-        scoring,
-        &mut keep_going,
-    )?;
+    let held_out = Reference::load_or_score(&path, key, policy, inputs.held_out, scoring, &mut keep_going)?;
     Ok(held_out.map(|held_out| (train, held_out)))
 }
 
 /// Digest of everything that decides the run's numbers.
-pub(super) fn key(
-    config: &RunConfig,
-    identity: &str,
-    start: &Tensors,
-) -> Result<String, TrainError> {
+pub(super) fn key(config: &RunConfig, identity: &str, start: &Tensors) -> Result<String, TrainError> {
     let bytes = safetensors::serialize(start, None).map_err(|error| TrainError::Io {
         what: "cannot read the starting adapter".to_owned(),
         source: std::io::Error::other(error.to_string()),

@@ -80,25 +80,15 @@ pub fn train<P: Policy, E: Encoder>(
         Ok(lock) => lock,
         // Not this process's run: its files are left alone.
         Err(error) => {
-            progress.event(&Event::Failed {
-                reason: error.to_string(),
-            });
+            progress.event(&Event::Failed { reason: error.to_string() });
             return Err(error);
         }
     };
-    let mut result = RunResult {
-        base_digest: parts.base_digest.to_owned(),
-        ..RunResult::default()
-    };
+    let mut result = RunResult { base_digest: parts.base_digest.to_owned(), ..RunResult::default() };
     let outcome = run(dir, config, parts, control, progress, &mut result);
     match &outcome {
-        Ok(Outcome::Finished {
-            step,
-            adapter_step,
-            stopped_early,
-        }) => {
-            (result.outcome, result.step, result.adapter_step) =
-                ("finished", *step, Some(*adapter_step));
+        Ok(Outcome::Finished { step, adapter_step, stopped_early }) => {
+            (result.outcome, result.step, result.adapter_step) = ("finished", *step, Some(*adapter_step));
             result.stopped_early = *stopped_early;
         }
         Ok(Outcome::Paused { step }) => (result.outcome, result.step) = ("paused", *step),
@@ -124,17 +114,9 @@ fn run<P: Policy, E: Encoder>(
     let frozen = dataset::read(&dir.join(&data.dataset), &data.digest, data.on_error)?;
     result.dataset_digest.clone_from(&frozen.digest);
     for skipped in &frozen.skipped {
-        let message = format!(
-            "{}:{}: {}",
-            data.dataset.display(),
-            skipped.line,
-            skipped.reason
-        );
+        let message = format!("{}:{}: {}", data.dataset.display(), skipped.line, skipped.reason);
         progress.event(&Event::Warning { message });
-        *result
-            .dropped
-            .entry("line cannot be read".to_owned())
-            .or_default() += 1;
+        *result.dropped.entry("line cannot be read".to_owned()).or_default() += 1;
     }
     let blobs = BlobDir::new(dir.join(&data.blobs));
     let cache = FeatureCache::new(data.feature_cache_mib << 20);
@@ -148,31 +130,20 @@ fn run<P: Policy, E: Encoder>(
         *result.dropped.entry(reason).or_default() += count;
     }
     for (reason, count) in &result.dropped {
-        progress.event(&Event::Warning {
-            message: format!("{count} pairs are left out: {reason}"),
-        });
+        progress.event(&Event::Warning { message: format!("{count} pairs are left out: {reason}") });
     }
     (result.examples, result.held_out) = (train.len(), held_out.len());
     if train.is_empty() {
-        return Err(TrainError::NoExamples(format!(
-            "left out: {:?}",
-            result.dropped
-        )));
+        return Err(TrainError::NoExamples(format!("left out: {:?}", result.dropped)));
     }
     if held_out.is_empty() && data.held_out > 0.0 {
         // The split goes by image: a few images may well all be on one side.
-        let message = "no pair is held out: there are too few images for data.held_out, so nothing is evaluated".to_owned();
+        let message =
+            "no pair is held out: there are too few images for data.held_out, so nothing is evaluated".to_owned();
         progress.event(&Event::Warning { message });
     }
-    let identity = format!(
-        "base {} dataset {}",
-        parts.base_digest, result.dataset_digest
-    );
-    let inputs = Inputs {
-        train: &train,
-        held_out: &held_out,
-        identity: &identity,
-    };
+    let identity = format!("base {} dataset {}", parts.base_digest, result.dataset_digest);
+    let inputs = Inputs { train: &train, held_out: &held_out, identity: &identity };
     let outcome = execute(dir, parts.policy, config, inputs, control, progress)?;
     if let Outcome::Finished { .. } = outcome {
         let adapter = dir.join("adapter");
@@ -188,17 +159,13 @@ fn run<P: Policy, E: Encoder>(
 /// Holds `DIR/lock` until it is dropped or the process ends, however it ends.
 fn lock(dir: &Path) -> Result<std::fs::File, TrainError> {
     let path = dir.join("lock");
-    let file = fs::File::create(&path)
-        .map_err(TrainError::io("cannot open the run's directory"))?
-        .into_parts()
-        .0;
+    let file = fs::File::create(&path).map_err(TrainError::io("cannot open the run's directory"))?.into_parts().0;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(TrainError::Locked(dir.to_owned())),
-        Err(std::fs::TryLockError::Error(source)) => Err(TrainError::Io {
-            what: format!("cannot lock {}", path.display()),
-            source,
-        }),
+        Err(std::fs::TryLockError::Error(source)) => {
+            Err(TrainError::Io { what: format!("cannot lock {}", path.display()), source })
+        }
     }
 }
 
@@ -207,74 +174,47 @@ pub(super) fn announce_failure(dir: &Path, error: &TrainError, progress: &mut dy
     // A directory that another process trains in has a result of its own to write.
     if let Ok(_lock) = lock(dir) {
         let reason = Some(error.to_string());
-        let mut result = RunResult {
-            outcome: "failed",
-            reason,
-            ..RunResult::default()
-        };
+        let mut result = RunResult { outcome: "failed", reason, ..RunResult::default() };
         if let Err(error) = conclude(dir, &RunConfig::default(), &mut result) {
             tracing::warn!(error = %error, "the result of a run that could not start is not written");
         }
     }
-    progress.event(&Event::Failed {
-        reason: error.to_string(),
-    });
+    progress.event(&Event::Failed { reason: error.to_string() });
 }
 
 fn conclude(dir: &Path, config: &RunConfig, result: &mut RunResult) -> Result<(), TrainError> {
-    let lines = history::read(&dir.join("metrics.jsonl"))
-        .map_err(TrainError::io("cannot read metrics.jsonl"))?;
+    let lines = history::read(&dir.join("metrics.jsonl")).map_err(TrainError::io("cannot read metrics.jsonl"))?;
     if result.outcome == "failed" {
-        let last = lines.iter().rev().find_map(|line| {
-            if let history::Line::Step(step) = line {
-                Some(step.step)
-            } else {
-                None
-            }
-        });
+        let last = lines
+            .iter()
+            .rev()
+            .find_map(|line| if let history::Line::Step(step) = line { Some(step.step) } else { None });
         result.step = last.unwrap_or(0);
     }
     let json = serde_json::to_vec_pretty(result).map_err(io::Error::other);
-    json.and_then(|json| {
-        files::write_atomic(&dir.join("result.json"), |file| file.write_all(&json))
-    })
-    .map_err(TrainError::io("cannot write result.json"))?;
-    let name = fs::canonicalize(dir).ok().and_then(|dir| {
-        dir.file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-    });
+    json.and_then(|json| files::write_atomic(&dir.join("result.json"), |file| file.write_all(&json)))
+        .map_err(TrainError::io("cannot write result.json"))?;
+    let name =
+        fs::canonicalize(dir).ok().and_then(|dir| dir.file_name().map(|name| name.to_string_lossy().into_owned()));
     let fact = |name: &str, value: String| (name.to_owned(), value);
     let mut facts = vec![
-        fact(
-            "examples",
-            format!(
-                "{} to train on, {} held out",
-                result.examples, result.held_out
-            ),
-        ),
+        fact("examples", format!("{} to train on, {} held out", result.examples, result.held_out)),
         fact("base", result.base_digest.clone()),
         fact("dataset", result.dataset_digest.clone()),
     ];
-    facts.extend(
-        result
-            .dropped
-            .iter()
-            .map(|(reason, count)| fact("left out", format!("{count}: {reason}"))),
-    );
+    facts.extend(result.dropped.iter().map(|(reason, count)| fact("left out", format!("{count}: {reason}"))));
     let as_written = fs::read_to_string(dir.join("run.toml"));
     let summary = Summary {
         title: format!("Run {}", name.unwrap_or_default()),
         outcome: match (&result.reason, result.adapter_step) {
             (Some(reason), _) => format!("Failed after step {}: {reason}", result.step),
-            (None, Some(adapter)) => format!(
-                "Finished after step {}; the adapter is that of step {adapter}.",
-                result.step
-            ),
+            (None, Some(adapter)) => {
+                format!("Finished after step {}; the adapter is that of step {adapter}.", result.step)
+            }
             (None, None) => format!("Paused after step {}.", result.step),
         },
         facts,
         config: as_written.unwrap_or_else(|_| toml::to_string(config).unwrap_or_default()),
     };
-    report::write(&dir.join("report.html"), &summary, &lines)
-        .map_err(TrainError::io("cannot write report.html"))
+    report::write(&dir.join("report.html"), &summary, &lines).map_err(TrainError::io("cannot write report.html"))
 }

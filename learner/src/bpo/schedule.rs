@@ -51,11 +51,7 @@ pub struct Schedule {
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self {
-            decay: Decay::Cosine,
-            warmup: 0.03,
-            floor: 0.0,
-        }
+        Self { decay: Decay::Cosine, warmup: 0.03, floor: 0.0 }
     }
 }
 
@@ -67,11 +63,7 @@ impl Schedule {
     pub fn validate(&self) -> Result<(), ScheduleError> {
         for (key, value) in [("warmup", self.warmup), ("floor", self.floor)] {
             if !(0.0..=1.0).contains(&value) {
-                return Err(ScheduleError {
-                    key,
-                    value,
-                    allowed: "between 0 and 1",
-                });
+                return Err(ScheduleError { key, value, allowed: "between 0 and 1" });
             }
         }
         Ok(())
@@ -100,18 +92,12 @@ mod tests {
     use super::*;
 
     fn rates(schedule: &Schedule, total: u64) -> Vec<f64> {
-        (0..total)
-            .map(|step| schedule.learning_rate(1.0, step, total))
-            .collect()
+        (0..total).map(|step| schedule.learning_rate(1.0, step, total)).collect()
     }
 
     #[test]
     fn linear_by_hand() {
-        let schedule = Schedule {
-            decay: Decay::Linear,
-            warmup: 0.2,
-            floor: 0.0,
-        };
+        let schedule = Schedule { decay: Decay::Linear, warmup: 0.2, floor: 0.0 };
         let expected = [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125];
         for (got, want) in rates(&schedule, 10).into_iter().zip(expected) {
             assert!((got - want).abs() < 1e-12, "{got} {want}");
@@ -120,11 +106,7 @@ mod tests {
 
     #[test]
     fn cosine_starts_at_the_peak_passes_the_middle_and_never_dies_early() {
-        let schedule = Schedule {
-            decay: Decay::Cosine,
-            warmup: 0.0,
-            floor: 0.1,
-        };
+        let schedule = Schedule { decay: Decay::Cosine, warmup: 0.0, floor: 0.1 };
         let all = rates(&schedule, 100);
         assert!((all[0] - 1.0).abs() < 1e-12);
         assert!((all[50] - 0.55).abs() < 1e-12);
@@ -133,36 +115,16 @@ mod tests {
 
     #[test]
     fn constant_after_warmup_and_past_the_end() {
-        let schedule = Schedule {
-            decay: Decay::Constant,
-            warmup: 0.03,
-            floor: 0.0,
-        };
+        let schedule = Schedule { decay: Decay::Constant, warmup: 0.03, floor: 0.0 };
         assert_eq!(rates(&schedule, 20), vec![1.0; 20]);
-        assert_eq!(
-            Schedule::default().learning_rate(1.0, 50, 10),
-            Schedule::default().learning_rate(1.0, 9, 10)
-        );
+        assert_eq!(Schedule::default().learning_rate(1.0, 50, 10), Schedule::default().learning_rate(1.0, 9, 10));
         assert_eq!(Schedule::default().learning_rate(2e-6, 0, 1), 2e-6);
     }
 
     #[test]
     fn validation_names_the_key() {
-        let wrong = Schedule {
-            warmup: 1.5,
-            ..Schedule::default()
-        };
-        assert_eq!(
-            wrong.validate().unwrap_err().to_string(),
-            "schedule.warmup is 1.5, it must be between 0 and 1"
-        );
-        assert!(
-            Schedule {
-                floor: f64::NAN,
-                ..Schedule::default()
-            }
-            .validate()
-            .is_err()
-        );
+        let wrong = Schedule { warmup: 1.5, ..Schedule::default() };
+        assert_eq!(wrong.validate().unwrap_err().to_string(), "schedule.warmup is 1.5, it must be between 0 and 1");
+        assert!(Schedule { floor: f64::NAN, ..Schedule::default() }.validate().is_err());
     }
 }

@@ -40,27 +40,11 @@ pub(super) fn accumulate<P: Policy>(
     batch: &[usize],
     context: Context<'_>,
 ) -> Result<Batch, TrainError> {
-    let Context {
-        loss, train, step, ..
-    } = context;
-    let mut out = Batch {
-        gradients: Gradients::new(),
-        sums: Sums::default(),
-        tokens: 0,
-    };
-    let micros = micro_batches(
-        batch,
-        |index| examples.tokens(index),
-        train.micro_batch,
-        train.micro_tokens,
-    );
+    let Context { loss, train, step, .. } = context;
+    let mut out = Batch { gradients: Gradients::new(), sums: Sums::default(), tokens: 0 };
+    let micros = micro_batches(batch, |index| examples.tokens(index), train.micro_batch, train.micro_tokens);
     for (pass, micro) in micros.iter().enumerate() {
-        let loaded = load(
-            examples,
-            micro,
-            loss.needs_rejected(),
-            loss.needs_distorted(),
-        )?;
+        let loaded = load(examples, micro, loss.needs_rejected(), loss.needs_distorted())?;
         let dropout = seed::derive(context.seed, Purpose::Dropout, &[step, pass as u64], "");
         let (logps, tape) = policy.forward(&groups(&loaded), Some(dropout))?;
         let mut coefficients = Vec::new();
@@ -70,12 +54,7 @@ pub(super) fn accumulate<P: Policy>(
             if !value.loss.is_finite() {
                 // Before the backward pass: its gradient would be of no use.
                 let what = "the loss";
-                return Err(GuardError::NotFinite {
-                    step: step + 1,
-                    what,
-                    value: value.loss.to_string(),
-                }
-                .into());
+                return Err(GuardError::NotFinite { step: step + 1, what, value: value.loss.to_string() }.into());
             }
             out.sums.add(loss, &scores, &value);
             push_coefficients(&mut coefficients, example, &value.coefficients, batch.len());
@@ -88,28 +67,12 @@ pub(super) fn accumulate<P: Policy>(
 
 /// Policy and reference side by side; NaN in a row means that the sequence is not there.
 pub(super) fn scores(example: &Example, policy: Row, reference: Option<Row>) -> PairScores {
-    let reference = reference.unwrap_or(Row {
-        chosen: f64::NAN,
-        rejected: f64::NAN,
-        distorted: f64::NAN,
-    });
+    let reference = reference.unwrap_or(Row { chosen: f64::NAN, rejected: f64::NAN, distorted: f64::NAN });
     let answers = &example.clean.answers;
     let tokens = |answer: usize| answers.get(answer).map_or(1, |ids| ids.len());
-    let chosen = Scores {
-        policy: policy.chosen,
-        reference: reference.chosen,
-        tokens: tokens(0),
-    };
-    let rejected = Scores {
-        policy: policy.rejected,
-        reference: reference.rejected,
-        tokens: tokens(1),
-    };
-    let distorted = Scores {
-        policy: policy.distorted,
-        reference: reference.distorted,
-        tokens: tokens(0),
-    };
+    let chosen = Scores { policy: policy.chosen, reference: reference.chosen, tokens: tokens(0) };
+    let rejected = Scores { policy: policy.rejected, reference: reference.rejected, tokens: tokens(1) };
+    let distorted = Scores { policy: policy.distorted, reference: reference.distorted, tokens: tokens(0) };
     PairScores {
         chosen,
         rejected: (answers.len() > 1).then_some(rejected),
@@ -127,10 +90,5 @@ fn push_coefficients(into: &mut Vec<Vec<f64>>, example: &Example, by: &Coefficie
 }
 
 fn tokens(group: &super::policy::Group) -> usize {
-    group.prompt.len()
-        + group
-            .answers
-            .iter()
-            .map(|answer| answer.len())
-            .sum::<usize>()
+    group.prompt.len() + group.answers.iter().map(|answer| answer.len()).sum::<usize>()
 }

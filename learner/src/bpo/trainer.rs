@@ -69,18 +69,10 @@ pub(super) fn execute<P: Policy>(
 pub(super) fn announce(outcome: &Result<Outcome, TrainError>, progress: &mut dyn Progress) {
     progress.event(&match outcome {
         Ok(Outcome::Paused { step }) => Event::Paused { step: *step },
-        Ok(Outcome::Finished {
-            step,
-            adapter_step,
-            stopped_early,
-        }) => Event::Finished {
-            step: *step,
-            stopped_early: *stopped_early,
-            adapter_step: *adapter_step,
-        },
-        Err(error) => Event::Failed {
-            reason: error.to_string(),
-        },
+        Ok(Outcome::Finished { step, adapter_step, stopped_early }) => {
+            Event::Finished { step: *step, stopped_early: *stopped_early, adapter_step: *adapter_step }
+        }
+        Err(error) => Event::Failed { reason: error.to_string() },
     });
 }
 
@@ -124,37 +116,21 @@ impl<'a, P: Policy> Run<'a, P> {
     ) -> Result<Start<'a, P>, TrainError> {
         config.validate()?;
         if inputs.train.is_empty() {
-            return Err(TrainError::NoExamples(
-                "the training set is empty".to_owned(),
-            ));
+            return Err(TrainError::NoExamples("the training set is empty".to_owned()));
         }
         let start = policy.parameters();
-        let device = start
-            .values()
-            .next()
-            .ok_or(TrainError::NoParameters)?
-            .device()
-            .clone();
+        let device = start.values().next().ok_or(TrainError::NoParameters)?.device().clone();
         let key = key(config, inputs.identity, &start)?;
 
         let checkpoints = dir.join("checkpoints");
-        fs::create_dir_all(&checkpoints)
-            .map_err(TrainError::io("cannot make the run's directories"))?;
+        fs::create_dir_all(&checkpoints).map_err(TrainError::io("cannot make the run's directories"))?;
         for swept in [dir, &checkpoints] {
-            checkpoint::sweep(swept)
-                .map_err(TrainError::io("cannot remove what a killed run left"))?;
+            checkpoint::sweep(swept).map_err(TrainError::io("cannot remove what a killed run left"))?;
         }
         let resumed = newest(&checkpoints, &device, &key, progress)?;
 
-        let lengths = (0..inputs.train.len())
-            .map(|index| inputs.train.tokens(index))
-            .collect();
-        let order = Order::new(
-            config.seed,
-            lengths,
-            config.train.batch,
-            config.train.bucket_batches,
-        );
+        let lengths = (0..inputs.train.len()).map(|index| inputs.train.tokens(index)).collect();
+        let order = Order::new(config.seed, lengths, config.train.batch, config.train.bucket_batches);
         let total = order.total_steps(config.train.epochs, config.train.max_steps);
         progress.event(&Event::Started {
             step: resumed.as_ref().map_or(0, |resumed| resumed.state.step),
@@ -166,45 +142,24 @@ impl<'a, P: Policy> Run<'a, P> {
 
         // The policy still has the tensors that the run starts from, so this is π_ref, also in a resumed run.
         let loss = config.loss.resolve();
-        let Some(reference) =
-            references(dir, &key, policy, config, &loss, inputs, control, progress)?
-        else {
-            return Ok(Start::Paused {
-                step: resumed.as_ref().map_or(0, |resumed| resumed.state.step),
-            });
+        let Some(reference) = references(dir, &key, policy, config, &loss, inputs, control, progress)? else {
+            return Ok(Start::Paused { step: resumed.as_ref().map_or(0, |resumed| resumed.state.step) });
         };
         let (reference, held_out_reference) = reference;
 
         let step = resumed.as_ref().map_or(0, |resumed| resumed.state.step);
         let metrics = dir.join("metrics.jsonl");
-        let history =
-            History::open(&metrics, step).map_err(TrainError::io("cannot open metrics.jsonl"))?;
+        let history = History::open(&metrics, step).map_err(TrainError::io("cannot open metrics.jsonl"))?;
         let adam = config.optimizer.clone();
         let (optimizer, best, state) = match resumed {
             None => {
                 let (guard, early_stop) = (Guard::default(), EarlyStop::default());
-                let state = State {
-                    step: 0,
-                    key,
-                    guard,
-                    early_stop,
-                    stopped_early: false,
-                };
+                let state = State { step: 0, key, guard, early_stop, stopped_early: false };
                 (AdamW::new(adam, &start)?, None, state)
             }
-            Some(Checkpoint {
-                parameters,
-                first,
-                second,
-                best,
-                state,
-            }) => {
+            Some(Checkpoint { parameters, first, second, best, state }) => {
                 policy.set_parameters(&parameters)?;
-                (
-                    AdamW::resume(adam, &parameters, state.step, first, second)?,
-                    best,
-                    state,
-                )
+                (AdamW::resume(adam, &parameters, state.step, first, second)?, best, state)
             }
         };
         let saved = (state.step > 0).then_some(state.step);
@@ -232,17 +187,12 @@ impl<'a, P: Policy> Run<'a, P> {
         while self.state.step < self.total && !self.state.stopped_early {
             if self.control.pausing() {
                 self.save()?;
-                return Ok(Outcome::Paused {
-                    step: self.state.step,
-                });
+                return Ok(Outcome::Paused { step: self.state.step });
             }
             self.step()?;
             let last = self.state.step == self.total;
             let due = |every: u64| last || (every > 0 && self.state.step.is_multiple_of(every));
-            let (evaluate, save) = (
-                due(self.config.evaluation.every),
-                due(self.config.checkpoint.every),
-            );
+            let (evaluate, save) = (due(self.config.evaluation.every), due(self.config.checkpoint.every));
             // Evaluation first: what it changes belongs to this step's checkpoint.
             if evaluate && !self.inputs.held_out.is_empty() {
                 self.evaluate()?;
@@ -251,25 +201,15 @@ impl<'a, P: Policy> Run<'a, P> {
                 self.save()?;
             }
         }
-        let State {
-            step,
-            stopped_early,
-            ..
-        } = self.state;
+        let State { step, stopped_early, .. } = self.state;
         let mut adapter_step = step;
-        if let (true, Some(best), Some(best_step)) = (
-            self.config.early_stop.keep_best,
-            &self.best,
-            self.state.early_stop.best_step,
-        ) {
+        if let (true, Some(best), Some(best_step)) =
+            (self.config.early_stop.keep_best, &self.best, self.state.early_stop.best_step)
+        {
             self.policy.set_parameters(best)?;
             adapter_step = best_step;
         }
-        Ok(Outcome::Finished {
-            step,
-            adapter_step,
-            stopped_early,
-        })
+        Ok(Outcome::Finished { step, adapter_step, stopped_early })
     }
 
     /// One optimiser step.
@@ -277,38 +217,15 @@ impl<'a, P: Policy> Run<'a, P> {
         let began = Instant::now();
         let step = self.state.step;
         let batch = self.order.batch(step).to_vec();
-        let context = Context {
-            loss: &self.loss,
-            train: &self.config.train,
-            seed: self.config.seed,
-            step,
-        };
-        let mut out = accumulate(
-            &*self.policy,
-            self.inputs.train,
-            &self.reference,
-            &batch,
-            context,
-        )?;
+        let context = Context { loss: &self.loss, train: &self.config.train, seed: self.config.seed, step };
+        let mut out = accumulate(&*self.policy, self.inputs.train, &self.reference, &batch, context)?;
 
         let grad_norm = clip_global_norm(&mut out.gradients, self.config.optimizer.max_grad_norm)?;
         let mut metrics = out.sums.into_step();
-        self.state.guard.check(
-            &self.config.guard,
-            step + 1,
-            metrics.loss,
-            grad_norm,
-            metrics.chosen_drop,
-        )?;
+        self.state.guard.check(&self.config.guard, step + 1, metrics.loss, grad_norm, metrics.chosen_drop)?;
 
-        let learning_rate = self.config.schedule.learning_rate(
-            self.config.optimizer.learning_rate,
-            step,
-            self.total,
-        );
-        let updated =
-            self.optimizer
-                .step(&self.policy.parameters(), &out.gradients, learning_rate)?;
+        let learning_rate = self.config.schedule.learning_rate(self.config.optimizer.learning_rate, step, self.total);
+        let updated = self.optimizer.step(&self.policy.parameters(), &out.gradients, learning_rate)?;
         self.policy.set_parameters(&updated)?;
         self.state.step = step + 1;
 
@@ -330,18 +247,8 @@ impl<'a, P: Policy> Run<'a, P> {
 
     fn evaluate(&mut self) -> Result<(), TrainError> {
         let (examples, step) = (self.inputs.held_out, self.state.step);
-        let evaluation = evaluate(
-            &*self.policy,
-            examples,
-            &self.held_out_reference,
-            &self.loss,
-            self.config,
-            step,
-        )?;
-        let verdict = self
-            .state
-            .early_stop
-            .observe(&self.config.early_stop, step, &evaluation);
+        let evaluation = evaluate(&*self.policy, examples, &self.held_out_reference, &self.loss, self.config, step)?;
+        let verdict = self.state.early_stop.observe(&self.config.early_stop, step, &evaluation);
         if verdict.improved && self.config.early_stop.keep_best {
             self.best = Some(self.policy.parameters());
         }
@@ -352,9 +259,7 @@ impl<'a, P: Policy> Run<'a, P> {
     }
 
     fn record(&mut self, line: Line) -> Result<(), TrainError> {
-        self.history
-            .push(line)
-            .map_err(TrainError::io("cannot write metrics.jsonl"))
+        self.history.push(line).map_err(TrainError::io("cannot write metrics.jsonl"))
     }
 
     fn save(&mut self) -> Result<(), TrainError> {
@@ -362,9 +267,7 @@ impl<'a, P: Policy> Run<'a, P> {
         if self.saved == Some(step) || step == 0 {
             return Ok(());
         }
-        self.history
-            .flush()
-            .map_err(TrainError::io("cannot flush metrics.jsonl"))?;
+        self.history.flush().map_err(TrainError::io("cannot flush metrics.jsonl"))?;
         let (first, second) = self.optimizer.moments();
         let checkpoint = Checkpoint {
             parameters: self.policy.parameters(),
@@ -373,9 +276,7 @@ impl<'a, P: Policy> Run<'a, P> {
             best: self.best.clone(),
             state: self.state.clone(),
         };
-        let path = checkpoint
-            .save(&self.checkpoints, self.config.checkpoint.keep)
-            .map_err(checkpoint_failed)?;
+        let path = checkpoint.save(&self.checkpoints, self.config.checkpoint.keep).map_err(checkpoint_failed)?;
         self.saved = Some(step);
         self.progress.event(&Event::Checkpoint { step, path });
         Ok(())
@@ -383,8 +284,5 @@ impl<'a, P: Policy> Run<'a, P> {
 }
 
 fn checkpoint_failed(error: CheckpointError) -> TrainError {
-    TrainError::Io {
-        what: "cannot save a checkpoint".to_owned(),
-        source: std::io::Error::other(error),
-    }
+    TrainError::Io { what: "cannot save a checkpoint".to_owned(), source: std::io::Error::other(error) }
 }

@@ -22,12 +22,7 @@ impl<'a> Adapters<'a> {
 
     /// One adapter for all of `rows` rows, or none.
     pub fn all(adapter: Option<&'a Lora>, rows: usize) -> Self {
-        Self {
-            spans: adapter
-                .map(|adapter| (0..rows, adapter))
-                .into_iter()
-                .collect(),
-        }
+        Self { spans: adapter.map(|adapter| (0..rows, adapter)).into_iter().collect() }
     }
 
     /// Adapters by rows, in ascending order without overlap. Rows that are not named get the base alone.
@@ -43,11 +38,7 @@ impl<'a> Adapters<'a> {
             let Some(weights) = adapter.weights(layer, slot).filter(|_| !span.is_empty()) else {
                 continue;
             };
-            let part = if span.len() == rows {
-                x.clone()
-            } else {
-                x.narrow(0, span.start, span.len())?
-            };
+            let part = if span.len() == rows { x.clone() } else { x.narrow(0, span.start, span.len())? };
             let delta = delta(&middle(&part, weights)?, weights)?.to_dtype(y.dtype())?;
             y = if span.len() == rows {
                 (y + delta)?

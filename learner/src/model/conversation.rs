@@ -29,25 +29,16 @@ impl Message {
     pub fn user(text: impl Into<String>, images: usize) -> Self {
         let mut content = vec![Part::Image; images];
         content.push(Part::Text { text: text.into() });
-        Self {
-            role: "user".to_owned(),
-            content,
-        }
+        Self { role: "user".to_owned(), content }
     }
 
     /// An answer.
     pub fn assistant(text: impl Into<String>) -> Self {
-        Self {
-            role: "assistant".to_owned(),
-            content: vec![Part::Text { text: text.into() }],
-        }
+        Self { role: "assistant".to_owned(), content: vec![Part::Text { text: text.into() }] }
     }
 
     /// Number of image places.
     pub fn images(&self) -> usize {
-        self.content
-            .iter()
-            .filter(|part| **part == Part::Image)
-            .count()
+        self.content.iter().filter(|part| **part == Part::Image).count()
     }
 }

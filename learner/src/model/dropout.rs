@@ -55,24 +55,10 @@ mod tests {
         let values = dropped.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let zeros = values.iter().filter(|value| **value == 0.0).count();
         assert!((400..600).contains(&zeros), "{zeros} of 10000 at p = 0.05");
-        assert!(
-            values
-                .iter()
-                .all(|value| *value == 0.0 || (value - 1.0 / 0.95).abs() < 1e-6)
-        );
-        let again = dropout(&x, 0.05, 7)
-            .unwrap()
-            .flatten_all()
-            .unwrap()
-            .to_vec1::<f32>()
-            .unwrap();
+        assert!(values.iter().all(|value| *value == 0.0 || (value - 1.0 / 0.95).abs() < 1e-6));
+        let again = dropout(&x, 0.05, 7).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(values, again);
-        let other = dropout(&x, 0.05, 8)
-            .unwrap()
-            .flatten_all()
-            .unwrap()
-            .to_vec1::<f32>()
-            .unwrap();
+        let other = dropout(&x, 0.05, 8).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_ne!(values, other);
     }
 }

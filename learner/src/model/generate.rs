@@ -67,15 +67,9 @@ impl Model {
     ///
     /// # Errors
     /// A prompt longer than the model's positions, an empty prompt, sampling settings out of range.
-    pub fn generate(
-        &self,
-        requests: &[Request<'_>],
-        workers: &Workers,
-    ) -> Result<Vec<Completion>, ModelError> {
-        let weights: Vec<usize> = requests
-            .iter()
-            .map(|request| request.prompt.len() + 4 * request.max_tokens)
-            .collect();
+    pub fn generate(&self, requests: &[Request<'_>], workers: &Workers) -> Result<Vec<Completion>, ModelError> {
+        let weights: Vec<usize> =
+            requests.iter().map(|request| request.prompt.len() + 4 * request.max_tokens).collect();
         let parts = workers.share(&weights);
         let results = workers.map(parts.clone(), |part| {
             let requests: Vec<&Request<'_>> = part.iter().map(|index| &requests[*index]).collect();
@@ -97,9 +91,7 @@ impl Model {
         while start < requests.len() {
             let mut end = start;
             let mut rows = 0;
-            while end < requests.len()
-                && (end == start || rows + requests[end].prompt.len() <= PREFILL_ROWS)
-            {
+            while end < requests.len() && (end == start || rows + requests[end].prompt.len() <= PREFILL_ROWS) {
                 rows += requests[end].prompt.len();
                 end += 1;
             }
@@ -107,8 +99,7 @@ impl Model {
             start = end;
         }
         loop {
-            let (ended, going): (Vec<_>, Vec<_>) =
-                running.into_iter().partition(|sequence| sequence.left == 0);
+            let (ended, going): (Vec<_>, Vec<_>) = running.into_iter().partition(|sequence| sequence.left == 0);
             for sequence in ended {
                 done[sequence.index] = Some(sequence.completion);
             }
@@ -116,31 +107,19 @@ impl Model {
             if running.is_empty() {
                 return Ok(done.into_iter().flatten().collect());
             }
-            let ids: Vec<u32> = running
-                .iter()
-                .map(|sequence| sequence.completion.ids.last().copied().unwrap_or(0))
-                .collect();
-            let owners: Vec<_> = running
-                .iter()
-                .enumerate()
-                .map(|(row, s)| (row..row + 1, s.adapter))
-                .collect();
+            let ids: Vec<u32> =
+                running.iter().map(|sequence| sequence.completion.ids.last().copied().unwrap_or(0)).collect();
+            let owners: Vec<_> = running.iter().enumerate().map(|(row, s)| (row..row + 1, s.adapter)).collect();
             let hidden = {
-                let mut caches: Vec<&mut KeyValues> =
-                    running.iter_mut().map(|s| &mut s.cache).collect();
-                self.decoder()
-                    .step(&ids, &by_adapter(owners), &mut caches)?
+                let mut caches: Vec<&mut KeyValues> = running.iter_mut().map(|s| &mut s.cache).collect();
+                self.decoder().step(&ids, &by_adapter(owners), &mut caches)?
             };
             self.choose(&hidden, &mut running)?;
         }
     }
 
     /// Runs the prompts of some requests and chooses their first tokens.
-    fn start<'a>(
-        &self,
-        requests: &[&Request<'a>],
-        range: Range<usize>,
-    ) -> Result<Vec<Running<'a>>, ModelError> {
+    fn start<'a>(&self, requests: &[&Request<'a>], range: Range<usize>) -> Result<Vec<Running<'a>>, ModelError> {
         let decoder = self.decoder();
         let limit = decoder.config().max_positions;
         let mut groups = Vec::with_capacity(range.len());
@@ -150,10 +129,7 @@ impl Model {
             request.sampling.validate()?;
             let length = request.prompt.len();
             if length >= limit {
-                return Err(ModelError::TooLong {
-                    length: length + 1,
-                    limit,
-                });
+                return Err(ModelError::TooLong { length: length + 1, limit });
             }
             let left = request.max_tokens.min(limit - length);
             groups.push(Group {
@@ -165,31 +141,17 @@ impl Model {
                 index,
                 adapter: request.adapter,
                 sampler: Sampler::new(request.sampling),
-                cache: KeyValues::new(
-                    decoder.config(),
-                    length + left,
-                    decoder.dtype(),
-                    decoder.device(),
-                )?,
+                cache: KeyValues::new(decoder.config(), length + left, decoder.dtype(), decoder.device())?,
                 left,
-                completion: Completion {
-                    ids: Vec::new(),
-                    log_probs: Vec::new(),
-                    finish: Finish::Length,
-                },
+                completion: Completion { ids: Vec::new(), log_probs: Vec::new(), finish: Finish::Length },
             });
         }
         let packed = Packed::new(&groups)?;
         let embeddings = self.embed(&packed)?;
-        let owners = packed
-            .spans
-            .iter()
-            .zip(&running)
-            .map(|(span, s)| (span.queries.clone(), s.adapter));
+        let owners = packed.spans.iter().zip(&running).map(|(span, s)| (span.queries.clone(), s.adapter));
         let adapters = by_adapter(owners.collect());
         let hidden = {
-            let mut caches: Vec<&mut KeyValues> =
-                running.iter_mut().map(|s| &mut s.cache).collect();
+            let mut caches: Vec<&mut KeyValues> = running.iter_mut().map(|s| &mut s.cache).collect();
             decoder.prefill(&embeddings, &packed, &adapters, &mut caches)?
         };
         // Asked for no tokens, a sequence gets none.
@@ -199,11 +161,7 @@ impl Model {
 
     /// The next token of each sequence from the hidden state that predicts it.
     fn choose(&self, hidden: &Tensor, running: &mut [Running<'_>]) -> Result<(), ModelError> {
-        let logits = self
-            .decoder()
-            .logits(hidden)?
-            .to_dtype(DType::F32)?
-            .to_vec2::<f32>()?;
+        let logits = self.decoder().logits(hidden)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
         let stops = self.tokenizer().stops();
         for (sequence, logits) in running.iter_mut().zip(&logits) {
             if sequence.left == 0 {
@@ -228,9 +186,7 @@ fn by_adapter(owners: Vec<(Range<usize>, Option<&Lora>)>) -> Adapters<'_> {
     for (rows, adapter) in owners {
         let Some(adapter) = adapter else { continue };
         match spans.last_mut() {
-            Some((span, same)) if span.end == rows.start && std::ptr::eq(*same, adapter) => {
-                span.end = rows.end
-            }
+            Some((span, same)) if span.end == rows.start && std::ptr::eq(*same, adapter) => span.end = rows.end,
             _ => spans.push((rows, adapter)),
         }
     }

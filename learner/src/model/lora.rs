@@ -30,15 +30,7 @@ pub enum Slot {
 
 impl Slot {
     /// All of them, in the order in which a block uses them.
-    pub const ALL: [Self; 7] = [
-        Self::Q,
-        Self::K,
-        Self::V,
-        Self::O,
-        Self::Gate,
-        Self::Up,
-        Self::Down,
-    ];
+    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
 
     /// Name inside the block.
     pub fn name(self) -> &'static str {
@@ -55,15 +47,7 @@ impl Slot {
 }
 
 /// The names of all linear layers of a block, the usual `target_modules`.
-pub const ALL_LINEAR: [&str; 7] = [
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-];
+pub const ALL_LINEAR: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 /// An adapter laid out for a decoder: its matrices on the decoder's device, f32.
 #[derive(Clone, Debug)]
@@ -79,11 +63,7 @@ impl Lora {
     ///
     /// # Errors
     /// A rank, α or dropout out of range; targets that name no layer of the decoder.
-    pub fn init(
-        decoder: &Decoder,
-        config: AdapterConfig,
-        seed: u64,
-    ) -> std::result::Result<Self, ModelError> {
+    pub fn init(decoder: &Decoder, config: AdapterConfig, seed: u64) -> std::result::Result<Self, ModelError> {
         if !(0.0..1.0).contains(&config.lora_dropout) {
             return Err(ModelError::OutOfRange {
                 key: "lora_dropout",
@@ -101,16 +81,10 @@ impl Lora {
                 let (outputs, inputs) = decoder.shape(layer, slot)?;
                 let (r, alpha) = config.rank_and_alpha(&name)?;
                 if r == 0 || r > MAX_RANK {
-                    return Err(ModelError::OutOfRange {
-                        key: "r",
-                        value: r.to_string(),
-                        expected: "1 … 1024",
-                    });
+                    return Err(ModelError::OutOfRange { key: "r", value: r.to_string(), expected: "1 … 1024" });
                 }
                 let bound = 1.0 / (inputs as f32).sqrt();
-                let a: Vec<f32> = (0..r * inputs)
-                    .map(|_| rng.random_range(-bound..bound))
-                    .collect();
+                let a: Vec<f32> = (0..r * inputs).map(|_| rng.random_range(-bound..bound)).collect();
                 let weights = LoraWeights {
                     a: Tensor::from_vec(a, (r, inputs), &Device::Cpu)?,
                     b: Tensor::zeros((outputs, r), DType::F32, &Device::Cpu)?,
@@ -153,11 +127,7 @@ impl Lora {
             }
             layers.push(slots);
         }
-        Ok(Self {
-            config: resolved.config,
-            layers,
-            names,
-        })
+        Ok(Self { config: resolved.config, layers, names })
     }
 
     /// The adapter as PEFT's files have it, on the CPU.
@@ -224,23 +194,16 @@ impl Lora {
         for (name, current) in &expected {
             let new = &parameters[name];
             if new.dims() != current.dims() || new.dtype() != DType::F32 {
-                candle_core::bail!(
-                    "{name}: {:?} {:?} given for {:?} f32",
-                    new.dims(),
-                    new.dtype(),
-                    current.dims()
-                );
+                candle_core::bail!("{name}: {:?} {:?} given for {:?} f32", new.dims(), new.dtype(), current.dims());
             }
         }
         for (names, slots) in self.names.iter().zip(&mut self.layers) {
             for (name, weights) in names.iter().zip(slots) {
                 if let Some(weights) = weights {
-                    weights.a = parameters[&PeftAdapter::tensor_name(name, 0)]
-                        .to_device(weights.a.device())?
-                        .contiguous()?;
-                    weights.b = parameters[&PeftAdapter::tensor_name(name, 1)]
-                        .to_device(weights.b.device())?
-                        .contiguous()?;
+                    weights.a =
+                        parameters[&PeftAdapter::tensor_name(name, 0)].to_device(weights.a.device())?.contiguous()?;
+                    weights.b =
+                        parameters[&PeftAdapter::tensor_name(name, 1)].to_device(weights.b.device())?.contiguous()?;
                 }
             }
         }

@@ -44,29 +44,16 @@ impl Model {
     /// # Errors
     /// As [`Model::load`].
     pub fn build(source: &Source, weights: &Weights) -> Result<Self, ModelError> {
-        let config: Value = serde_json::from_slice(&source.require("config.json")?)
-            .map_err(ModelError::json("config.json"))?;
-        let kind = config
-            .get("model_type")
-            .and_then(Value::as_str)
-            .unwrap_or("")
-            .to_owned();
-        let (family, decoder): (Box<dyn Family>, Decoder) =
-            if idefics3::MODEL_TYPES.contains(&kind.as_str()) {
-                let (family, decoder) = Idefics3::build(source, weights)?;
-                (Box::new(family), decoder)
-            } else {
-                return Err(ModelError::Family {
-                    found: kind,
-                    known: "idefics3",
-                });
-            };
-        Ok(Self {
-            family,
-            decoder,
-            tokenizer: TextTokenizer::load(source)?,
-            template: ChatTemplate::load(source)?,
-        })
+        let config: Value =
+            serde_json::from_slice(&source.require("config.json")?).map_err(ModelError::json("config.json"))?;
+        let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("").to_owned();
+        let (family, decoder): (Box<dyn Family>, Decoder) = if idefics3::MODEL_TYPES.contains(&kind.as_str()) {
+            let (family, decoder) = Idefics3::build(source, weights)?;
+            (Box::new(family), decoder)
+        } else {
+            return Err(ModelError::Family { found: kind, known: "idefics3" });
+        };
+        Ok(Self { family, decoder, tokenizer: TextTokenizer::load(source)?, template: ChatTemplate::load(source)? })
     }
 
     /// What its family does.
@@ -105,18 +92,12 @@ impl Model {
     ///
     /// # Errors
     /// Text with a special token in it; another number of images than image parts; what the template raises.
-    pub fn prompt_text(
-        &self,
-        messages: &[Message],
-        images: &[ImageInput],
-    ) -> Result<String, ModelError> {
+    pub fn prompt_text(&self, messages: &[Message], images: &[ImageInput]) -> Result<String, ModelError> {
         for part in messages.iter().flat_map(|message| &message.content) {
             if let super::conversation::Part::Text { text } = part
                 && let Some(token) = self.tokenizer.special_in(text)
             {
-                return Err(ModelError::SpecialToken {
-                    token: token.to_owned(),
-                });
+                return Err(ModelError::SpecialToken { token: token.to_owned() });
             }
         }
         let rendered = self.template.render(messages, true)?;
@@ -131,10 +112,7 @@ impl Model {
             text.push_str(piece);
         }
         if placeholders != images.len() {
-            return Err(ModelError::Placeholders {
-                placeholders,
-                images: images.len(),
-            });
+            return Err(ModelError::Placeholders { placeholders, images: images.len() });
         }
         Ok(text)
     }
@@ -143,20 +121,11 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::prompt_text`], and a prompt longer than the model's positions.
-    pub fn prompt(
-        &self,
-        messages: &[Message],
-        images: &[ImageInput],
-    ) -> Result<Vec<u32>, ModelError> {
-        let ids = self
-            .tokenizer
-            .encode(&self.prompt_text(messages, images)?)?;
+    pub fn prompt(&self, messages: &[Message], images: &[ImageInput]) -> Result<Vec<u32>, ModelError> {
+        let ids = self.tokenizer.encode(&self.prompt_text(messages, images)?)?;
         let limit = self.decoder.config().max_positions;
         if ids.len() >= limit {
-            return Err(ModelError::TooLong {
-                length: ids.len(),
-                limit,
-            });
+            return Err(ModelError::TooLong { length: ids.len(), limit });
         }
         Ok(ids)
     }
@@ -168,22 +137,14 @@ impl Model {
     /// Text with a special token in it.
     pub fn answer(&self, text: &str) -> Result<Vec<u32>, ModelError> {
         if let Some(token) = self.tokenizer.special_in(text) {
-            return Err(ModelError::SpecialToken {
-                token: token.to_owned(),
-            });
+            return Err(ModelError::SpecialToken { token: token.to_owned() });
         }
         // What the template makes of the answer is the difference between a conversation with and without it.
         let question = Message::user("?", 0);
-        let before = self
-            .template
-            .render(std::slice::from_ref(&question), true)?;
-        let whole = self
-            .template
-            .render(&[question, Message::assistant(text)], false)?;
+        let before = self.template.render(std::slice::from_ref(&question), true)?;
+        let whole = self.template.render(&[question, Message::assistant(text)], false)?;
         let stops = self.tokenizer.stops();
-        let mut ids = self
-            .tokenizer
-            .encode(whole.strip_prefix(&before).unwrap_or(text))?;
+        let mut ids = self.tokenizer.encode(whole.strip_prefix(&before).unwrap_or(text))?;
         if let Some(end) = ids.iter().position(|id| stops.contains(id)) {
             ids.truncate(end);
         }
@@ -195,23 +156,11 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::prompt`] and [`Model::answer`].
-    pub fn group(
-        &self,
-        messages: &[Message],
-        images: &[ImageInput],
-        answers: &[&str],
-    ) -> Result<Group, ModelError> {
-        let features = images
-            .iter()
-            .map(|image| self.encode_image(image))
-            .collect::<Result<Vec<_>, _>>()?;
+    pub fn group(&self, messages: &[Message], images: &[ImageInput], answers: &[&str]) -> Result<Group, ModelError> {
+        let features = images.iter().map(|image| self.encode_image(image)).collect::<Result<Vec<_>, _>>()?;
         Ok(Group {
             prompt: Arc::from(self.prompt(messages, images)?),
-            features: if features.is_empty() {
-                None
-            } else {
-                Some(Tensor::cat(&features, 0)?)
-            },
+            features: if features.is_empty() { None } else { Some(Tensor::cat(&features, 0)?) },
             answers: answers
                 .iter()
                 .map(|answer| Ok(Arc::from(self.answer(answer)?)))

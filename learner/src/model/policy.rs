@@ -29,11 +29,7 @@ pub struct PolicyOptions {
 impl Default for PolicyOptions {
     /// All cores, 1024 rows, 256 MiB.
     fn default() -> Self {
-        Self {
-            threads: 0,
-            rows_at_once: 1024,
-            activation_bytes: 256 << 20,
-        }
+        Self { threads: 0, rows_at_once: 1024, activation_bytes: 256 << 20 }
     }
 }
 
@@ -57,17 +53,8 @@ impl LoraPolicy {
     ///
     /// # Errors
     /// The system refuses a thread.
-    pub fn new(
-        model: Arc<Model>,
-        lora: Lora,
-        options: PolicyOptions,
-    ) -> std::result::Result<Self, ModelError> {
-        Ok(Self {
-            model,
-            lora,
-            workers: Workers::new(options.threads)?,
-            options,
-        })
+    pub fn new(model: Arc<Model>, lora: Lora, options: PolicyOptions) -> std::result::Result<Self, ModelError> {
+        Ok(Self { model, lora, workers: Workers::new(options.threads)?, options })
     }
 
     /// The base.
@@ -86,12 +73,7 @@ impl LoraPolicy {
         self.workers.share(&rows)
     }
 
-    fn run(
-        &self,
-        groups: &[Group],
-        training: Training<'_>,
-        keep: bool,
-    ) -> Result<Vec<Vec<Scored>>> {
+    fn run(&self, groups: &[Group], training: Training<'_>, keep: bool) -> Result<Vec<Vec<Scored>>> {
         let parts = self.parts(groups);
         let budget = self.options.activation_bytes / parts.len();
         let results = self.workers.map(parts, |part| -> Result<Vec<Scored>> {
@@ -103,22 +85,12 @@ impl LoraPolicy {
                 let a_layer = (packed.len() * self.model.decoder().activation_bytes()).max(1);
                 let layers = (left / a_layer).min(self.model.decoder().config().layers);
                 left -= layers * a_layer;
-                let keep = if keep {
-                    Keep::Layers(layers)
-                } else {
-                    Keep::Nothing
-                };
+                let keep = if keep { Keep::Layers(layers) } else { Keep::Nothing };
                 // Masks differ between batches; a batch is known by its first group.
                 let first = batch.first().map_or(0, |index| *index as u64);
-                let seed = training
-                    .seed
-                    .map(|seed| seed ^ first.wrapping_mul(0xD6E8_FEB8_6659_FD93));
+                let seed = training.seed.map(|seed| seed ^ first.wrapping_mul(0xD6E8_FEB8_6659_FD93));
                 let training = Training { seed, ..training };
-                let (sums, tape) = self
-                    .model
-                    .decoder()
-                    .forward(embeddings, packed, training, keep)
-                    .map_err(candle)?;
+                let (sums, tape) = self.model.decoder().forward(embeddings, packed, training, keep).map_err(candle)?;
                 scored.push((batch, sums, tape));
             }
             Ok(scored)
@@ -131,14 +103,7 @@ impl Policy for LoraPolicy {
     type Tape = Tape;
 
     fn forward(&self, groups: &[Group], seed: Option<u64>) -> Result<(Vec<Vec<f64>>, Tape)> {
-        let scored = self.run(
-            groups,
-            Training {
-                lora: Some(&self.lora),
-                seed,
-            },
-            true,
-        )?;
+        let scored = self.run(groups, Training { lora: Some(&self.lora), seed }, true)?;
         let mut sums = vec![Vec::new(); groups.len()];
         let mut parts = Vec::with_capacity(scored.len());
         for part in scored {
@@ -154,41 +119,25 @@ impl Policy for LoraPolicy {
         Ok((sums, Tape { parts }))
     }
 
-    fn backward(
-        &self,
-        tape: Tape,
-        coefficients: &[Vec<f64>],
-        gradients: &mut Gradients,
-    ) -> Result<()> {
-        let training = Training {
-            lora: Some(&self.lora),
-            seed: None,
-        };
-        let results = self
-            .workers
-            .map(tape.parts, |part| -> Result<Option<Vec<LayerGradients>>> {
-                let mut total: Option<Vec<LayerGradients>> = None;
-                for (batch, tape) in part {
-                    let Some(tape) = tape else { continue };
-                    let of_batch = batch
-                        .iter()
-                        .map(|index| coefficients.get(*index).map(Vec::as_slice))
-                        .collect::<Option<Vec<_>>>()
-                        .ok_or_else(|| {
-                            candle_core::Error::Msg("fewer coefficients than groups".to_owned())
-                        })?;
-                    let layers = self
-                        .model
-                        .decoder()
-                        .backward(tape, &of_batch, training)
-                        .map_err(candle)?;
-                    total = Some(match total {
-                        None => layers,
-                        Some(total) => add(total, layers)?,
-                    });
-                }
-                Ok(total)
-            });
+    fn backward(&self, tape: Tape, coefficients: &[Vec<f64>], gradients: &mut Gradients) -> Result<()> {
+        let training = Training { lora: Some(&self.lora), seed: None };
+        let results = self.workers.map(tape.parts, |part| -> Result<Option<Vec<LayerGradients>>> {
+            let mut total: Option<Vec<LayerGradients>> = None;
+            for (batch, tape) in part {
+                let Some(tape) = tape else { continue };
+                let of_batch = batch
+                    .iter()
+                    .map(|index| coefficients.get(*index).map(Vec::as_slice))
+                    .collect::<Option<Vec<_>>>()
+                    .ok_or_else(|| candle_core::Error::Msg("fewer coefficients than groups".to_owned()))?;
+                let layers = self.model.decoder().backward(tape, &of_batch, training).map_err(candle)?;
+                total = Some(match total {
+                    None => layers,
+                    Some(total) => add(total, layers)?,
+                });
+            }
+            Ok(total)
+        });
         let mut total: Option<Vec<LayerGradients>> = None;
         for part in results {
             total = match (total, part?) {
@@ -215,11 +164,7 @@ impl Policy for LoraPolicy {
     fn score(&self, groups: &[Group], adapter: bool) -> Result<Vec<Vec<f64>>> {
         let lora = adapter.then_some(&self.lora);
         let mut sums = vec![Vec::new(); groups.len()];
-        for (batch, of_batch, _) in self
-            .run(groups, Training { lora, seed: None }, false)?
-            .into_iter()
-            .flatten()
-        {
+        for (batch, of_batch, _) in self.run(groups, Training { lora, seed: None }, false)?.into_iter().flatten() {
             for (index, of_group) in batch.iter().zip(of_batch) {
                 sums[*index] = of_group;
             }
@@ -237,12 +182,7 @@ impl Policy for LoraPolicy {
 }
 
 fn rows(group: &Group) -> usize {
-    group.prompt.len()
-        + group
-            .answers
-            .iter()
-            .map(|answer| answer.len())
-            .sum::<usize>()
+    group.prompt.len() + group.answers.iter().map(|answer| answer.len()).sum::<usize>()
 }
 
 /// Groups in their order, cut so that no batch has more than `limit` rows unless a single group does.

@@ -19,11 +19,7 @@ pub struct Sampling {
 impl Sampling {
     /// The most probable token every time.
     pub fn greedy() -> Self {
-        Self {
-            temperature: 0.0,
-            top_p: 1.0,
-            seed: 0,
-        }
+        Self { temperature: 0.0, top_p: 1.0, seed: 0 }
     }
 
     /// Checks the ranges.
@@ -58,10 +54,7 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler at the beginning of its sequence of draws.
     pub fn new(sampling: Sampling) -> Self {
-        Self {
-            sampling,
-            rng: ChaCha8Rng::seed_from_u64(sampling.seed),
-        }
+        Self { sampling, rng: ChaCha8Rng::seed_from_u64(sampling.seed) }
     }
 
     /// The next token, and its log-probability (natural, of the model itself: temperature and `top_p` left out).
@@ -74,28 +67,15 @@ impl Sampler {
             }
         }
         let largest = f64::from(logits[best]);
-        let total: f64 = logits
-            .iter()
-            .map(|logit| (f64::from(*logit) - largest).exp())
-            .sum();
-        let token = if self.sampling.temperature == 0.0 {
-            best
-        } else {
-            self.draw(logits, largest)
-        };
-        (
-            token as u32,
-            (f64::from(logits[token]) - largest - total.ln()) as f32,
-        )
+        let total: f64 = logits.iter().map(|logit| (f64::from(*logit) - largest).exp()).sum();
+        let token = if self.sampling.temperature == 0.0 { best } else { self.draw(logits, largest) };
+        (token as u32, (f64::from(logits[token]) - largest - total.ln()) as f32)
     }
 
     fn draw(&mut self, logits: &[f32], largest: f64) -> usize {
         let weight = |logit: f32| ((f64::from(logit) - largest) / self.sampling.temperature).exp();
-        let mut weighted: Vec<(usize, f64)> = logits
-            .iter()
-            .enumerate()
-            .map(|(token, logit)| (token, weight(*logit)))
-            .collect();
+        let mut weighted: Vec<(usize, f64)> =
+            logits.iter().enumerate().map(|(token, logit)| (token, weight(*logit))).collect();
         let mut total: f64 = weighted.iter().map(|(_, weight)| weight).sum();
         if self.sampling.top_p < 1.0 {
             // A stable sort, so that equal tokens stay in the order of the vocabulary.
@@ -147,86 +127,23 @@ mod tests {
     #[test]
     fn draws_follow_temperature_and_nucleus() {
         let logits = [0.0, 1.0_f32, 2.0];
-        let shares = share(
-            Sampling {
-                temperature: 1.0,
-                top_p: 1.0,
-                seed: 1,
-            },
-            &logits,
-        );
+        let shares = share(Sampling { temperature: 1.0, top_p: 1.0, seed: 1 }, &logits);
         let total = 1.0 + 1.0_f64.exp() + 2.0_f64.exp();
-        assert!(
-            (shares[2] - 2.0_f64.exp() / total).abs() < 0.015
-                && (shares[0] - 1.0 / total).abs() < 0.015
-        );
-        let cold = share(
-            Sampling {
-                temperature: 0.5,
-                top_p: 1.0,
-                seed: 1,
-            },
-            &logits,
-        );
+        assert!((shares[2] - 2.0_f64.exp() / total).abs() < 0.015 && (shares[0] - 1.0 / total).abs() < 0.015);
+        let cold = share(Sampling { temperature: 0.5, top_p: 1.0, seed: 1 }, &logits);
         assert!((cold[2] / cold[1] - 2.0_f64.exp()).abs() < 0.8);
-        let nucleus = share(
-            Sampling {
-                temperature: 1.0,
-                top_p: 0.7,
-                seed: 1,
-            },
-            &logits,
-        );
-        assert_eq!(
-            nucleus[0], 0.0,
-            "0.665 is not yet 0.7, so two tokens are in"
-        );
+        let nucleus = share(Sampling { temperature: 1.0, top_p: 0.7, seed: 1 }, &logits);
+        assert_eq!(nucleus[0], 0.0, "0.665 is not yet 0.7, so two tokens are in");
         assert!(nucleus[1] > 0.2);
-        let first = share(
-            Sampling {
-                temperature: 1.0,
-                top_p: 0.5,
-                seed: 1,
-            },
-            &logits,
-        );
+        let first = share(Sampling { temperature: 1.0, top_p: 0.5, seed: 1 }, &logits);
         assert!((first[2] - 1.0).abs() < 1e-9);
     }
 
     #[test]
     fn ranges() {
-        assert!(
-            Sampling {
-                temperature: -1.0,
-                ..Sampling::greedy()
-            }
-            .validate()
-            .is_err()
-        );
-        assert!(
-            Sampling {
-                temperature: f64::NAN,
-                ..Sampling::greedy()
-            }
-            .validate()
-            .is_err()
-        );
-        assert!(
-            Sampling {
-                top_p: 0.0,
-                ..Sampling::greedy()
-            }
-            .validate()
-            .is_err()
-        );
-        assert!(
-            Sampling {
-                temperature: 0.2,
-                top_p: 0.9,
-                seed: 3
-            }
-            .validate()
-            .is_ok()
-        );
+        assert!(Sampling { temperature: -1.0, ..Sampling::greedy() }.validate().is_err());
+        assert!(Sampling { temperature: f64::NAN, ..Sampling::greedy() }.validate().is_err());
+        assert!(Sampling { top_p: 0.0, ..Sampling::greedy() }.validate().is_err());
+        assert!(Sampling { temperature: 0.2, top_p: 0.9, seed: 3 }.validate().is_ok());
     }
 }

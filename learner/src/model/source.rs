@@ -28,12 +28,7 @@ impl Source {
 
     /// Files in memory by name.
     pub fn memory<N: Into<String>>(files: impl IntoIterator<Item = (N, &'static [u8])>) -> Self {
-        Self::Memory(
-            files
-                .into_iter()
-                .map(|(name, bytes)| (name.into(), Cow::Borrowed(bytes)))
-                .collect(),
-        )
+        Self::Memory(files.into_iter().map(|(name, bytes)| (name.into(), Cow::Borrowed(bytes))).collect())
     }
 
     /// A file's content; `None` if there is no such file.
@@ -44,11 +39,7 @@ impl Source {
         match self {
             Self::Directory(directory) => {
                 let path = directory.join(name);
-                if path.is_file() {
-                    Ok(Some(Cow::Owned(fs_err::read(path)?)))
-                } else {
-                    Ok(None)
-                }
+                if path.is_file() { Ok(Some(Cow::Owned(fs_err::read(path)?))) } else { Ok(None) }
             }
             Self::Memory(files) => Ok(files.get(name).map(|bytes| Cow::Borrowed(bytes.as_ref()))),
         }
@@ -59,22 +50,15 @@ impl Source {
     /// # Errors
     /// It is not, or cannot be read.
     pub fn require(&self, name: &str) -> Result<Cow<'_, [u8]>, ModelError> {
-        self.read(name)?.ok_or_else(|| ModelError::MissingFile {
-            file: name.to_owned(),
-        })
+        self.read(name)?.ok_or_else(|| ModelError::MissingFile { file: name.to_owned() })
     }
 
     /// A JSON file; `None` if there is no such file.
     ///
     /// # Errors
     /// It cannot be read or parsed.
-    pub fn json<T: serde::de::DeserializeOwned>(
-        &self,
-        name: &str,
-    ) -> Result<Option<T>, ModelError> {
-        self.read(name)?
-            .map(|bytes| serde_json::from_slice(&bytes).map_err(ModelError::json(name)))
-            .transpose()
+    pub fn json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ModelError> {
+        self.read(name)?.map(|bytes| serde_json::from_slice(&bytes).map_err(ModelError::json(name))).transpose()
     }
 
     /// Every tensor of every safetensors file, as `dtype` on `device`.
@@ -87,21 +71,12 @@ impl Source {
             Self::Directory(directory) => {
                 for path in checkpoint_files(directory)? {
                     // One file at a time: the hub shards large models so that each fits into memory beside the tensors.
-                    load(
-                        &path.display().to_string(),
-                        &fs_err::read(&path)?,
-                        dtype,
-                        device,
-                        &mut tensors,
-                    )?;
+                    load(&path.display().to_string(), &fs_err::read(&path)?, dtype, device, &mut tensors)?;
                 }
             }
             Self::Memory(files) => {
                 for (name, bytes) in files {
-                    if Path::new(name)
-                        .extension()
-                        .is_some_and(|extension| extension == "safetensors")
-                    {
+                    if Path::new(name).extension().is_some_and(|extension| extension == "safetensors") {
                         load(name, bytes, dtype, device, &mut tensors)?;
                     }
                 }
@@ -118,21 +93,13 @@ fn load(
     device: &Device,
     tensors: &mut BTreeMap<String, Tensor>,
 ) -> Result<(), ModelError> {
-    let damaged = |reason: String| ModelError::Safetensors {
-        file: file.to_owned(),
-        reason,
-    };
+    let damaged = |reason: String| ModelError::Safetensors { file: file.to_owned(), reason };
     let parsed = SafeTensors::deserialize(bytes).map_err(|error| damaged(error.to_string()))?;
     for (name, view) in parsed.iter() {
-        let stored =
-            DType::try_from(view.dtype()).map_err(|error| damaged(format!("{name}: {error}")))?;
+        let stored = DType::try_from(view.dtype()).map_err(|error| damaged(format!("{name}: {error}")))?;
         let tensor = Tensor::from_raw_buffer(view.data(), stored, view.shape(), device)?;
         // Integer buffers (position ids in old checkpoints) stay what they are.
-        let tensor = if stored.is_float() {
-            tensor.to_dtype(dtype)?
-        } else {
-            tensor
-        };
+        let tensor = if stored.is_float() { tensor.to_dtype(dtype)? } else { tensor };
         tensors.insert(name.to_owned(), tensor);
     }
     Ok(())

@@ -36,11 +36,9 @@ impl ChatTemplate {
                 found.or_else(|| template_text(&settings))
             }
         };
-        let text = text.ok_or_else(|| ModelError::MissingFile {
-            file: "chat_template in tokenizer_config.json".to_owned(),
-        })?;
-        let tokens =
-            ["bos_token", "eos_token", "unk_token"].map(|key| token_text(settings.get(key)));
+        let text =
+            text.ok_or_else(|| ModelError::MissingFile { file: "chat_template in tokenizer_config.json".to_owned() })?;
+        let tokens = ["bos_token", "eos_token", "unk_token"].map(|key| token_text(settings.get(key)));
         Self::new(&text, tokens)
     }
 
@@ -50,26 +48,17 @@ impl ChatTemplate {
     /// A template that does not compile.
     pub fn new(text: &str, tokens: [Option<String>; 3]) -> Result<Self, ModelError> {
         let mut environment = Environment::new();
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_lstrip_blocks(true);
         environment.set_trim_blocks(true);
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> Result<Value, Error> {
-                Err(Error::new(ErrorKind::InvalidOperation, message))
-            },
-        );
+        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
         // minijinja has no negative step in slices, and transformers' own markers mean nothing when rendering.
-        let text = text
-            .replace("[::-1]", "|reverse")
-            .replace("{% generation %}", "")
-            .replace("{% endgeneration %}", "");
+        let text =
+            text.replace("[::-1]", "|reverse").replace("{% generation %}", "").replace("{% endgeneration %}", "");
         environment.add_template_owned(NAME, text)?;
-        Ok(Self {
-            environment,
-            tokens,
-        })
+        Ok(Self { environment, tokens })
     }
 
     /// The text of a conversation; with `answer_next`, up to where the assistant's answer begins.
@@ -103,10 +92,7 @@ fn template_text(settings: &Json) -> Option<String> {
 /// A special token stands as a string, or as an object with its content.
 pub(super) fn token_text(value: Option<&Json>) -> Option<String> {
     let value = value?;
-    value
-        .as_str()
-        .or_else(|| value.get("content")?.as_str())
-        .map(str::to_owned)
+    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -126,38 +112,18 @@ mod tests {
             "<|im_start|>User:<image>What?<end_of_utterance>\nAssistant:"
         );
         assert_eq!(
-            template
-                .render(
-                    &[Message::user("What?", 0), Message::assistant("That.")],
-                    false
-                )
-                .unwrap(),
+            template.render(&[Message::user("What?", 0), Message::assistant("That.")], false).unwrap(),
             "<|im_start|>User: What?<end_of_utterance>\nAssistant: That.<end_of_utterance>\n"
         );
     }
 
     #[test]
     fn python_methods_and_raised_errors() {
-        let template = ChatTemplate::new(
-            "{{ messages[0].role.upper() }}{{ bos_token }}",
-            [Some("<s>".into()), None, None],
-        )
-        .unwrap();
-        assert_eq!(
-            template.render(&[Message::user("x", 0)], false).unwrap(),
-            "USER<s>"
-        );
-        let template = ChatTemplate::new(
-            "{{ raise_exception('no system messages') }}",
-            Default::default(),
-        )
-        .unwrap();
-        assert!(
-            template
-                .render(&[], false)
-                .unwrap_err()
-                .to_string()
-                .contains("no system messages")
-        );
+        let template =
+            ChatTemplate::new("{{ messages[0].role.upper() }}{{ bos_token }}", [Some("<s>".into()), None, None])
+                .unwrap();
+        assert_eq!(template.render(&[Message::user("x", 0)], false).unwrap(), "USER<s>");
+        let template = ChatTemplate::new("{{ raise_exception('no system messages') }}", Default::default()).unwrap();
+        assert!(template.render(&[], false).unwrap_err().to_string().contains("no system messages"));
     }
 }

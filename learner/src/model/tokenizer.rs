@@ -40,9 +40,7 @@ impl TextTokenizer {
             stops.extend(inner.token_to_id(&text));
         }
         match generation.get("eos_token_id") {
-            Some(Json::Array(ids)) => {
-                stops.extend(ids.iter().filter_map(Json::as_u64).map(|id| id as u32))
-            }
+            Some(Json::Array(ids)) => stops.extend(ids.iter().filter_map(Json::as_u64).map(|id| id as u32)),
             Some(id) => stops.extend(id.as_u64().map(|id| id as u32)),
             None => {}
         }
@@ -55,15 +53,10 @@ impl TextTokenizer {
         });
         if stops.is_empty() {
             return Err(ModelError::Tokenizer(
-                "no end-of-turn token in tokenizer_config.json or generation_config.json"
-                    .to_owned(),
+                "no end-of-turn token in tokenizer_config.json or generation_config.json".to_owned(),
             ));
         }
-        Ok(Self {
-            inner,
-            special,
-            stops,
-        })
+        Ok(Self { inner, special, stops })
     }
 
     /// Token ids of a text in which special tokens count as such. Nothing is added around it.
@@ -71,12 +64,7 @@ impl TextTokenizer {
     /// # Errors
     /// What the tokenizer says.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        Ok(self
-            .inner
-            .encode_fast(text, false)
-            .map_err(failed)?
-            .get_ids()
-            .to_vec())
+        Ok(self.inner.encode_fast(text, false).map_err(failed)?.get_ids().to_vec())
     }
 
     /// Text of token ids, special tokens left out.
@@ -94,10 +82,7 @@ impl TextTokenizer {
 
     /// A special token that stands in the text, if any: only the template may write those.
     pub fn special_in(&self, text: &str) -> Option<&str> {
-        self.special
-            .iter()
-            .map(String::as_str)
-            .find(|token| !token.is_empty() && text.contains(token))
+        self.special.iter().map(String::as_str).find(|token| !token.is_empty() && text.contains(token))
     }
 
     /// The underlying tokenizer.

@@ -24,10 +24,7 @@ impl Weights {
     /// The tensors behind variables. An optimiser that sets a variable changes every layer built from it.
     pub fn from_variables(variables: &BTreeMap<String, Var>) -> Self {
         Self {
-            tensors: variables
-                .iter()
-                .map(|(name, variable)| (name.clone(), variable.as_tensor().clone()))
-                .collect(),
+            tensors: variables.iter().map(|(name, variable)| (name.clone(), variable.as_tensor().clone())).collect(),
         }
     }
 
@@ -36,10 +33,7 @@ impl Weights {
     /// # Errors
     /// A failed copy.
     pub fn to_variables(&self) -> Result<BTreeMap<String, Var>, ModelError> {
-        self.tensors
-            .iter()
-            .map(|(name, tensor)| Ok((name.clone(), Var::from_tensor(tensor)?)))
-            .collect()
+        self.tensors.iter().map(|(name, tensor)| Ok((name.clone(), Var::from_tensor(tensor)?))).collect()
     }
 
     /// A tensor of the expected shape.
@@ -47,12 +41,7 @@ impl Weights {
     /// # Errors
     /// It is missing or has another shape.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
-        let tensor = self
-            .tensors
-            .get(name)
-            .ok_or_else(|| ModelError::MissingTensor {
-                name: name.to_owned(),
-            })?;
+        let tensor = self.tensors.get(name).ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
         if tensor.dims() != shape {
             return Err(ModelError::Shape {
                 name: name.to_owned(),
@@ -75,11 +64,7 @@ impl Weights {
 
     /// Shapes of the linear layers, for [`crate::adapter::PeftAdapter::resolved`].
     pub fn module_shapes(&self) -> ModuleShapes {
-        module_shapes(
-            self.tensors
-                .iter()
-                .map(|(name, tensor)| (name.as_str(), tensor.dims())),
-        )
+        module_shapes(self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.dims())))
     }
 
     /// Writes `model.safetensors` as `dtype` (bf16 for shipping), the older hub names unchanged.
@@ -101,20 +86,14 @@ impl Weights {
             .tensors
             .iter()
             .map(|(name, tensor)| {
-                let tensor = if tensor.dtype().is_float() {
-                    tensor.to_dtype(dtype)?
-                } else {
-                    tensor.clone()
-                };
+                let tensor = if tensor.dtype().is_float() { tensor.to_dtype(dtype)? } else { tensor.clone() };
                 Ok((name.clone(), tensor.to_device(&Device::Cpu)?.contiguous()?))
             })
             .collect::<Result<BTreeMap<_, _>, candle_core::Error>>()?;
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        safetensors::tensor::serialize(tensors, Some(metadata)).map_err(|error| {
-            ModelError::Safetensors {
-                file: "model.safetensors".to_owned(),
-                reason: error.to_string(),
-            }
+        safetensors::tensor::serialize(tensors, Some(metadata)).map_err(|error| ModelError::Safetensors {
+            file: "model.safetensors".to_owned(),
+            reason: error.to_string(),
         })
     }
 }

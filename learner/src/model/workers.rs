@@ -30,10 +30,7 @@ impl Workers {
                 .build()
                 .map_err(|error| ModelError::Io(std::io::Error::other(error)))
         };
-        Ok(Self {
-            narrow: (0..threads).map(|_| pool(1)).collect::<Result<_, _>>()?,
-            wide: pool(threads)?,
-        })
+        Ok(Self { narrow: (0..threads).map(|_| pool(1)).collect::<Result<_, _>>()?, wide: pool(threads)? })
     }
 
     /// Number of threads.
@@ -66,10 +63,7 @@ impl Workers {
     /// Runs `work` on each job and returns the results in the order of the jobs.
     pub fn map<J: Send, R: Send>(&self, jobs: Vec<J>, work: impl Fn(J) -> R + Sync) -> Vec<R> {
         if jobs.len() <= 1 {
-            return jobs
-                .into_iter()
-                .map(|job| self.wide.install(|| work(job)))
-                .collect();
+            return jobs.into_iter().map(|job| self.wide.install(|| work(job))).collect();
         }
         let mut results = Vec::with_capacity(jobs.len());
         let mut jobs = jobs.into_iter().peekable();
@@ -113,10 +107,7 @@ mod tests {
     #[test]
     fn results_keep_the_order_of_jobs() {
         let workers = Workers::new(2).unwrap();
-        assert_eq!(
-            workers.map((0..7).collect(), |job| job * job),
-            [0, 1, 4, 9, 16, 25, 36]
-        );
+        assert_eq!(workers.map((0..7).collect(), |job| job * job), [0, 1, 4, 9, 16, 25, 36]);
         assert_eq!(workers.map(vec![3], |job| job + 1), [4]);
         assert!(workers.map(Vec::<u8>::new(), |job| job).is_empty());
     }

@@ -37,9 +37,7 @@ pub(crate) struct Toy {
 }
 
 fn random(rng: &mut ChaCha8Rng, shape: (usize, usize), scale: f32) -> Tensor {
-    let values = (0..shape.0 * shape.1)
-        .map(|_| rng.random_range(-scale..scale))
-        .collect::<Vec<f32>>();
+    let values = (0..shape.0 * shape.1).map(|_| rng.random_range(-scale..scale)).collect::<Vec<f32>>();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
@@ -49,14 +47,8 @@ impl Toy {
         let embedding = random(&mut rng, (VOCABULARY, WIDTH), 1.0);
         let head = random(&mut rng, (VOCABULARY, WIDTH), 1.0);
         let parameters = BTreeMap::from([
-            (
-                "layer.lora_A".to_owned(),
-                random(&mut rng, (RANK, WIDTH), 0.5),
-            ),
-            (
-                "layer.lora_B".to_owned(),
-                Tensor::zeros((VOCABULARY, RANK), DType::F32, &Device::Cpu).unwrap(),
-            ),
+            ("layer.lora_A".to_owned(), random(&mut rng, (RANK, WIDTH), 0.5)),
+            ("layer.lora_B".to_owned(), Tensor::zeros((VOCABULARY, RANK), DType::F32, &Device::Cpu).unwrap()),
         ]);
         let sleep = std::time::Duration::ZERO;
         Self {
@@ -79,16 +71,10 @@ impl Toy {
         rng: Option<&mut ChaCha8Rng>,
     ) -> Result<Tensor> {
         let device = &Device::Cpu;
-        let prompt = self
-            .embedding
-            .index_select(&Tensor::new(&*group.prompt, device)?, 0)?
-            .mean_keepdim(0)?;
+        let prompt = self.embedding.index_select(&Tensor::new(&*group.prompt, device)?, 0)?.mean_keepdim(0)?;
         let mut before = vec![*group.prompt.last().unwrap()];
         before.extend(&answer[..answer.len() - 1]);
-        let mut hidden = self
-            .embedding
-            .index_select(&Tensor::new(before, device)?, 0)?
-            .broadcast_add(&prompt)?;
+        let mut hidden = self.embedding.index_select(&Tensor::new(before, device)?, 0)?.broadcast_add(&prompt)?;
         if let Some(features) = &group.features {
             hidden = hidden.broadcast_add(&features.mean_keepdim(0)?)?;
         }
@@ -98,53 +84,25 @@ impl Toy {
             let mut input = hidden;
             if let Some(rng) = rng.filter(|_| self.dropout > 0.0) {
                 let keep = (1.0 / (1.0 - self.dropout)) as f32;
-                let mask = (0..input.elem_count()).map(|_| {
-                    if rng.random::<f64>() < self.dropout {
-                        0.0
-                    } else {
-                        keep
-                    }
-                });
-                input =
-                    (&input * Tensor::from_vec(mask.collect::<Vec<_>>(), input.shape(), device)?)?;
+                let mask = (0..input.elem_count()).map(|_| if rng.random::<f64>() < self.dropout { 0.0 } else { keep });
+                input = (&input * Tensor::from_vec(mask.collect::<Vec<_>>(), input.shape(), device)?)?;
             }
             logits = (logits + input.matmul(&a.t()?)?.matmul(&b.t()?)?)?;
         }
         let logps = candle_nn::ops::log_softmax(&logits, 1)?;
-        logps
-            .gather(&Tensor::new(answer, device)?.unsqueeze(1)?, 1)?
-            .sum_all()
+        logps.gather(&Tensor::new(answer, device)?.unsqueeze(1)?, 1)?.sum_all()
     }
 
-    fn all(
-        &self,
-        groups: &[Group],
-        lora: Option<(&Tensor, &Tensor)>,
-        seed: Option<u64>,
-    ) -> Result<Vec<Vec<Tensor>>> {
+    fn all(&self, groups: &[Group], lora: Option<(&Tensor, &Tensor)>, seed: Option<u64>) -> Result<Vec<Vec<Tensor>>> {
         let mut rng = seed.map(ChaCha8Rng::seed_from_u64);
         groups
             .iter()
-            .map(|group| {
-                group
-                    .answers
-                    .iter()
-                    .map(|answer| self.logp(group, answer, lora, rng.as_mut()))
-                    .collect()
-            })
+            .map(|group| group.answers.iter().map(|answer| self.logp(group, answer, lora, rng.as_mut())).collect())
             .collect()
     }
 
     fn numbers(logps: &[Vec<Tensor>]) -> Result<Vec<Vec<f64>>> {
-        logps
-            .iter()
-            .map(|group| {
-                group
-                    .iter()
-                    .map(|logp| Ok(f64::from(logp.to_scalar::<f32>()?)))
-                    .collect()
-            })
-            .collect()
+        logps.iter().map(|group| group.iter().map(|logp| Ok(f64::from(logp.to_scalar::<f32>()?))).collect()).collect()
     }
 }
 
@@ -154,10 +112,7 @@ impl Policy for Toy {
     fn forward(&self, groups: &[Group], seed: Option<u64>) -> Result<(Vec<Vec<f64>>, Self::Tape)> {
         std::thread::sleep(self.sleep);
         self.forwards.set(self.forwards.get() + 1);
-        let lora = (
-            &self.parameters["layer.lora_A"],
-            &self.parameters["layer.lora_B"],
-        );
+        let lora = (&self.parameters["layer.lora_A"], &self.parameters["layer.lora_B"]);
         let mut logps = Self::numbers(&self.all(groups, Some(lora), seed)?)?;
         if self.forwards.get() >= self.poisoned_from {
             logps[0][0] = f64::NAN;
@@ -165,22 +120,13 @@ impl Policy for Toy {
         Ok((logps, (groups.to_vec(), seed)))
     }
 
-    fn backward(
-        &self,
-        (groups, seed): Self::Tape,
-        coefficients: &[Vec<f64>],
-        gradients: &mut Gradients,
-    ) -> Result<()> {
+    fn backward(&self, (groups, seed): Self::Tape, coefficients: &[Vec<f64>], gradients: &mut Gradients) -> Result<()> {
         let vars = self
             .parameters
             .iter()
             .map(|(name, tensor)| Ok((name.clone(), Var::from_tensor(tensor)?)))
             .collect::<Result<BTreeMap<_, _>>>()?;
-        let logps = self.all(
-            &groups,
-            Some((&vars["layer.lora_A"], &vars["layer.lora_B"])),
-            seed,
-        )?;
+        let logps = self.all(&groups, Some((&vars["layer.lora_A"], &vars["layer.lora_B"])), seed)?;
         let mut sum = Tensor::new(0f32, &Device::Cpu)?;
         assert_eq!(logps.len(), coefficients.len());
         for (logps, coefficients) in logps.iter().zip(coefficients) {
@@ -202,17 +148,8 @@ impl Policy for Toy {
     }
 
     fn score(&self, groups: &[Group], adapter: bool) -> Result<Vec<Vec<f64>>> {
-        self.scored.set(
-            self.scored.get()
-                + groups
-                    .iter()
-                    .map(|group| group.answers.len())
-                    .sum::<usize>(),
-        );
-        let lora = (
-            &self.parameters["layer.lora_A"],
-            &self.parameters["layer.lora_B"],
-        );
+        self.scored.set(self.scored.get() + groups.iter().map(|group| group.answers.len()).sum::<usize>());
+        let lora = (&self.parameters["layer.lora_A"], &self.parameters["layer.lora_B"]);
         Self::numbers(&self.all(groups, adapter.then_some(lora), None)?)
     }
 
@@ -221,10 +158,7 @@ impl Policy for Toy {
     }
 
     fn set_parameters(&mut self, parameters: &BTreeMap<String, Tensor>) -> Result<()> {
-        assert_eq!(
-            parameters.keys().collect::<Vec<_>>(),
-            self.parameters.keys().collect::<Vec<_>>()
-        );
+        assert_eq!(parameters.keys().collect::<Vec<_>>(), self.parameters.keys().collect::<Vec<_>>());
         self.parameters = parameters.clone();
         Ok(())
     }
@@ -237,17 +171,13 @@ pub(crate) fn examples(count: usize, seed: u64) -> InMemory {
         let image = rng.random_range(0..4u32);
         let mut feature = vec![0f32; WIDTH];
         feature[image as usize] = 2.0;
-        let prompt: Arc<[u32]> = (0..rng.random_range(2..9))
-            .map(|_| rng.random_range(0..VOCABULARY as u32))
-            .collect();
+        let prompt: Arc<[u32]> = (0..rng.random_range(2..9)).map(|_| rng.random_range(0..VOCABULARY as u32)).collect();
         // Both answers go on alike, so that only the image tells which is right, and a held-out image does, too.
         let tail = (0..rng.random_range(1..6u32))
             .map(|_| rng.random_range(4..VOCABULARY as u32))
             .chain([12])
             .collect::<Vec<_>>();
-        let answer = |first: u32| -> Arc<[u32]> {
-            std::iter::once(first).chain(tail.iter().copied()).collect()
-        };
+        let answer = |first: u32| -> Arc<[u32]> { std::iter::once(first).chain(tail.iter().copied()).collect() };
         let (chosen, rejected) = (answer(image), answer((image + 1) % 4));
         let group = |features: Vec<f32>, answers| Group {
             prompt: Arc::clone(&prompt),
@@ -282,38 +212,14 @@ pub(crate) fn run(
     progress: &mut dyn Progress,
 ) -> std::result::Result<Outcome, TrainError> {
     let (train_set, held_out) = (examples(22, 1), examples(9, 2));
-    train(
-        dir,
-        toy,
-        config,
-        Inputs {
-            train: &train_set,
-            held_out: &held_out,
-            identity: "toy",
-        },
-        control,
-        progress,
-    )
+    train(dir, toy, config, Inputs { train: &train_set, held_out: &held_out, identity: "toy" }, control, progress)
 }
 
 /// Runs from start to end in a fresh directory and returns the tensors as bits, and the metrics without their timings.
-pub(crate) fn uninterrupted(
-    config: &RunConfig,
-    dropout: f64,
-) -> (Vec<(String, Vec<u32>)>, Vec<Line>) {
+pub(crate) fn uninterrupted(config: &RunConfig, dropout: f64) -> (Vec<(String, Vec<u32>)>, Vec<Line>) {
     let dir = tempfile::tempdir().unwrap();
-    let mut toy = Toy {
-        dropout,
-        ..Toy::new()
-    };
-    run(
-        dir.path(),
-        &mut toy,
-        config,
-        &Control::default(),
-        &mut Collected::default(),
-    )
-    .unwrap();
+    let mut toy = Toy { dropout, ..Toy::new() };
+    run(dir.path(), &mut toy, config, &Control::default(), &mut Collected::default()).unwrap();
     (bits(&toy.parameters()), timeless(dir.path()))
 }
 
@@ -321,12 +227,7 @@ pub(crate) fn bits(parameters: &BTreeMap<String, Tensor>) -> Vec<(String, Vec<u3
     let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     parameters
         .iter()
-        .map(|(name, tensor)| {
-            (
-                name.clone(),
-                values(tensor).into_iter().map(f32::to_bits).collect(),
-            )
-        })
+        .map(|(name, tensor)| (name.clone(), values(tensor).into_iter().map(f32::to_bits).collect()))
         .collect()
 }
 
@@ -335,11 +236,7 @@ pub(crate) fn timeless(dir: &Path) -> Vec<Line> {
     let mut lines = history::read(&dir.join("metrics.jsonl")).unwrap();
     for line in &mut lines {
         if let Line::Step(step) = line {
-            (
-                step.tokens_per_second,
-                step.pairs_per_second,
-                step.peak_memory_bytes,
-            ) = (0.0, 0.0, None);
+            (step.tokens_per_second, step.pairs_per_second, step.peak_memory_bytes) = (0.0, 0.0, None);
         }
     }
     lines

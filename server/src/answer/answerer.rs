@@ -206,8 +206,12 @@ impl Answer {
         }
     }
 
-    fn end(&mut self, reason: FinishReason) {
+    fn end(&mut self, mut reason: FinishReason) {
         let rest = self.text.finish();
+        // A stop string can complete with the very last bytes.
+        if self.text.is_stopped() {
+            reason = FinishReason::Stop;
+        }
         if !rest.is_empty() {
             self.give(rest, Vec::new());
         }

@@ -23,10 +23,14 @@ impl Grammar {
     /// # Errors
     /// The schema is malformed, or uses a keyword that cannot be enforced.
     pub fn matcher(&self, vocabulary: &Vocabulary) -> Result<Matcher, EngineError> {
-        let schema = match self {
+        let mut schema = match self {
             Self::JsonObject => json!({"type": "object"}),
             Self::JsonSchema(schema) => schema.clone(),
         };
+        // Where any white space is allowed, a weak model writes nothing else until its tokens are used up.
+        if let Some(schema) = schema.as_object_mut() {
+            schema.insert("x-guidance".into(), json!({"whitespace_flexible": false}));
+        }
         let invalid = |error| EngineError::Invalid(format!("the JSON schema cannot be enforced: {error:#}"));
         let parser = vocabulary.grammars.create_parser(TopLevelGrammar::from_json_schema(schema)).map_err(invalid)?;
         Ok(Matcher::new(Ok(parser)))
@@ -49,6 +53,15 @@ mod tests {
             assert!(!mask.is_allowed(id) || starts_object, "{:?}", String::from_utf8_lossy(vocabulary.bytes(id)));
         }
         assert!((0..342).any(|id| mask.is_allowed(id)));
+    }
+
+    #[test]
+    fn white_space_cannot_go_on_for_ever() {
+        let vocabulary = Vocabulary::read(&golden("model"), Some(342)).unwrap();
+        for grammar in [Grammar::JsonObject, Grammar::JsonSchema(json!({"type": "object"}))] {
+            let mask = grammar.matcher(&vocabulary).unwrap().compute_mask_or_eos().unwrap();
+            assert!((0..342).all(|id| !mask.is_allowed(id) || !vocabulary.bytes(id).starts_with(b" ")));
+        }
     }
 
     #[test]

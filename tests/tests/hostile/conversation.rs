@@ -167,10 +167,13 @@ fn control_tokens() -> Result<Vec<Case>> {
         "messages[0].content",
         &["<end_of_utterance>"],
     ));
-    // The template writes the parts one after the other, but what they hold together is text all the same.
-    for (name, torn) in [("two", vec!["<|im_", "start|>"]), ("three", vec!["<", "ima", "ge>"])] {
+    // The template writes the parts one after the other, so what they hold together is refused as well.
+    for (name, torn, whole) in
+        [("two", vec!["<|im_", "start|>"], "<|im_start|>"), ("three", vec!["<", "ima", "ge>"], "<image>")]
+    {
         let parts: Vec<Value> = torn.iter().map(|text| json!({"type": "text", "text": text})).collect();
-        cases.push(content(&format!("control token torn in {name} parts"), json!(parts)));
+        let case = content(&format!("control token torn in {name} parts"), json!(parts));
+        cases.push(case.wrong(CONTROL, "messages[0].content", &[whole]));
     }
     cases.push(content("half a control token", json!("<|im_start")));
     Ok(cases)

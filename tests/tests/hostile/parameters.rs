@@ -91,8 +91,8 @@ fn texts() -> Vec<Case> {
         set("logit_bias", &json!({"5": "1"})).wrong(TYPE, "logit_bias.5", &["number"]),
         set("logit_bias", &json!({"5": 101})).wrong(VALUE, "logit_bias.5", &["-100", "100"]),
         set("logit_bias", &json!({"5": -1e30})).wrong(VALUE, "logit_bias.5", &["-100", "100"]),
-        set("logit_bias", &json!({"342": 1})).wrong(VALUE, "logit_bias.342", &["342"]),
-        set("logit_bias", &json!({"4294967295": 1})).wrong(VALUE, "logit_bias.4294967295", &["342"]),
+        set("logit_bias", &json!({"342": 1})).wrong(VALUE, "logit_bias.342", &["341"]),
+        set("logit_bias", &json!({"4294967295": 1})).wrong(VALUE, "logit_bias.4294967295", &["341"]),
     ]
 }
 

@@ -16,8 +16,8 @@ use super::schedule::{Schedule, ScheduleError};
 use crate::bootstrap::distort::DistortError;
 
 pub use self::sections::{
-    CheckpointSection, DataSection, EvaluationSection, LoraSection, LossSection, ModelSection,
-    Preset, Reference, TrainSection,
+    CheckpointSection, DataSection, EvaluationSection, LoraSection, LossSection, ModelSection, Preset, Reference,
+    TrainSection,
 };
 
 /// Why a run's configuration cannot be used.
@@ -99,16 +99,10 @@ impl RunConfig {
     /// # Errors
     /// The first thing that is wrong, with its place.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Io { path: path.to_owned(), source })?;
         let config: Self = toml::from_str(&text).map_err(|error| {
             let message = error.to_string().trim().to_owned();
-            ConfigError::Parse {
-                path: path.to_owned(),
-                message,
-            }
+            ConfigError::Parse { path: path.to_owned(), message }
         })?;
         config.validate()?;
         Ok(config)
@@ -135,12 +129,7 @@ impl RunConfig {
                 ratio == 0.0 || (1.0..1e9).contains(&ratio),
                 "0 (off) or at least 1",
             ),
-            count(
-                "lora.rank",
-                self.lora.rank,
-                (1..=1024).contains(&self.lora.rank),
-                "between 1 and 1024",
-            ),
+            count("lora.rank", self.lora.rank, (1..=1024).contains(&self.lora.rank), "between 1 and 1024"),
             number(
                 "lora.alpha",
                 self.lora.alpha,
@@ -153,36 +142,16 @@ impl RunConfig {
                 (0.0..1.0).contains(&self.lora.dropout),
                 "at least 0 and below 1",
             ),
-            count(
-                "lora.targets",
-                self.lora.targets.len(),
-                !self.lora.targets.is_empty(),
-                "at least one layer name",
-            ),
+            count("lora.targets", self.lora.targets.len(), !self.lora.targets.is_empty(), "at least one layer name"),
             number(
                 "train.epochs",
                 self.train.epochs,
                 self.train.epochs > 0.0 && self.train.epochs <= 1e6,
                 "above 0 and at most 1000000",
             ),
-            count(
-                "train.batch",
-                self.train.batch,
-                self.train.batch >= 1,
-                "at least 1",
-            ),
-            count(
-                "train.micro_batch",
-                self.train.micro_batch,
-                self.train.micro_batch >= 1,
-                "at least 1",
-            ),
-            count(
-                "train.bucket_batches",
-                self.train.bucket_batches,
-                self.train.bucket_batches >= 1,
-                "at least 1",
-            ),
+            count("train.batch", self.train.batch, self.train.batch >= 1, "at least 1"),
+            count("train.micro_batch", self.train.micro_batch, self.train.micro_batch >= 1, "at least 1"),
+            count("train.bucket_batches", self.train.bucket_batches, self.train.bucket_batches >= 1, "at least 1"),
             number(
                 "data.held_out",
                 self.data.held_out,
@@ -213,20 +182,11 @@ impl RunConfig {
                 self.data.feature_cache_mib <= 1 << 24,
                 "at most 16777216",
             ),
-            count(
-                "checkpoint.keep",
-                self.checkpoint.keep,
-                self.checkpoint.keep >= 2,
-                "at least 2",
-            ),
+            count("checkpoint.keep", self.checkpoint.keep, self.checkpoint.keep >= 2, "at least 2"),
         ];
         for (key, value, ok, allowed) in checks {
             if !ok {
-                return Err(ConfigError::OutOfRange {
-                    key,
-                    value,
-                    allowed,
-                });
+                return Err(ConfigError::OutOfRange { key, value, allowed });
             }
         }
         Ok(())
@@ -247,10 +207,8 @@ impl RunConfig {
         same.data.dataset = PathBuf::new();
         same.data.feature_cache_mib = 0;
         same.train.threads = 0;
-        let text = toml::to_string(&same).map_err(|error| ConfigError::Parse {
-            path: PathBuf::from("run.toml"),
-            message: error.to_string(),
-        })?;
+        let text = toml::to_string(&same)
+            .map_err(|error| ConfigError::Parse { path: PathBuf::from("run.toml"), message: error.to_string() })?;
         Ok(blake3::hash(text.as_bytes()).to_hex().to_string())
     }
 }
@@ -277,11 +235,7 @@ mod tests {
     #[test]
     fn the_handbook_shows_every_key_with_its_default() {
         let handbook = include_str!("../../../../docs/training.md");
-        let block = handbook
-            .split("```toml\n")
-            .nth(1)
-            .and_then(|rest| rest.split("```").next())
-            .unwrap();
+        let block = handbook.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         assert_eq!(parse(block).unwrap(), RunConfig::default());
         let keys = |value: &toml::Value| {
             let table = value.as_table().unwrap();
@@ -293,34 +247,19 @@ mod tests {
                 })
                 .collect::<std::collections::BTreeSet<_>>()
         };
-        let (shown, known) = (
-            toml::from_str(block).unwrap(),
-            toml::Value::try_from(RunConfig::default()).unwrap(),
-        );
-        let missing = keys(&known)
-            .difference(&keys(&shown))
-            .cloned()
-            .collect::<Vec<_>>();
+        let (shown, known) = (toml::from_str(block).unwrap(), toml::Value::try_from(RunConfig::default()).unwrap());
+        let missing = keys(&known).difference(&keys(&shown)).cloned().collect::<Vec<_>>();
         assert!(missing.is_empty(), "{missing:?}");
     }
 
     #[test]
     fn presets_with_differences() {
         let config = parse("[loss]\npreset = \"paper\"\nconditional = 0.5").unwrap();
-        assert_eq!(
-            config.loss.resolve(),
-            Loss {
-                conditional: 0.5,
-                ..Loss::paper()
-            }
-        );
+        assert_eq!(config.loss.resolve(), Loss { conditional: 0.5, ..Loss::paper() });
         assert_eq!(config.loss.length_ratio(), 0.0);
         assert_eq!(RunConfig::default().loss.resolve(), Loss::anchored());
         assert_eq!(RunConfig::default().loss.length_ratio(), 2.0);
-        assert_eq!(
-            parse("[loss]\npreset = \"sft\"").unwrap().loss.resolve(),
-            Loss::sft_only()
-        );
+        assert_eq!(parse("[loss]\npreset = \"sft\"").unwrap().loss.resolve(), Loss::sft_only());
     }
 
     #[test]
@@ -335,37 +274,20 @@ mod tests {
             ("[lora]\nrank = 0", "lora.rank is 0"),
             ("[lora]\ntargets = []", "lora.targets"),
             ("[data]\nheld_out = 1.0", "data.held_out is 1"),
-            (
-                "[data.distortion]\nkind = \"noise\"\nstrength = 1000",
-                "strength 1000",
-            ),
+            ("[data.distortion]\nkind = \"noise\"\nstrength = 1000", "strength 1000"),
             ("[checkpoint]\nkeep = 1", "checkpoint.keep is 1"),
-            (
-                "[optimizer]\nlearning_rate = -1e-3",
-                "optimizer.learning_rate",
-            ),
+            ("[optimizer]\nlearning_rate = -1e-3", "optimizer.learning_rate"),
             ("[schedule]\ndecay = \"step\"", "unknown variant `step`"),
             ("[guard]\nwindow = 0", "guard.window is 0"),
-            (
-                "[early_stop]\npatience = 2\nmin_delta = -1.0",
-                "early_stop.min_delta",
-            ),
-            (
-                "[loss]\nmax_length_ratio = 0.5",
-                "loss.max_length_ratio is 0.5",
-            ),
+            ("[early_stop]\npatience = 2\nmin_delta = -1.0", "early_stop.min_delta"),
+            ("[loss]\nmax_length_ratio = 0.5", "loss.max_length_ratio is 0.5"),
             ("seed = ", "TOML parse error"),
         ];
         for (text, message) in cases {
             let error = parse(text).unwrap_err();
             assert!(error.contains(message), "{text}: {error}");
         }
-        assert!(
-            RunConfig::load(Path::new("/nowhere/run.toml"))
-                .unwrap_err()
-                .to_string()
-                .contains("cannot read")
-        );
+        assert!(RunConfig::load(Path::new("/nowhere/run.toml")).unwrap_err().to_string().contains("cannot read"));
     }
 
     #[test]

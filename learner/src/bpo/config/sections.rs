@@ -22,10 +22,7 @@ pub struct ModelSection {
 
 impl Default for ModelSection {
     fn default() -> Self {
-        Self {
-            base: "pocket".to_owned(),
-            adapter: PathBuf::new(),
-        }
+        Self { base: "pocket".to_owned(), adapter: PathBuf::new() }
     }
 }
 
@@ -47,22 +44,8 @@ pub struct LoraSection {
 
 impl Default for LoraSection {
     fn default() -> Self {
-        let targets = [
-            "q_proj",
-            "k_proj",
-            "v_proj",
-            "o_proj",
-            "gate_proj",
-            "up_proj",
-            "down_proj",
-        ];
-        Self {
-            rank: 64,
-            alpha: 256.0,
-            dropout: 0.05,
-            rslora: false,
-            targets: targets.map(str::to_owned).to_vec(),
-        }
+        let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+        Self { rank: 64, alpha: 256.0, dropout: 0.05, rslora: false, targets: targets.map(str::to_owned).to_vec() }
     }
 }
 
@@ -128,12 +111,7 @@ impl LossSection {
 
     /// Largest factor between the answers' token counts; 0 for no limit.
     pub fn length_ratio(&self) -> f64 {
-        self.max_length_ratio
-            .unwrap_or(if self.preset == Preset::Anchored {
-                2.0
-            } else {
-                0.0
-            })
+        self.max_length_ratio.unwrap_or(if self.preset == Preset::Anchored { 2.0 } else { 0.0 })
     }
 }
 
@@ -227,11 +205,7 @@ impl Default for DataSection {
             on_error: OnError::Skip,
             distortion_edge: 512,
             feature_cache_mib: 2048,
-            distortion: Distortion {
-                kind: DistortionKind::Noise,
-                strength: 900.0,
-                seed: 0,
-            },
+            distortion: Distortion { kind: DistortionKind::Noise, strength: 900.0, seed: 0 },
         }
     }
 }
@@ -250,11 +224,7 @@ pub struct EvaluationSection {
 
 impl Default for EvaluationSection {
     fn default() -> Self {
-        Self {
-            every: 50,
-            max_pairs: 256,
-            conditional: true,
-        }
+        Self { every: 50, max_pairs: 256, conditional: true }
     }
 }
 

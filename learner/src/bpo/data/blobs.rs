@@ -24,10 +24,7 @@ pub trait Blobs {
 
 /// Whether `text` is what a digest looks like; anything else never becomes a path.
 pub fn is_digest(text: &str) -> bool {
-    text.len() == 64
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 /// A directory: `<root>/<first two digits>/<digest>`.
@@ -49,10 +46,7 @@ impl BlobDir {
 
     fn path(&self, digest: &str) -> io::Result<PathBuf> {
         if !is_digest(digest) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{digest:?} is no BLAKE3 digest"),
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{digest:?} is no BLAKE3 digest")));
         }
         Ok(self.root.join(&digest[..2]).join(digest))
     }
@@ -76,10 +70,7 @@ impl Blobs for BlobDir {
         let path = self.path(digest)?;
         let bytes = fs::read(&path)?;
         if blake3::hash(&bytes).to_hex().as_str() != digest {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("{} is damaged", path.display()),
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{} is damaged", path.display())));
         }
         Ok(bytes)
     }
@@ -97,17 +88,8 @@ mod tests {
         assert_eq!(blobs.put(b"pixels").unwrap(), digest);
         assert_eq!(blobs.get(&digest).unwrap(), b"pixels");
         fs::write(blobs.path(&digest).unwrap(), b"pixelz").unwrap();
-        assert_eq!(
-            blobs.get(&digest).unwrap_err().kind(),
-            io::ErrorKind::InvalidData
-        );
-        assert_eq!(
-            blobs.get(&"0".repeat(64)).unwrap_err().kind(),
-            io::ErrorKind::NotFound
-        );
-        assert_eq!(
-            blobs.get("../../etc/passwd").unwrap_err().kind(),
-            io::ErrorKind::InvalidInput
-        );
+        assert_eq!(blobs.get(&digest).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(blobs.get(&"0".repeat(64)).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(blobs.get("../../etc/passwd").unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

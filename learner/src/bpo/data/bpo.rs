@@ -42,14 +42,8 @@ pub(super) fn parse(value: Value) -> Result<Vec<Draft>, Fault> {
     let images = row.image.into_names();
     let conversation = conversation(row.prompt, row.conversations, images.len())?;
     let ranked = rank(row.completions)?;
-    let Some((chosen, best)) = ranked
-        .first()
-        .map(|(completion, score)| (completion.response.clone(), *score))
-    else {
-        return Err(Fault::Content {
-            place: "completions".to_owned(),
-            what: "it is empty".to_owned(),
-        });
+    let Some((chosen, best)) = ranked.first().map(|(completion, score)| (completion.response.clone(), *score)) else {
+        return Err(Fault::Content { place: "completions".to_owned(), what: "it is empty".to_owned() });
     };
     let draft = |rejected: Option<&Completion>| Draft {
         images: images.clone(),
@@ -61,45 +55,24 @@ pub(super) fn parse(value: Value) -> Result<Vec<Draft>, Fault> {
     if ranked.len() == 1 {
         return Ok(vec![draft(None)]);
     }
-    let lower = ranked
-        .iter()
-        .filter(|(_, score)| *score < best)
-        .map(|(completion, _)| completion)
-        .collect::<Vec<_>>();
+    let lower = ranked.iter().filter(|(_, score)| *score < best).map(|(completion, _)| completion).collect::<Vec<_>>();
     if lower.is_empty() {
         return Err(Fault::NoPreference(ranked.len()));
     }
-    let different =
-        |completion: &&&Completion| !PreferencePair::same_content(&completion.response, &chosen);
-    let drafts = lower
-        .iter()
-        .filter(different)
-        .map(|completion| draft(Some(completion)))
-        .collect::<Vec<_>>();
-    if drafts.is_empty() {
-        Err(Fault::SameAnswers)
-    } else {
-        Ok(drafts)
-    }
+    let different = |completion: &&&Completion| !PreferencePair::same_content(&completion.response, &chosen);
+    let drafts = lower.iter().filter(different).map(|completion| draft(Some(completion))).collect::<Vec<_>>();
+    if drafts.is_empty() { Err(Fault::SameAnswers) } else { Ok(drafts) }
 }
 
-fn conversation(
-    prompt: Option<String>,
-    turns: Option<Vec<Turn>>,
-    images: usize,
-) -> Result<Vec<Message>, Fault> {
+fn conversation(prompt: Option<String>, turns: Option<Vec<Turn>>, images: usize) -> Result<Vec<Message>, Fault> {
     let turns = match (prompt, turns) {
         (Some(value), None) => vec![Turn::human(value)],
         (None, Some(turns)) => turns,
         (Some(_), Some(_)) => {
-            return Err(Fault::Json(
-                "prompt and conversations are both there, one is needed".to_owned(),
-            ));
+            return Err(Fault::Json("prompt and conversations are both there, one is needed".to_owned()));
         }
         (None, None) => {
-            return Err(Fault::Json(
-                "missing field `prompt` (or `conversations`)".to_owned(),
-            ));
+            return Err(Fault::Json("missing field `prompt` (or `conversations`)".to_owned()));
         }
     };
     messages(turns, images)
@@ -109,11 +82,7 @@ fn conversation(
 fn rank(completions: Vec<Completion>) -> Result<Vec<(Completion, f64)>, Fault> {
     let mut ranked = Vec::new();
     for (at, completion) in completions.into_iter().enumerate() {
-        let score = completion
-            .score
-            .as_f64()
-            .filter(|score| score.is_finite())
-            .ok_or(Fault::Score(at))?;
+        let score = completion.score.as_f64().filter(|score| score.is_finite()).ok_or(Fault::Score(at))?;
         ranked.push((completion, score));
     }
     ranked.sort_by(|a, b| b.1.total_cmp(&a.1));

@@ -18,11 +18,7 @@ pub(super) struct Draft {
 impl Draft {
     /// The pair, or the first thing that is wrong with it. Cheap checks come first: an image is decoded only for a pair that
     /// is good otherwise.
-    pub(super) fn check(
-        self,
-        options: &ReadOptions,
-        importer: &mut Importer<'_>,
-    ) -> Result<PreferencePair, Fault> {
+    pub(super) fn check(self, options: &ReadOptions, importer: &mut Importer<'_>) -> Result<PreferencePair, Fault> {
         check_turns(&self.conversation)?;
         check_answer("chosen", &self.chosen, options)?;
         if let Some(rejected) = &self.rejected {
@@ -32,16 +28,9 @@ impl Draft {
             }
         }
         if self.images.len() > options.max_images {
-            return Err(Fault::TooManyImages {
-                images: self.images.len(),
-                limit: options.max_images,
-            });
+            return Err(Fault::TooManyImages { images: self.images.len(), limit: options.max_images });
         }
-        let images = self
-            .images
-            .iter()
-            .map(|name| importer.import(name))
-            .collect::<Result<Vec<_>, _>>()?;
+        let images = self.images.iter().map(|name| importer.import(name)).collect::<Result<Vec<_>, _>>()?;
         let mut pair = PreferencePair {
             id: String::new(),
             images,
@@ -64,11 +53,7 @@ fn check_answer(which: &'static str, answer: &str, options: &ReadOptions) -> Res
         return Err(Fault::EmptyAnswer(which));
     }
     if words > limit {
-        return Err(Fault::AnswerTooLong {
-            which,
-            words,
-            limit,
-        });
+        return Err(Fault::AnswerTooLong { which, words, limit });
     }
     refuse_placeholder(&format!("the {which} answer"), answer)
 }
@@ -87,27 +72,16 @@ fn check_turns(conversation: &[Message]) -> Result<(), Fault> {
     if last.role != Role::User {
         return Err(Fault::NotTheUsersTurn(last.role.as_str()));
     }
-    if last
-        .content
-        .iter()
-        .all(|part| matches!(part, Part::Text { text } if text.trim().is_empty()))
-    {
+    if last.content.iter().all(|part| matches!(part, Part::Text { text } if text.trim().is_empty())) {
         let place = format!("messages[{}]", conversation.len() - 1);
-        return Err(Fault::Content {
-            place,
-            what: "it is empty".to_owned(),
-        });
+        return Err(Fault::Content { place, what: "it is empty".to_owned() });
     }
     Ok(())
 }
 
 /// `<image>` in text would be tokenised as an image that is not there.
 pub(super) fn refuse_placeholder(place: &str, text: &str) -> Result<(), Fault> {
-    if text.contains("<image>") {
-        Err(Fault::LiteralPlaceholder(place.to_owned()))
-    } else {
-        Ok(())
-    }
+    if text.contains("<image>") { Err(Fault::LiteralPlaceholder(place.to_owned())) } else { Ok(()) }
 }
 
 /// Splits text at its `<image>` placeholders; image parts count up from `first`. The line break that such data sets put
@@ -116,15 +90,11 @@ pub(super) fn split_placeholders(text: &str, first: usize) -> Vec<Part> {
     let mut parts = Vec::new();
     for (nth, piece) in text.split("<image>").enumerate() {
         if nth > 0 {
-            parts.push(Part::Image {
-                index: first + nth - 1,
-            });
+            parts.push(Part::Image { index: first + nth - 1 });
         }
         let piece = piece.trim_matches('\n');
         if !piece.trim().is_empty() {
-            parts.push(Part::Text {
-                text: piece.to_owned(),
-            });
+            parts.push(Part::Text { text: piece.to_owned() });
         }
     }
     parts
@@ -132,8 +102,5 @@ pub(super) fn split_placeholders(text: &str, first: usize) -> Vec<Part> {
 
 /// Images in `parts`.
 pub(super) fn count_images(parts: &[Part]) -> usize {
-    parts
-        .iter()
-        .filter(|part| matches!(part, Part::Image { .. }))
-        .count()
+    parts.iter().filter(|part| matches!(part, Part::Image { .. })).count()
 }

@@ -60,9 +60,7 @@ pub enum DataError {
         fault: Box<Fault>,
     },
     /// More bad entries than `max_errors`.
-    #[error(
-        "{path}: more than {limit} entries cannot be used (max_errors); the last one, line {line}: {fault}"
-    )]
+    #[error("{path}: more than {limit} entries cannot be used (max_errors); the last one, line {line}: {fault}")]
     TooManyFaults {
         /// The file.
         path: PathBuf,
@@ -160,9 +158,7 @@ pub enum Fault {
         limit: usize,
     },
     /// Answers that do not differ in content.
-    #[error(
-        "the chosen and the rejected answer are the same but for case, spacing and punctuation"
-    )]
+    #[error("the chosen and the rejected answer are the same but for case, spacing and punctuation")]
     SameAnswers,
     /// Scores that prefer nothing.
     #[error("all {0} completions have the same score, none is preferred")]

@@ -51,10 +51,7 @@ pub(super) struct Turn {
 
 impl Turn {
     pub(super) fn human(value: String) -> Self {
-        Self {
-            from: "human".to_owned(),
-            value,
-        }
+        Self { from: "human".to_owned(), value }
     }
 }
 
@@ -63,20 +60,10 @@ pub(super) fn parse(value: Value) -> Result<Vec<Draft>, Fault> {
     let images = row.image.into_names();
     let messages = messages(row.conversations, images.len())?;
     let mut drafts = Vec::new();
-    for (at, message) in messages
-        .iter()
-        .enumerate()
-        .filter(|(_, message)| message.role == Role::Assistant)
-    {
+    for (at, message) in messages.iter().enumerate().filter(|(_, message)| message.role == Role::Assistant) {
         let chosen = text(&message.content);
         let conversation = messages[..at].to_vec();
-        drafts.push(Draft {
-            images: images.clone(),
-            conversation,
-            chosen,
-            rejected: None,
-            negative: None,
-        });
+        drafts.push(Draft { images: images.clone(), conversation, chosen, rejected: None, negative: None });
     }
     if drafts.is_empty() {
         return Err(Fault::Content {
@@ -98,10 +85,7 @@ pub(super) fn messages(turns: Vec<Turn>, images: usize) -> Result<Vec<Message>, 
             "human" | "user" => Role::User,
             "gpt" | "assistant" => Role::Assistant,
             other => {
-                return Err(Fault::Content {
-                    place,
-                    what: format!("from {other:?} is not system, human or gpt"),
-                });
+                return Err(Fault::Content { place, what: format!("from {other:?} is not system, human or gpt") });
             }
         };
         let content = if role == Role::User {
@@ -122,20 +106,12 @@ fn place_images(messages: &mut [Message], placeholders: usize, images: usize) ->
     if placeholders == images {
         return Ok(());
     }
-    match messages
-        .iter_mut()
-        .find(|message| message.role == Role::User)
-    {
+    match messages.iter_mut().find(|message| message.role == Role::User) {
         Some(first) if placeholders == 0 => {
-            first
-                .content
-                .splice(0..0, (0..images).map(|index| Part::Image { index }));
+            first.content.splice(0..0, (0..images).map(|index| Part::Image { index }));
             Ok(())
         }
-        _ => Err(Fault::Placeholders {
-            placeholders,
-            images,
-        }),
+        _ => Err(Fault::Placeholders { placeholders, images }),
     }
 }
 

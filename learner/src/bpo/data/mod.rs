@@ -162,11 +162,7 @@ pub fn read(
                         report.duplicates += 1;
                         continue;
                     }
-                    *if pair.rejected.is_some() {
-                        &mut report.pairs
-                    } else {
-                        &mut report.annotations
-                    } += 1;
+                    *if pair.rejected.is_some() { &mut report.pairs } else { &mut report.annotations } += 1;
                     keep(pair);
                 }
             }
@@ -178,10 +174,7 @@ pub fn read(
         return Err(DataError::Empty(path.to_owned()));
     }
     if report.pairs + report.annotations == 0 {
-        return Err(DataError::NothingUsable {
-            path: path.to_owned(),
-            faults: report.faults,
-        });
+        return Err(DataError::NothingUsable { path: path.to_owned(), faults: report.faults });
     }
     Ok(report)
 }
@@ -195,43 +188,23 @@ fn refuse(
 ) -> Result<(), DataError> {
     let path = path.to_owned();
     if options.on_error == OnError::Fail {
-        return Err(DataError::Entry {
-            path,
-            line,
-            fault: Box::new(fault),
-        });
+        return Err(DataError::Entry { path, line, fault: Box::new(fault) });
     }
     report.faults += 1;
     if report.faults > options.max_errors {
-        return Err(DataError::TooManyFaults {
-            path,
-            limit: options.max_errors,
-            line,
-            fault: Box::new(fault),
-        });
+        return Err(DataError::TooManyFaults { path, limit: options.max_errors, line, fault: Box::new(fault) });
     }
     if report.skipped.len() < ReadReport::SHOWN {
-        report.skipped.push(Skipped {
-            line,
-            reason: fault.to_string(),
-        });
+        report.skipped.push(Skipped { line, reason: fault.to_string() });
     }
     Ok(())
 }
 
-fn pairs(
-    entry: Entry,
-    options: &ReadOptions,
-    importer: &mut Importer<'_>,
-) -> Result<Vec<PreferencePair>, Fault> {
+fn pairs(entry: Entry, options: &ReadOptions, importer: &mut Importer<'_>) -> Result<Vec<PreferencePair>, Fault> {
     let limit = options.max_entry_bytes;
-    let bytes = entry.bytes.ok_or(Fault::EntryTooLong {
-        bytes: entry.size,
-        limit,
-    })?;
+    let bytes = entry.bytes.ok_or(Fault::EntryTooLong { bytes: entry.size, limit })?;
     let text = std::str::from_utf8(&bytes).map_err(|error| Fault::NotUtf8(error.valid_up_to()))?;
-    let value: Value =
-        serde_json::from_str(text).map_err(|error| Fault::Json(error.to_string()))?;
+    let value: Value = serde_json::from_str(text).map_err(|error| Fault::Json(error.to_string()))?;
     let has = |key: &str| value.get(key).is_some();
     let shape = match options.shape {
         Shape::Auto if has("completions") => Shape::Bpo,
@@ -245,18 +218,12 @@ fn pairs(
         Shape::Bpo => bpo::parse(value)?,
         Shape::Auto | Shape::Preference => preference::parse(value)?,
     };
-    drafts
-        .into_iter()
-        .map(|draft: Draft| draft.check(options, importer))
-        .collect()
+    drafts.into_iter().map(|draft: Draft| draft.check(options, importer)).collect()
 }
 
 /// Opens a file of entries after looking at its size and its first bytes.
 fn open(path: &Path, options: &ReadOptions) -> Result<Entries<BufReader<fs::File>>, DataError> {
-    let io = |source| DataError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let io = |source| DataError::Io { path: path.to_owned(), source };
     let file = fs::File::open(path).map_err(io)?;
     let about = file.metadata().map_err(io)?;
     if !about.is_file() {
@@ -264,11 +231,7 @@ fn open(path: &Path, options: &ReadOptions) -> Result<Entries<BufReader<fs::File
     }
     let (bytes, limit) = (about.len(), options.max_file_bytes);
     if bytes > limit {
-        return Err(DataError::TooLarge {
-            path: path.to_owned(),
-            bytes,
-            limit,
-        });
+        return Err(DataError::TooLarge { path: path.to_owned(), bytes, limit });
     }
     let mut reader = BufReader::with_capacity(1 << 16, file);
     let start = reader.fill_buf().map_err(io)?;
@@ -280,10 +243,7 @@ fn open(path: &Path, options: &ReadOptions) -> Result<Entries<BufReader<fs::File
         _ => None,
     };
     if let Some(what) = what {
-        return Err(DataError::NotText {
-            path: path.to_owned(),
-            what,
-        });
+        return Err(DataError::NotText { path: path.to_owned(), what });
     }
     if start.starts_with(&[0xef, 0xbb, 0xbf]) {
         reader.consume(3);

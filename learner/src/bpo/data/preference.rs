@@ -46,28 +46,15 @@ pub(super) fn parse(value: Value) -> Result<Vec<Draft>, Fault> {
         let place = format!("input.messages[{at}]");
         let role = role(&place, &message.role)?;
         let content = parts(&format!("{place}.content"), message.content, &mut images)?;
-        if role != Role::User
-            && content
-                .iter()
-                .any(|part| matches!(part, Part::Image { .. }))
-        {
-            return Err(wrong(
-                &place,
-                &format!("a {} message cannot hold an image", role.as_str()),
-            ));
+        if role != Role::User && content.iter().any(|part| matches!(part, Part::Image { .. })) {
+            return Err(wrong(&place, &format!("a {} message cannot hold an image", role.as_str())));
         }
         conversation.push(Message { role, content });
     }
     let chosen = answer("preferred_output", row.preferred_output)?;
     let rejected = answer("non_preferred_output", row.non_preferred_output)?;
     let (rejected, negative) = (Some(rejected), Some(NegativeKind::Given));
-    Ok(vec![Draft {
-        images,
-        conversation,
-        chosen,
-        rejected,
-        negative,
-    }])
+    Ok(vec![Draft { images, conversation, chosen, rejected, negative }])
 }
 
 fn role(place: &str, role: &str) -> Result<Role, Fault> {
@@ -75,10 +62,7 @@ fn role(place: &str, role: &str) -> Result<Role, Fault> {
         "system" | "developer" => Ok(Role::System),
         "user" => Ok(Role::User),
         "assistant" => Ok(Role::Assistant),
-        other => Err(wrong(
-            place,
-            &format!("role {other:?} is not system, developer, user or assistant"),
-        )),
+        other => Err(wrong(place, &format!("role {other:?} is not system, developer, user or assistant"))),
     }
 }
 
@@ -99,26 +83,16 @@ fn parts(place: &str, content: Value, images: &mut Vec<String>) -> Result<Vec<Pa
         };
         match part.get("type").and_then(Value::as_str) {
             Some("text") => {
-                let text = part
-                    .get("text")
-                    .and_then(Value::as_str)
-                    .ok_or_else(|| wrong(&place, "it has no text"))?;
+                let text = part.get("text").and_then(Value::as_str).ok_or_else(|| wrong(&place, "it has no text"))?;
                 refuse_placeholder(&place, text)?;
-                parts.push(Part::Text {
-                    text: text.to_owned(),
-                });
+                parts.push(Part::Text { text: text.to_owned() });
             }
             Some("image_url") => {
-                parts.push(Part::Image {
-                    index: images.len(),
-                });
+                parts.push(Part::Image { index: images.len() });
                 images.push(image_url(&place, &part)?);
             }
             Some(other) => {
-                return Err(wrong(
-                    &place,
-                    &format!("a part of type {other:?} cannot be learnt from"),
-                ));
+                return Err(wrong(&place, &format!("a part of type {other:?} cannot be learnt from")));
             }
             None => return Err(wrong(&place, "it has no type")),
         }
@@ -133,33 +107,23 @@ fn image_url(place: &str, part: &Map<String, Value>) -> Result<String, Fault> {
         Some(Value::String(url)) => Some(url.as_str()),
         _ => None,
     };
-    url.map(str::to_owned)
-        .ok_or_else(|| wrong(place, "image_url has no url"))
+    url.map(str::to_owned).ok_or_else(|| wrong(place, "image_url has no url"))
 }
 
 fn answer(field: &'static str, mut messages: Vec<WireMessage>) -> Result<String, Fault> {
     let message = match (messages.len(), messages.pop()) {
         (1, Some(message)) if message.role == "assistant" => message,
         (1, Some(message)) => {
-            return Err(Fault::NotOneAnswer {
-                field,
-                got: format!("role {:?}", message.role),
-            });
+            return Err(Fault::NotOneAnswer { field, got: format!("role {:?}", message.role) });
         }
         (count, _) => {
-            return Err(Fault::NotOneAnswer {
-                field,
-                got: format!("{count} messages"),
-            });
+            return Err(Fault::NotOneAnswer { field, got: format!("{count} messages") });
         }
     };
     let mut images = Vec::new();
     let content = parts(&format!("{field}[0].content"), message.content, &mut images)?;
     if !images.is_empty() {
-        return Err(Fault::NotOneAnswer {
-            field,
-            got: "an image".to_owned(),
-        });
+        return Err(Fault::NotOneAnswer { field, got: "an image".to_owned() });
     }
     let texts = content.into_iter().filter_map(|part| match part {
         Part::Text { text } => Some(text),
@@ -169,8 +133,5 @@ fn answer(field: &'static str, mut messages: Vec<WireMessage>) -> Result<String,
 }
 
 fn wrong(place: &str, what: &str) -> Fault {
-    Fault::Content {
-        place: place.to_owned(),
-        what: what.to_owned(),
-    }
+    Fault::Content { place: place.to_owned(), what: what.to_owned() }
 }

@@ -45,12 +45,7 @@ enum Layout {
 
 impl<R: BufRead> Entries<R> {
     pub(super) fn new(reader: R, limit: usize) -> Self {
-        Self {
-            reader,
-            limit,
-            line: 1,
-            layout: None,
-        }
+        Self { reader, limit, line: 1, layout: None }
     }
 
     /// The next entry; `None` at the end. Blank lines are no entries.
@@ -157,10 +152,7 @@ impl<R: BufRead> Entries<R> {
     }
 
     fn array(&self, what: &'static str) -> StreamError {
-        StreamError::Array {
-            line: self.line,
-            what,
-        }
+        StreamError::Array { line: self.line, what }
     }
 }
 
@@ -174,12 +166,7 @@ struct Collector {
 
 impl Collector {
     fn new(line: u64, limit: usize) -> Self {
-        Self {
-            line,
-            limit,
-            size: 0,
-            bytes: Vec::new(),
-        }
+        Self { line, limit, size: 0, bytes: Vec::new() }
     }
 
     fn push(&mut self, byte: u8) {
@@ -193,11 +180,7 @@ impl Collector {
 
     fn finish(self) -> Entry {
         let fits = self.size <= self.limit as u64;
-        Entry {
-            line: self.line,
-            size: self.size,
-            bytes: fits.then_some(self.bytes),
-        }
+        Entry { line: self.line, size: self.size, bytes: fits.then_some(self.bytes) }
     }
 }
 
@@ -214,12 +197,9 @@ mod tests {
         loop {
             match entries.next() {
                 Ok(None) => return Ok(out),
-                Ok(Some(entry)) => out.push((
-                    entry.line,
-                    entry
-                        .bytes
-                        .map(|bytes| String::from_utf8(bytes).unwrap().trim().to_owned()),
-                )),
+                Ok(Some(entry)) => {
+                    out.push((entry.line, entry.bytes.map(|bytes| String::from_utf8(bytes).unwrap().trim().to_owned())))
+                }
                 Err(StreamError::Array { line, what }) => return Err(format!("{line}: {what}")),
                 Err(StreamError::Io(error)) => return Err(error.to_string()),
             }
@@ -232,24 +212,14 @@ mod tests {
 
     #[test]
     fn lines_blank_lines_and_no_last_newline() {
-        assert_eq!(
-            all("{\"a\":1}\n\r\n\n{\"b\":2}", 100).unwrap(),
-            [some(1, "{\"a\":1}"), some(4, "{\"b\":2}")]
-        );
+        assert_eq!(all("{\"a\":1}\n\r\n\n{\"b\":2}", 100).unwrap(), [some(1, "{\"a\":1}"), some(4, "{\"b\":2}")]);
         assert_eq!(all(" \n ", 100).unwrap(), []);
     }
 
     #[test]
     fn arrays_keep_brackets_in_strings_apart() {
         let text = "[\n {\"a\": \"],}\\\"[\"},\n [1, 2],\n 3]\n";
-        assert_eq!(
-            all(text, 100).unwrap(),
-            [
-                some(2, "{\"a\": \"],}\\\"[\"}"),
-                some(3, "[1, 2]"),
-                some(4, "3")
-            ]
-        );
+        assert_eq!(all(text, 100).unwrap(), [some(2, "{\"a\": \"],}\\\"[\"}"), some(3, "[1, 2]"), some(4, "3")]);
         assert_eq!(all("[]", 100).unwrap(), []);
     }
 
@@ -261,11 +231,7 @@ mod tests {
 
     #[test]
     fn broken_arrays_say_where() {
-        assert!(
-            all("[{\"a\":1},\n{\"b\"", 99)
-                .unwrap_err()
-                .starts_with("2: the array is not closed")
-        );
+        assert!(all("[{\"a\":1},\n{\"b\"", 99).unwrap_err().starts_with("2: the array is not closed"));
         assert!(all("[1] x", 99).unwrap_err().contains("follows the end"));
         assert!(all("[1,]", 99).unwrap_err().contains("a comma without"));
         assert!(all("[,1]", 99).unwrap_err().contains("a comma without"));

@@ -42,10 +42,7 @@ impl Decoder {
     /// Bytes that a row's activations take in one layer.
     pub(crate) fn activation_bytes(&self) -> usize {
         let config = &self.config;
-        let (q, kv) = (
-            config.heads * config.head_dim,
-            config.key_value_heads * config.head_dim,
-        );
+        let (q, kv) = (config.heads * config.head_dim, config.key_value_heads * config.head_dim);
         let values = 4 * config.hidden_size + 2 * q + 2 * kv + 3 * config.intermediate_size;
         values * self.dtype().size_in_bytes()
     }
@@ -60,42 +57,21 @@ impl Decoder {
     ) -> Result<(Vec<Vec<f64>>, Option<Tape>), ModelError> {
         let (rows, spans, predicting, targets) = tail_of(&packed);
         if rows.is_empty() {
-            return Ok((
-                packed
-                    .answers
-                    .iter()
-                    .map(|answers| vec![0.0; answers.len()])
-                    .collect(),
-                None,
-            ));
+            return Ok((packed.answers.iter().map(|answers| vec![0.0; answers.len()]).collect(), None));
         }
         let adapters = Adapters::none();
         let pass = self.pass(&packed.positions, packed.spans.clone(), &adapters)?;
-        let positions: Vec<u32> = rows
-            .iter()
-            .map(|row| packed.positions[*row as usize])
-            .collect();
-        let tail = Tail {
-            rows: Tensor::new(rows.as_slice(), self.device())?,
-            angles: self.rotary.at(&positions)?,
-            spans,
-        };
+        let positions: Vec<u32> = rows.iter().map(|row| packed.positions[*row as usize]).collect();
+        let tail =
+            Tail { rows: Tensor::new(rows.as_slice(), self.device())?, angles: self.rotary.at(&positions)?, spans };
         let count = self.blocks.len();
         let mut layers = Vec::with_capacity(count);
         let mut x = embeddings;
         for layer in 0..count {
-            let (y, saved) = self.layer_forward(
-                layer,
-                &x,
-                &pass,
-                (layer + 1 == count).then_some(&tail),
-                training,
-            )?;
+            let (y, saved) = self.layer_forward(layer, &x, &pass, (layer + 1 == count).then_some(&tail), training)?;
             match keep {
                 Keep::Nothing => {}
-                Keep::Layers(kept) if layer + kept >= count => {
-                    layers.push(Kept::Activations(Box::new(saved)))
-                }
+                Keep::Layers(kept) if layer + kept >= count => layers.push(Kept::Activations(Box::new(saved))),
                 Keep::Layers(_) => layers.push(Kept::Input(x)),
             }
             x = y;
@@ -106,14 +82,7 @@ impl Decoder {
             Keep::Nothing => (self.log_probs(&hidden, &targets)?, None),
             Keep::Layers(_) => {
                 let (log_probs, unit) = self.log_probs_with_gradient(&hidden, &targets)?;
-                let tape = Tape {
-                    packed: packed.clone(),
-                    tail,
-                    layers,
-                    predicting,
-                    unit,
-                    seed: training.seed,
-                };
+                let tape = Tape { packed: packed.clone(), tail, layers, predicting, unit, seed: training.seed };
                 (log_probs, Some(tape))
             }
         };
@@ -122,17 +91,8 @@ impl Decoder {
             .answers
             .iter()
             .map(|answers| {
-                let sum = |rows: usize| {
-                    next.by_ref()
-                        .take(rows)
-                        .map(|value| f64::from(*value))
-                        .sum()
-                };
-                answers
-                    .iter()
-                    .map(|answer| answer.rows.len())
-                    .map(sum)
-                    .collect()
+                let sum = |rows: usize| next.by_ref().take(rows).map(|value| f64::from(*value)).sum();
+                answers.iter().map(|answer| answer.rows.len()).map(sum).collect()
             })
             .collect();
         Ok((sums, tape))
@@ -145,14 +105,7 @@ impl Decoder {
         coefficients: &[&[f64]],
         training: Training<'_>,
     ) -> Result<Vec<LayerGradients>, ModelError> {
-        let Tape {
-            packed,
-            tail,
-            mut layers,
-            predicting,
-            unit,
-            seed,
-        } = tape;
+        let Tape { packed, tail, mut layers, predicting, unit, seed } = tape;
         let training = Training { seed, ..training };
         let mut weights = Vec::with_capacity(predicting.elem_count());
         for (answers, coefficients) in packed.answers.iter().zip(coefficients) {
@@ -168,9 +121,7 @@ impl Decoder {
                 weights.extend(std::iter::repeat_n(*coefficient as f32, answer.rows.len()));
             }
         }
-        let weights = Tensor::new(weights.as_slice(), self.device())?
-            .to_dtype(unit.dtype())?
-            .unsqueeze(1)?;
+        let weights = Tensor::new(weights.as_slice(), self.device())?.to_dtype(unit.dtype())?.unsqueeze(1)?;
         let rows = (tail.rows.dim(0)?, self.config.hidden_size);
         let mut dx = Tensor::zeros(rows, unit.dtype(), self.device())?.index_add(
             &predicting,
@@ -185,17 +136,12 @@ impl Decoder {
             let tail = (layer + 1 == count).then_some(&tail);
             let saved = match layers.pop() {
                 Some(Kept::Activations(saved)) => saved,
-                Some(Kept::Input(x)) => {
-                    Box::new(self.layer_forward(layer, &x, &pass, tail, training)?.1)
-                }
+                Some(Kept::Input(x)) => Box::new(self.layer_forward(layer, &x, &pass, tail, training)?.1),
                 None => {
-                    return Err(
-                        candle_core::Error::Msg("a tape without its layers".to_owned()).into(),
-                    );
+                    return Err(candle_core::Error::Msg("a tape without its layers".to_owned()).into());
                 }
             };
-            let (back, layer_gradients) =
-                self.layer_backward(layer, &saved, &dx, &pass, tail, training, layer > 0)?;
+            let (back, layer_gradients) = self.layer_backward(layer, &saved, &dx, &pass, tail, training, layer > 0)?;
             gradients.push(layer_gradients);
             if let Some(back) = back {
                 dx = back;
@@ -213,18 +159,11 @@ fn tail_of(packed: &Packed) -> (Vec<u32>, Arc<[Span]>, Vec<u32>, Vec<u32>) {
     let (mut predicting, mut targets) = (Vec::new(), Vec::new());
     let mut place = HashMap::new();
     for answers in &packed.answers {
-        let Some(before) = answers
-            .iter()
-            .find(|answer| !answer.rows.is_empty())
-            .map(|answer| answer.before)
-        else {
+        let Some(before) = answers.iter().find(|answer| !answer.rows.is_empty()).map(|answer| answer.before) else {
             continue;
         };
         // The prompt's span is the one that ends with the row before every answer.
-        let prompt = packed
-            .spans
-            .iter()
-            .find(|span| span.queries.end == before + 1);
+        let prompt = packed.spans.iter().find(|span| span.queries.end == before + 1);
         let prompt = prompt.map_or(before..before + 1, |span| span.own.clone());
         place.insert(before, rows.len() as u32);
         spans.push(Span {
@@ -250,11 +189,7 @@ fn tail_of(packed: &Packed) -> (Vec<u32>, Arc<[Span]>, Vec<u32>, Vec<u32>) {
                 place.insert(row, rows.len() as u32);
                 rows.push(row as u32);
             }
-            predicting.extend(
-                answer
-                    .predicting()
-                    .filter_map(|row| place.get(&row).copied()),
-            );
+            predicting.extend(answer.predicting().filter_map(|row| place.get(&row).copied()));
             targets.extend(answer.rows.clone().map(|row| packed.ids[row]));
         }
     }

@@ -20,16 +20,9 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    pub(super) fn new(
-        config: &DecoderConfig,
-        weights: &Weights,
-        name: &str,
-    ) -> std::result::Result<Self, ModelError> {
+    pub(super) fn new(config: &DecoderConfig, weights: &Weights, name: &str) -> std::result::Result<Self, ModelError> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
-        let (q, kv) = (
-            config.heads * config.head_dim,
-            config.key_value_heads * config.head_dim,
-        );
+        let (q, kv) = (config.heads * config.head_dim, config.key_value_heads * config.head_dim);
         let get = |slot: Slot| {
             let shape = match slot {
                 Slot::Q => [q, width],
@@ -60,17 +53,11 @@ impl Block {
     }
 
     fn project(&self, layer: usize, slot: Slot, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        pass.adapters
-            .add(layer, slot, x, linear(x, self.weight(slot), None)?)
+        pass.adapters.add(layer, slot, x, linear(x, self.weight(slot), None)?)
     }
 
     /// Queries, keys (both with their positions) and values.
-    pub(super) fn attend_to(
-        &self,
-        layer: usize,
-        x: &Tensor,
-        pass: &Pass<'_>,
-    ) -> Result<(Tensor, Tensor, Tensor)> {
+    pub(super) fn attend_to(&self, layer: usize, x: &Tensor, pass: &Pass<'_>) -> Result<(Tensor, Tensor, Tensor)> {
         let normed = rms_norm(x, &self.norm1, pass.epsilon)?;
         let q = rope(&self.project(layer, Slot::Q, &normed, pass)?, &pass.angles)?;
         let k = rope(&self.project(layer, Slot::K, &normed, pass)?, &pass.angles)?;
@@ -78,13 +65,7 @@ impl Block {
     }
 
     /// Everything after the attention.
-    pub(super) fn finish(
-        &self,
-        layer: usize,
-        x: &Tensor,
-        attended: &Tensor,
-        pass: &Pass<'_>,
-    ) -> Result<Tensor> {
+    pub(super) fn finish(&self, layer: usize, x: &Tensor, attended: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let x = (x + self.project(layer, Slot::O, attended, pass)?)?;
         let normed = rms_norm(&x, &self.norm2, pass.epsilon)?;
         let gate = self.project(layer, Slot::Gate, &normed, pass)?;

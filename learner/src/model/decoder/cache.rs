@@ -20,26 +20,12 @@ impl KeyValues {
     ///
     /// # Errors
     /// A failed allocation.
-    pub fn new(
-        config: &DecoderConfig,
-        capacity: usize,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Self> {
+    pub fn new(config: &DecoderConfig, capacity: usize, dtype: DType, device: &Device) -> Result<Self> {
         let shape = (capacity, config.key_value_heads * config.head_dim);
         let layers = (0..config.layers)
-            .map(|_| {
-                Ok((
-                    Tensor::zeros(shape, dtype, device)?,
-                    Tensor::zeros(shape, dtype, device)?,
-                ))
-            })
+            .map(|_| Ok((Tensor::zeros(shape, dtype, device)?, Tensor::zeros(shape, dtype, device)?)))
             .collect::<Result<_>>()?;
-        Ok(Self {
-            layers,
-            length: 0,
-            capacity,
-        })
+        Ok(Self { layers, length: 0, capacity })
     }
 
     /// Tokens that are in.
@@ -79,11 +65,7 @@ impl KeyValues {
                 Ok((copy(k)?, copy(v)?))
             })
             .collect::<Result<_>>()?;
-        Ok(Self {
-            layers,
-            length: self.length,
-            capacity,
-        })
+        Ok(Self { layers, length: self.length, capacity })
     }
 
     /// Writes a layer's keys and values of the next tokens. The length grows with [`KeyValues::advance`] only, once every
@@ -101,12 +83,7 @@ impl KeyValues {
 
 /// Attention of one new token of each sequence over that sequence's cache, its own key included.
 /// `q` is `[sequences, query heads · width]`.
-pub(crate) fn attend(
-    q: &Tensor,
-    caches: &[&mut KeyValues],
-    layer: usize,
-    heads: Heads,
-) -> Result<Tensor> {
+pub(crate) fn attend(q: &Tensor, caches: &[&mut KeyValues], layer: usize, heads: Heads) -> Result<Tensor> {
     if !cpu::takes(&[q]) {
         return composed(q, caches, layer, heads);
     }
@@ -117,11 +94,7 @@ pub(crate) fn attend(
         let q = Floats::of(&q)?;
         let q: &[f32] = &q;
         let mut scores = Vec::new();
-        for ((cache, q), out) in caches
-            .iter()
-            .zip(q.chunks_exact(width))
-            .zip(out.chunks_exact_mut(width))
-        {
+        for ((cache, q), out) in caches.iter().zip(q.chunks_exact(width)).zip(out.chunks_exact_mut(width)) {
             let (k, v) = &cache.layers[layer];
             let (k, v) = (Floats::of(k)?, Floats::of(v)?);
             let (k, v): (&[f32], &[f32]) = (&k, &v);
@@ -178,15 +151,11 @@ fn composed(q: &Tensor, caches: &[&mut KeyValues], layer: usize, heads: Heads) -
         let (k, v) = &cache.layers[layer];
         let keys = cache.length + 1;
         let by_head = |x: &Tensor| -> Result<Tensor> {
-            x.narrow(0, 0, keys)?
-                .reshape((keys, heads.key, d))?
-                .transpose(0, 1)?
-                .contiguous()
+            x.narrow(0, 0, keys)?.reshape((keys, heads.key, d))?.transpose(0, 1)?.contiguous()
         };
         // Query heads of one key head are the rows of one product.
         let q = q.narrow(0, row, 1)?.reshape((heads.key, group, d))?;
-        let scores =
-            (q.matmul(&by_head(k)?.t()?)?.to_dtype(DType::F32)? * (1.0 / (d as f64).sqrt()))?;
+        let scores = (q.matmul(&by_head(k)?.t()?)?.to_dtype(DType::F32)? * (1.0 / (d as f64).sqrt()))?;
         let p = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(q.dtype())?;
         outs.push(p.matmul(&by_head(v)?)?.reshape((1, heads.query * d))?);
     }

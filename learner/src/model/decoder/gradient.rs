@@ -106,16 +106,13 @@ impl Training<'_> {
         gradients: &mut LayerGradients,
     ) -> Result<Tensor> {
         let dx = dy.matmul(block.weight(slot))?;
-        let (Some(weights), Some(mid)) = (self.weights(layer, slot), &middles[slot as usize])
-        else {
+        let (Some(weights), Some(mid)) = (self.weights(layer, slot), &middles[slot as usize]) else {
             return Ok(dx);
         };
         let dy = dy.to_dtype(DType::F32)?;
         let db = dy.t()?.matmul(mid)?;
         let dmid = (dy.matmul(&weights.b)? * weights.scale)?;
-        let da = dmid
-            .t()?
-            .matmul(&self.dropped(layer, slot, x)?.to_dtype(DType::F32)?)?;
+        let da = dmid.t()?.matmul(&self.dropped(layer, slot, x)?.to_dtype(DType::F32)?)?;
         gradients[slot as usize] = Some((da, db));
         // The same mask on the way back.
         let part = self.dropped(layer, slot, &dmid.matmul(&weights.a)?)?;
@@ -137,54 +134,28 @@ impl Decoder {
         let mut middles: [Option<Tensor>; 7] = Default::default();
         let normed1 = rms_norm::forward(x, &block.norm1, pass.epsilon)?;
         let (queries, residual_in, q_angles, spans) = match tail {
-            Some(tail) => (
-                normed1.index_select(&tail.rows, 0)?,
-                x.index_select(&tail.rows, 0)?,
-                &tail.angles,
-                &tail.spans,
-            ),
+            Some(tail) => {
+                (normed1.index_select(&tail.rows, 0)?, x.index_select(&tail.rows, 0)?, &tail.angles, &tail.spans)
+            }
             None => (normed1.clone(), x.clone(), &pass.angles, &pass.spans),
         };
-        let q = rope(
-            &training.project(block, layer, Slot::Q, &queries, &mut middles)?,
-            q_angles,
-        )?;
-        let k = rope(
-            &training.project(block, layer, Slot::K, &normed1, &mut middles)?,
-            &pass.angles,
-        )?;
+        let q = rope(&training.project(block, layer, Slot::Q, &queries, &mut middles)?, q_angles)?;
+        let k = rope(&training.project(block, layer, Slot::K, &normed1, &mut middles)?, &pass.angles)?;
         let v = training.project(block, layer, Slot::V, &normed1, &mut middles)?;
         let attended = attention(&q, &k, &v, spans, pass.heads)?;
-        let residual =
-            (residual_in + training.project(block, layer, Slot::O, &attended, &mut middles)?)?;
+        let residual = (residual_in + training.project(block, layer, Slot::O, &attended, &mut middles)?)?;
         let normed2 = rms_norm::forward(&residual, &block.norm2, pass.epsilon)?;
         let gate = training.project(block, layer, Slot::Gate, &normed2, &mut middles)?;
         let up = training.project(block, layer, Slot::Up, &normed2, &mut middles)?;
         let inner = activation::swiglu(&gate, &up)?;
         let y = (&residual + training.project(block, layer, Slot::Down, &inner, &mut middles)?)?;
-        let saved = Saved {
-            x: x.clone(),
-            normed1,
-            q,
-            k,
-            v,
-            attended,
-            residual,
-            normed2,
-            gate,
-            up,
-            inner,
-            middles,
-        };
+        let saved = Saved { x: x.clone(), normed1, q, k, v, attended, residual, normed2, gate, up, inner, middles };
         Ok((y, saved))
     }
 
     /// One layer backward: `dL/dx` from `dL/dy`, and the gradients of its LoRA tensors. Without `wants_dx` (the first
     /// layer, whose input is frozen) what only `dL/dx` needs is left out and `None` returned.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the forward pass's arguments, what it kept, and what comes back"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "the forward pass's arguments, what it kept, and what comes back")]
     pub(crate) fn layer_backward(
         &self,
         layer: usize,
@@ -203,17 +174,14 @@ impl Decoder {
         };
         let dinner = back(Slot::Down, &saved.inner, dy)?;
         let (dgate, dup) = activation::swiglu_backward(&saved.gate, &saved.up, &dinner)?;
-        let dnormed2 =
-            (back(Slot::Gate, &saved.normed2, &dgate)? + back(Slot::Up, &saved.normed2, &dup)?)?;
-        let dresidual =
-            (dy + rms_norm::backward(&saved.residual, &block.norm2, pass.epsilon, &dnormed2)?)?;
+        let dnormed2 = (back(Slot::Gate, &saved.normed2, &dgate)? + back(Slot::Up, &saved.normed2, &dup)?)?;
+        let dresidual = (dy + rms_norm::backward(&saved.residual, &block.norm2, pass.epsilon, &dnormed2)?)?;
         let dattended = back(Slot::O, &saved.attended, &dresidual)?;
         let (q_angles, spans) = match tail {
             Some(tail) => (&tail.angles, &tail.spans),
             None => (&pass.angles, &pass.spans),
         };
-        let (dq, dk, dv) =
-            attention::backward(&saved.q, &saved.k, &saved.v, spans, pass.heads, &dattended)?;
+        let (dq, dk, dv) = attention::backward(&saved.q, &saved.k, &saved.v, spans, pass.heads, &dattended)?;
         let queries = match tail {
             Some(tail) => saved.normed1.index_select(&tail.rows, 0)?,
             None => saved.normed1.clone(),

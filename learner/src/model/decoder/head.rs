@@ -27,11 +27,7 @@ impl Decoder {
     ///
     /// The gradient of any weighted sum of log-probabilities is these rows times their weights, so the output layer is
     /// not needed again once the weights are known.
-    pub(crate) fn log_probs_with_gradient(
-        &self,
-        hidden: &Tensor,
-        targets: &[u32],
-    ) -> Result<(Vec<f32>, Tensor)> {
+    pub(crate) fn log_probs_with_gradient(&self, hidden: &Tensor, targets: &[u32]) -> Result<(Vec<f32>, Tensor)> {
         let mut log_probs = Vec::with_capacity(targets.len());
         let mut gradients = Vec::new();
         self.chunks(hidden, targets, |normed, targets| {
@@ -45,10 +41,7 @@ impl Decoder {
             return Ok((log_probs, hidden.zeros_like()?));
         }
         let gradient = Tensor::cat(&gradients, 0)?;
-        Ok((
-            log_probs,
-            rms_norm::backward(hidden, &self.norm, self.config.rms_norm_eps, &gradient)?,
-        ))
+        Ok((log_probs, rms_norm::backward(hidden, &self.norm, self.config.rms_norm_eps, &gradient)?))
     }
 
     fn chunks(

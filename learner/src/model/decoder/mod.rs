@@ -66,12 +66,7 @@ impl Decoder {
     ///
     /// # Errors
     /// A missing tensor, or one of another shape.
-    pub fn new(
-        config: DecoderConfig,
-        prefix: &str,
-        head: Option<&str>,
-        weights: &Weights,
-    ) -> Result<Self, ModelError> {
+    pub fn new(config: DecoderConfig, prefix: &str, head: Option<&str>, weights: &Weights) -> Result<Self, ModelError> {
         let table = [config.vocab_size, config.hidden_size];
         let embedding = weights.get(&format!("{prefix}.embed_tokens.weight"), &table)?;
         let head = match head {
@@ -110,9 +105,7 @@ impl Decoder {
     /// Paths of the linear layers of each block, as in the checkpoint.
     pub(crate) fn module_names(&self) -> Vec<[String; 7]> {
         (0..self.config.layers)
-            .map(|layer| {
-                Slot::ALL.map(|slot| format!("{}.layers.{layer}.{}", self.prefix, slot.name()))
-            })
+            .map(|layer| Slot::ALL.map(|slot| format!("{}.layers.{layer}.{}", self.prefix, slot.name())))
             .collect()
     }
 
@@ -136,11 +129,7 @@ impl Decoder {
     }
 
     pub(crate) fn heads(&self) -> Heads {
-        Heads {
-            query: self.config.heads,
-            key: self.config.key_value_heads,
-            width: self.config.head_dim,
-        }
+        Heads { query: self.config.heads, key: self.config.key_value_heads, width: self.config.head_dim }
     }
 
     pub(crate) fn pass<'a>(
@@ -150,15 +139,8 @@ impl Decoder {
         adapters: &'a Adapters<'a>,
     ) -> Result<Pass<'a>, ModelError> {
         let limit = self.config.max_positions;
-        if let Some(position) = positions
-            .iter()
-            .max()
-            .filter(|position| **position as usize >= limit)
-        {
-            return Err(ModelError::TooLong {
-                length: *position as usize + 1,
-                limit,
-            });
+        if let Some(position) = positions.iter().max().filter(|position| **position as usize >= limit) {
+            return Err(ModelError::TooLong { length: *position as usize + 1, limit });
         }
         Ok(Pass {
             angles: self.rotary.at(positions)?,
@@ -177,28 +159,15 @@ impl Decoder {
     pub fn embed(&self, packed: &Packed, image_token: Option<u32>) -> Result<Tensor, ModelError> {
         let vocabulary = self.config.vocab_size;
         if let Some(id) = packed.ids.iter().find(|id| **id as usize >= vocabulary) {
-            return Err(ModelError::TokenId {
-                id: *id,
-                vocabulary,
-            });
+            return Err(ModelError::TokenId { id: *id, vocabulary });
         }
         let ids = Tensor::new(packed.ids.as_slice(), self.device())?;
         let text = self.embedding.index_select(&ids, 0)?;
-        let feature_rows = packed
-            .features
-            .iter()
-            .map(|features| features.dim(0))
-            .sum::<candle_core::Result<usize>>()?;
-        let placeholders = packed
-            .ids
-            .iter()
-            .filter(|id| Some(**id) == image_token)
-            .count();
+        let feature_rows =
+            packed.features.iter().map(|features| features.dim(0)).sum::<candle_core::Result<usize>>()?;
+        let placeholders = packed.ids.iter().filter(|id| Some(**id) == image_token).count();
         if feature_rows != placeholders {
-            return Err(ModelError::Placeholders {
-                placeholders,
-                images: feature_rows,
-            });
+            return Err(ModelError::Placeholders { placeholders, images: feature_rows });
         }
         if feature_rows == 0 {
             return Ok(text);
@@ -230,12 +199,7 @@ impl Decoder {
     ///
     /// # Errors
     /// A sequence longer than the model's positions; a failed tensor operation.
-    pub fn hidden(
-        &self,
-        embeddings: &Tensor,
-        packed: &Packed,
-        adapters: &Adapters<'_>,
-    ) -> Result<Tensor, ModelError> {
+    pub fn hidden(&self, embeddings: &Tensor, packed: &Packed, adapters: &Adapters<'_>) -> Result<Tensor, ModelError> {
         let pass = self.pass(&packed.positions, packed.spans.clone(), adapters)?;
         let mut x = embeddings.clone();
         for (layer, block) in self.blocks.iter().enumerate() {
@@ -250,10 +214,6 @@ impl Decoder {
     /// A failed tensor operation.
     pub fn logits(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
         debug_assert_eq!(hidden.dim(D::Minus1)?, self.config.hidden_size);
-        linear(
-            &rms_norm(hidden, &self.norm, self.config.rms_norm_eps)?,
-            &self.head,
-            None,
-        )
+        linear(&rms_norm(hidden, &self.norm, self.config.rms_norm_eps)?, &self.head, None)
     }
 }

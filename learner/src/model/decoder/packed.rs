@@ -21,13 +21,7 @@ impl AnswerRows {
     /// The rows whose logits predict the answer's tokens, in the order of the tokens.
     pub fn predicting(&self) -> impl Iterator<Item = usize> + use<> {
         let (before, start, length) = (self.before, self.rows.start, self.rows.len());
-        (0..length).map(move |index| {
-            if index == 0 {
-                before
-            } else {
-                start + index - 1
-            }
-        })
+        (0..length).map(move |index| if index == 0 { before } else { start + index - 1 })
     }
 }
 
@@ -67,26 +61,16 @@ impl Packed {
             for answer in &group.answers {
                 let rows = ids.len()..ids.len() + answer.len();
                 ids.extend_from_slice(answer);
-                positions
-                    .extend((0..answer.len()).map(|index| (group.prompt.len() + index) as u32));
+                positions.extend((0..answer.len()).map(|index| (group.prompt.len() + index) as u32));
                 if !rows.is_empty() {
                     spans.push(Span::causal(rows.clone(), prompt.clone()));
                 }
-                rows_of_answers.push(AnswerRows {
-                    before: prompt.end - 1,
-                    rows,
-                });
+                rows_of_answers.push(AnswerRows { before: prompt.end - 1, rows });
             }
             answers.push(rows_of_answers);
             features.extend(group.features.clone());
         }
-        Ok(Self {
-            ids,
-            positions,
-            spans: spans.into(),
-            answers,
-            features,
-        })
+        Ok(Self { ids, positions, spans: spans.into(), answers, features })
     }
 
     /// Number of rows.
@@ -111,16 +95,12 @@ mod tests {
             features: None,
             answers: answers.iter().map(|answer| Arc::from(*answer)).collect(),
         };
-        let packed =
-            Packed::new(&[group(&[1, 2, 3], &[&[4, 5], &[6]]), group(&[7], &[&[]])]).unwrap();
+        let packed = Packed::new(&[group(&[1, 2, 3], &[&[4, 5], &[6]]), group(&[7], &[&[]])]).unwrap();
         assert_eq!(packed.ids, [1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(packed.positions, [0, 1, 2, 3, 4, 3, 0]);
         assert_eq!(packed.spans.len(), 4);
         assert_eq!(packed.spans[2], Span::causal(5..6, 0..3));
-        assert_eq!(
-            packed.answers[0][0].predicting().collect::<Vec<_>>(),
-            [2, 3]
-        );
+        assert_eq!(packed.answers[0][0].predicting().collect::<Vec<_>>(), [2, 3]);
         assert_eq!(packed.answers[0][1].predicting().collect::<Vec<_>>(), [2]);
         assert_eq!(packed.answers[1][0].predicting().count(), 0);
         assert!(Packed::new(&[group(&[], &[])]).is_err());

@@ -17,47 +17,27 @@ impl Rotary {
         let frequencies = frequencies(config);
         let count = frequencies.len();
         let frequencies = Tensor::from_vec(frequencies, (1, count), device)?;
-        let positions =
-            Tensor::arange(0.0_f32, config.max_positions as f32, device)?.unsqueeze(1)?;
+        let positions = Tensor::arange(0.0_f32, config.max_positions as f32, device)?.unsqueeze(1)?;
         let angles = positions.matmul(&frequencies)?;
-        Ok(Self {
-            cos: angles.cos()?,
-            sin: angles.sin()?,
-        })
+        Ok(Self { cos: angles.cos()?, sin: angles.sin()? })
     }
 
     /// Angles of rows at these positions.
     pub(crate) fn at(&self, positions: &[u32]) -> Result<Angles> {
         let index = Tensor::new(positions, self.cos.device())?;
-        Ok(Angles {
-            cos: self.cos.index_select(&index, 0)?,
-            sin: self.sin.index_select(&index, 0)?,
-        })
+        Ok(Angles { cos: self.cos.index_select(&index, 0)?, sin: self.sin.index_select(&index, 0)? })
     }
 }
 
 /// Frequencies in f32 arithmetic, as transformers and mistralrs have them.
 fn frequencies(config: &DecoderConfig) -> Vec<f32> {
     let (theta, width) = (config.rope_theta as f32, config.head_dim);
-    let plain = (0..width)
-        .step_by(2)
-        .map(|i| 1.0 / theta.powf(i as f32 / width as f32));
+    let plain = (0..width).step_by(2).map(|i| 1.0 / theta.powf(i as f32 / width as f32));
     match config.rope_scaling {
         RopeScaling::None => plain.collect(),
-        RopeScaling::Linear { factor } => {
-            plain.map(|frequency| frequency / factor as f32).collect()
-        }
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_positions,
-        } => {
-            let (factor, low, high) = (
-                factor as f32,
-                low_freq_factor as f32,
-                high_freq_factor as f32,
-            );
+        RopeScaling::Linear { factor } => plain.map(|frequency| frequency / factor as f32).collect(),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => {
+            let (factor, low, high) = (factor as f32, low_freq_factor as f32, high_freq_factor as f32);
             let original = original_positions as f32;
             plain
                 .map(|frequency| {
@@ -102,12 +82,7 @@ mod tests {
         assert_eq!(plain.len(), 4);
         assert!((plain[0] - 1.0).abs() < 1e-7 && (plain[1] - 0.1).abs() < 1e-7);
         let linear = frequencies(&config(RopeScaling::Linear { factor: 4.0 }));
-        assert!(
-            plain
-                .iter()
-                .zip(&linear)
-                .all(|(p, l)| (p / 4.0 - l).abs() < 1e-9)
-        );
+        assert!(plain.iter().zip(&linear).all(|(p, l)| (p / 4.0 - l).abs() < 1e-9));
         // Wavelengths 6.3, 63, 628, 6283 against the bounds 2048 and 8192: three kept, the last on the ramp.
         let llama3 = frequencies(&config(RopeScaling::Llama3 {
             factor: 8.0,

@@ -37,20 +37,12 @@ impl Decoder {
             let (q, k, v) = block.attend_to(layer, &x, &pass)?;
             for (span, cache) in packed.spans.iter().zip(caches.iter()) {
                 let (start, length) = (span.queries.start, span.queries.len());
-                cache.write(
-                    layer,
-                    &k.narrow(0, start, length)?,
-                    &v.narrow(0, start, length)?,
-                )?;
+                cache.write(layer, &k.narrow(0, start, length)?, &v.narrow(0, start, length)?)?;
             }
             let attended = attention(&q, &k, &v, &pass.spans, pass.heads)?;
             x = block.finish(layer, &x, &attended, &pass)?;
         }
-        let last: Vec<u32> = packed
-            .spans
-            .iter()
-            .map(|span| span.queries.end as u32 - 1)
-            .collect();
+        let last: Vec<u32> = packed.spans.iter().map(|span| span.queries.end as u32 - 1).collect();
         for (span, cache) in packed.spans.iter().zip(caches.iter_mut()) {
             cache.advance(span.queries.len());
         }
@@ -69,22 +61,14 @@ impl Decoder {
     ) -> Result<Tensor, ModelError> {
         let vocabulary = self.config.vocab_size;
         if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
-            return Err(ModelError::TokenId {
-                id: *id,
-                vocabulary,
-            });
+            return Err(ModelError::TokenId { id: *id, vocabulary });
         }
         if let Some(cache) = caches.iter().find(|cache| cache.len() >= cache.capacity()) {
-            return Err(ModelError::TooLong {
-                length: cache.len() + 1,
-                limit: cache.capacity(),
-            });
+            return Err(ModelError::TooLong { length: cache.len() + 1, limit: cache.capacity() });
         }
         let positions: Vec<u32> = caches.iter().map(|cache| cache.len() as u32).collect();
         let pass = self.pass(&positions, Arc::new([]), adapters)?;
-        let mut x = self
-            .embedding
-            .index_select(&Tensor::new(ids, self.device())?, 0)?;
+        let mut x = self.embedding.index_select(&Tensor::new(ids, self.device())?, 0)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             let (q, k, v) = block.attend_to(layer, &x, &pass)?;
             for (row, cache) in caches.iter().enumerate() {

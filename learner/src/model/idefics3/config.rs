@@ -135,12 +135,7 @@ fn max_position_embeddings() -> usize {
 }
 
 fn refuse(key: &'static str, value: impl ToString, why: impl Into<String>) -> ModelError {
-    ModelError::Config {
-        file: "config.json",
-        key,
-        value: value.to_string(),
-        why: why.into(),
-    }
+    ModelError::Config { file: "config.json", key, value: value.to_string(), why: why.into() }
 }
 
 impl Idefics3Config {
@@ -152,37 +147,17 @@ impl Idefics3Config {
         let file: File = serde_json::from_slice(bytes).map_err(ModelError::json("config.json"))?;
         let (vision, text) = (file.vision_config, file.text_config);
         if vision.hidden_act != "gelu_pytorch_tanh" {
-            return Err(refuse(
-                "vision_config.hidden_act",
-                vision.hidden_act,
-                "only gelu_pytorch_tanh is known",
-            ));
+            return Err(refuse("vision_config.hidden_act", vision.hidden_act, "only gelu_pytorch_tanh is known"));
         }
         if text.hidden_act != "silu" {
-            return Err(refuse(
-                "text_config.hidden_act",
-                text.hidden_act,
-                "only silu is known",
-            ));
+            return Err(refuse("text_config.hidden_act", text.hidden_act, "only silu is known"));
         }
         if text.attention_bias || text.mlp_bias {
-            return Err(refuse(
-                "text_config.attention_bias / mlp_bias",
-                true,
-                "biases are not known",
-            ));
+            return Err(refuse("text_config.attention_bias / mlp_bias", true, "biases are not known"));
         }
         let side = vision.image_size / vision.patch_size.max(1);
-        if vision.patch_size == 0
-            || side == 0
-            || file.scale_factor == 0
-            || side % file.scale_factor != 0
-        {
-            return Err(refuse(
-                "scale_factor",
-                file.scale_factor,
-                format!("does not divide {side} patches a side"),
-            ));
+        if vision.patch_size == 0 || side == 0 || file.scale_factor == 0 || side % file.scale_factor != 0 {
+            return Err(refuse("scale_factor", file.scale_factor, format!("does not divide {side} patches a side")));
         }
         if vision.num_attention_heads == 0 || vision.hidden_size % vision.num_attention_heads != 0 {
             return Err(refuse(
@@ -193,18 +168,9 @@ impl Idefics3Config {
         }
         let (rope_theta, scaling) = rope(&text)?;
         let key_value_heads = text.num_key_value_heads.unwrap_or(text.num_attention_heads);
-        let head_dim = text
-            .head_dim
-            .unwrap_or(text.hidden_size / text.num_attention_heads.max(1));
-        if key_value_heads == 0
-            || text.num_attention_heads % key_value_heads != 0
-            || head_dim % 2 != 0
-        {
-            return Err(refuse(
-                "text_config.num_key_value_heads",
-                key_value_heads,
-                "does not divide the query heads",
-            ));
+        let head_dim = text.head_dim.unwrap_or(text.hidden_size / text.num_attention_heads.max(1));
+        if key_value_heads == 0 || text.num_attention_heads % key_value_heads != 0 || head_dim % 2 != 0 {
+            return Err(refuse("text_config.num_key_value_heads", key_value_heads, "does not divide the query heads"));
         }
         Ok(Self {
             image_token_id: file.image_token_id,
@@ -235,27 +201,15 @@ impl Idefics3Config {
 }
 
 fn rope(text: &TextFile) -> Result<(f64, RopeScaling), ModelError> {
-    let object = text
-        .rope_parameters
-        .as_ref()
-        .or(text.rope_scaling.as_ref())
-        .filter(|value| !value.is_null());
+    let object = text.rope_parameters.as_ref().or(text.rope_scaling.as_ref()).filter(|value| !value.is_null());
     let theta = text
         .rope_theta
-        .or_else(|| {
-            object
-                .and_then(|object| object.get("rope_theta"))
-                .and_then(Value::as_f64)
-        })
+        .or_else(|| object.and_then(|object| object.get("rope_theta")).and_then(Value::as_f64))
         .unwrap_or(10_000.0);
     let Some(object) = object else {
         return Ok((theta, RopeScaling::None));
     };
-    let kind = object
-        .get("rope_type")
-        .or_else(|| object.get("type"))
-        .and_then(Value::as_str)
-        .unwrap_or("default");
+    let kind = object.get("rope_type").or_else(|| object.get("type")).and_then(Value::as_str).unwrap_or("default");
     let number = |key: &'static str| {
         object
             .get(key)
@@ -264,9 +218,7 @@ fn rope(text: &TextFile) -> Result<(f64, RopeScaling), ModelError> {
     };
     let scaling = match kind {
         "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear {
-            factor: number("factor")?,
-        },
+        "linear" => RopeScaling::Linear { factor: number("factor")? },
         "llama3" => RopeScaling::Llama3 {
             factor: number("factor")?,
             low_freq_factor: number("low_freq_factor")?,
@@ -274,11 +226,7 @@ fn rope(text: &TextFile) -> Result<(f64, RopeScaling), ModelError> {
             original_positions: number("original_max_position_embeddings")?,
         },
         other => {
-            return Err(refuse(
-                "rope_scaling.rope_type",
-                other,
-                "only default, linear and llama3 are known",
-            ));
+            return Err(refuse("rope_scaling.rope_type", other, "only default, linear and llama3 are known"));
         }
     };
     Ok((theta, scaling))
@@ -305,26 +253,18 @@ mod tests {
 
     #[test]
     fn both_layouts_of_rotary_settings() {
-        let old = config(
-            json!({"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}),
-        )
-        .unwrap();
-        let new = config(json!({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}})).unwrap();
+        let old = config(json!({"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 2.0}})).unwrap();
+        let new =
+            config(json!({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}})).unwrap();
         for config in [old, new] {
             assert_eq!(config.text.rope_theta, 5000.0);
-            assert_eq!(
-                config.text.rope_scaling,
-                RopeScaling::Linear { factor: 2.0 }
-            );
+            assert_eq!(config.text.rope_scaling, RopeScaling::Linear { factor: 2.0 });
             assert_eq!(config.tokens_per_tile(), 4);
         }
         let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192});
         assert!(matches!(
-            config(json!({"rope_scaling": llama3}))
-                .unwrap()
-                .text
-                .rope_scaling,
+            config(json!({"rope_scaling": llama3})).unwrap().text.rope_scaling,
             RopeScaling::Llama3 { .. }
         ));
         assert_eq!(config(json!({})).unwrap().text.rope_theta, 10_000.0);
@@ -339,10 +279,7 @@ mod tests {
             json!({"attention_bias": true}),
             json!({"num_key_value_heads": 3}),
         ] {
-            assert!(
-                matches!(config(text.clone()), Err(ModelError::Config { .. })),
-                "{text}"
-            );
+            assert!(matches!(config(text.clone()), Err(ModelError::Config { .. })), "{text}");
         }
     }
 }

@@ -46,9 +46,7 @@ impl Idefics3 {
         let preprocessor = Preprocessor::load(source, &config)?;
         let tokens_per_tile = config.tokens_per_tile();
         let processor: Value = source.json("processor_config.json")?.unwrap_or(Value::Null);
-        let stated = ["image_seq_len", "image_seq_length"]
-            .iter()
-            .find_map(|key| processor.get(key)?.as_u64());
+        let stated = ["image_seq_len", "image_seq_length"].iter().find_map(|key| processor.get(key)?.as_u64());
         if let Some(stated) = stated.filter(|stated| *stated != tokens_per_tile as u64) {
             return Err(ModelError::Config {
                 file: "processor_config.json",
@@ -57,19 +55,10 @@ impl Idefics3 {
                 why: format!("the vision tower makes {tokens_per_tile} tokens of a tile"),
             });
         }
-        let head =
-            Some("lm_head.weight").filter(|name| !config.tied_head && weights.contains(name));
+        let head = Some("lm_head.weight").filter(|name| !config.tied_head && weights.contains(name));
         let decoder = Decoder::new(config.text.clone(), "model.text_model", head, weights)?;
         let vision = Vision::new(&config, weights)?;
-        Ok((
-            Self {
-                config,
-                preprocessor,
-                vision,
-                tokens_per_tile,
-            },
-            decoder,
-        ))
+        Ok((Self { config, preprocessor, vision, tokens_per_tile }, decoder))
     }
 
     /// The configuration.
@@ -97,15 +86,8 @@ impl Family for Idefics3 {
     }
 
     fn preprocess(&self, image: &DynamicImage) -> Result<ImageInput, ModelError> {
-        let Tiles {
-            pixels,
-            rows,
-            columns,
-        } = self.preprocessor.tiles(image, self.vision.device())?;
-        Ok(ImageInput {
-            pixels: pixels.to_dtype(self.vision.dtype())?,
-            grid: (rows, columns),
-        })
+        let Tiles { pixels, rows, columns } = self.preprocessor.tiles(image, self.vision.device())?;
+        Ok(ImageInput { pixels: pixels.to_dtype(self.vision.dtype())?, grid: (rows, columns) })
     }
 
     fn image_text(&self, image: &ImageInput) -> String {
@@ -117,7 +99,6 @@ impl Family for Idefics3 {
     }
 
     fn encode(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
-        self.vision
-            .connect(&self.vision.patches(pixels)?, pixels.dim(0)?)
+        self.vision.connect(&self.vision.patches(pixels)?, pixels.dim(0)?)
     }
 }

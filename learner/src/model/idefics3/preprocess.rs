@@ -64,12 +64,7 @@ pub struct Tiles {
 }
 
 fn refuse(key: &'static str, value: impl ToString, why: &str) -> ModelError {
-    ModelError::Config {
-        file: "preprocessor_config.json",
-        key,
-        value: value.to_string(),
-        why: why.to_owned(),
-    }
+    ModelError::Config { file: "preprocessor_config.json", key, value: value.to_string(), why: why.to_owned() }
 }
 
 impl Preprocessor {
@@ -83,66 +78,36 @@ impl Preprocessor {
             None => source
                 .json::<Value>("processor_config.json")?
                 .and_then(|mut value| value.get_mut("image_processor").map(Value::take))
-                .ok_or_else(|| ModelError::MissingFile {
-                    file: "preprocessor_config.json".to_owned(),
-                })?,
+                .ok_or_else(|| ModelError::MissingFile { file: "preprocessor_config.json".to_owned() })?,
         };
-        let file: File =
-            serde_json::from_value(value).map_err(ModelError::json("preprocessor_config.json"))?;
+        let file: File = serde_json::from_value(value).map_err(ModelError::json("preprocessor_config.json"))?;
         let filter = match file.resample {
             Some(0 | 4) => FilterType::Nearest,
             Some(1) => FilterType::Lanczos3,
             Some(2) | None => FilterType::Triangle,
             Some(3) => FilterType::CatmullRom,
             Some(other) => {
-                return Err(refuse(
-                    "resample",
-                    other,
-                    "not one of Pillow's filters 0 … 4",
-                ));
+                return Err(refuse("resample", other, "not one of Pillow's filters 0 … 4"));
             }
         };
-        let tile = file
-            .max_image_size
-            .as_ref()
-            .and_then(|edge| edge.longest_edge)
-            .unwrap_or(364);
+        let tile = file.max_image_size.as_ref().and_then(|edge| edge.longest_edge).unwrap_or(364);
         if tile as usize > config.vision.image_size || tile == 0 {
-            return Err(refuse(
-                "max_image_size",
-                tile,
-                "larger than the vision tower's image_size",
-            ));
+            return Err(refuse("max_image_size", tile, "larger than the vision tower's image_size"));
         }
         let normalise = file.do_normalize == Some(true);
         let floats = |values: [f64; 3]| values.map(|value| value as f32);
         Ok(Self {
             resize_to: if file.do_resize == Some(true) {
-                Some(
-                    file.size
-                        .ok_or_else(|| refuse("size", "missing", "needed when do_resize is on"))?,
-                )
+                Some(file.size.ok_or_else(|| refuse("size", "missing", "needed when do_resize is on"))?)
             } else {
                 None
             },
             filter,
             tile,
             split: file.do_image_splitting.unwrap_or(true),
-            rescale: if file.do_rescale == Some(true) {
-                file.rescale_factor.unwrap_or(1.0) as f32
-            } else {
-                1.0
-            },
-            mean: if normalise {
-                floats(file.image_mean.unwrap_or(CLIP_MEAN))
-            } else {
-                [0.0; 3]
-            },
-            std: if normalise {
-                floats(file.image_std.unwrap_or(CLIP_STD))
-            } else {
-                [1.0; 3]
-            },
+            rescale: if file.do_rescale == Some(true) { file.rescale_factor.unwrap_or(1.0) as f32 } else { 1.0 },
+            mean: if normalise { floats(file.image_mean.unwrap_or(CLIP_MEAN)) } else { [0.0; 3] },
+            std: if normalise { floats(file.image_std.unwrap_or(CLIP_STD)) } else { [1.0; 3] },
         })
     }
 
@@ -157,11 +122,7 @@ impl Preprocessor {
                 (Some(edge), _, _) => longest_edge(&image, edge as usize),
                 (None, Some(height), Some(width)) => (height as usize, width as usize),
                 _ => {
-                    return Err(refuse(
-                        "size",
-                        "incomplete",
-                        "needs longest_edge, or height and width",
-                    ));
+                    return Err(refuse("size", "incomplete", "needs longest_edge, or height and width"));
                 }
             };
             image = image.resize_exact(width as u32, height as u32, self.filter);
@@ -180,19 +141,10 @@ impl Preprocessor {
             let raw = frame.to_rgb8().into_raw();
             for channel in 0..3 {
                 let (mean, std) = (self.mean[channel], self.std[channel]);
-                values.extend(
-                    raw.iter()
-                        .skip(channel)
-                        .step_by(3)
-                        .map(|v| (f32::from(*v) * self.rescale - mean) / std),
-                );
+                values.extend(raw.iter().skip(channel).step_by(3).map(|v| (f32::from(*v) * self.rescale - mean) / std));
             }
         }
-        Ok(Tiles {
-            pixels: Tensor::from_vec(values, (frames.len(), 3, edge, edge), device)?,
-            rows,
-            columns,
-        })
+        Ok(Tiles { pixels: Tensor::from_vec(values, (frames.len(), 3, edge, edge), device)?, rows, columns })
     }
 
     /// Cuts an image whose sides are multiples of the tile, the whole image last.
@@ -205,12 +157,7 @@ impl Preprocessor {
         let (rows, columns) = (height.div_ceil(self.tile), width.div_ceil(self.tile));
         for row in 0..rows {
             for column in 0..columns {
-                frames.push(image.crop_imm(
-                    column * self.tile,
-                    row * self.tile,
-                    self.tile,
-                    self.tile,
-                ));
+                frames.push(image.crop_imm(column * self.tile, row * self.tile, self.tile, self.tile));
             }
         }
         frames.push(image.resize_exact(self.tile, self.tile, FilterType::Lanczos3));
@@ -265,11 +212,7 @@ mod tests {
 
     fn preprocessor(split: bool) -> Preprocessor {
         Preprocessor {
-            resize_to: Some(Edge {
-                longest_edge: Some(128),
-                height: None,
-                width: None,
-            }),
+            resize_to: Some(Edge { longest_edge: Some(128), height: None, width: None }),
             filter: FilterType::Lanczos3,
             tile: 64,
             split,
@@ -281,22 +224,12 @@ mod tests {
 
     #[test]
     fn sizes_and_splits() {
-        let sizes = [
-            (64, 64, 2, 2),
-            (200, 100, 1, 2),
-            (100, 200, 2, 1),
-            (1, 1, 2, 2),
-            (2000, 1, 1, 2),
-            (300, 299, 2, 2),
-        ];
+        let sizes =
+            [(64, 64, 2, 2), (200, 100, 1, 2), (100, 200, 2, 1), (1, 1, 2, 2), (2000, 1, 1, 2), (300, 299, 2, 2)];
         for (width, height, rows, columns) in sizes {
             let image = DynamicImage::new_rgb8(width, height);
             let tiles = preprocessor(true).tiles(&image, &Device::Cpu).unwrap();
-            assert_eq!(
-                (tiles.rows, tiles.columns),
-                (rows, columns),
-                "{width} × {height}"
-            );
+            assert_eq!((tiles.rows, tiles.columns), (rows, columns), "{width} × {height}");
             assert_eq!(tiles.pixels.dims(), [rows * columns + 1, 3, 64, 64]);
             let single = preprocessor(false).tiles(&image, &Device::Cpu).unwrap();
             assert_eq!((single.rows, single.columns), (0, 0));
@@ -306,22 +239,12 @@ mod tests {
 
     #[test]
     fn other_colour_types_are_converted() {
-        for image in [
-            DynamicImage::new_rgba8(70, 40),
-            DynamicImage::new_luma16(70, 40),
-            DynamicImage::new_luma8(70, 40),
-        ] {
+        for image in
+            [DynamicImage::new_rgba8(70, 40), DynamicImage::new_luma16(70, 40), DynamicImage::new_luma8(70, 40)]
+        {
             let tiles = preprocessor(false).tiles(&image, &Device::Cpu).unwrap();
-            let values = tiles
-                .pixels
-                .flatten_all()
-                .unwrap()
-                .to_vec1::<f32>()
-                .unwrap();
-            assert!(
-                values.iter().all(|value| *value == -1.0),
-                "black is −1 after normalisation"
-            );
+            let values = tiles.pixels.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert!(values.iter().all(|value| *value == -1.0), "black is −1 after normalisation");
         }
     }
 }

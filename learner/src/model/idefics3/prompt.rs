@@ -29,10 +29,7 @@ mod tests {
 
     #[test]
     fn whole_and_split() {
-        assert_eq!(
-            image_text(0, 0, 2),
-            "<fake_token_around_image><global-img><image><image><fake_token_around_image>"
-        );
+        assert_eq!(image_text(0, 0, 2), "<fake_token_around_image><global-img><image><image><fake_token_around_image>");
         assert_eq!(
             image_text(1, 2, 1),
             "<fake_token_around_image><row_1_col_1><image><fake_token_around_image><row_1_col_2><image>\n\n\

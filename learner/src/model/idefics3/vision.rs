@@ -19,12 +19,7 @@ struct Affine {
 }
 
 impl Affine {
-    fn new(
-        weights: &Weights,
-        name: &str,
-        outputs: usize,
-        inputs: usize,
-    ) -> Result<Self, ModelError> {
+    fn new(weights: &Weights, name: &str, outputs: usize, inputs: usize) -> Result<Self, ModelError> {
         Ok(Self {
             weight: weights.get(&format!("{name}.weight"), &[outputs, inputs])?,
             bias: weights.get(&format!("{name}.bias"), &[outputs])?,
@@ -72,19 +67,9 @@ impl Layer {
         })
     }
 
-    fn forward(
-        &self,
-        x: &Tensor,
-        spans: &Arc<[Span]>,
-        heads: Heads,
-        epsilon: f64,
-    ) -> candle_core::Result<Tensor> {
+    fn forward(&self, x: &Tensor, spans: &Arc<[Span]>, heads: Heads, epsilon: f64) -> candle_core::Result<Tensor> {
         let normed = self.norm1.normalise(x, epsilon)?;
-        let (q, k, v) = (
-            self.q.linear(&normed)?,
-            self.k.linear(&normed)?,
-            self.v.linear(&normed)?,
-        );
+        let (q, k, v) = (self.q.linear(&normed)?, self.k.linear(&normed)?, self.v.linear(&normed)?);
         let x = (x + self.out.linear(&attention(&q, &k, &v, spans, heads)?)?)?;
         let inner = gelu_tanh(&self.fc1.linear(&self.norm2.normalise(&x, epsilon)?)?)?;
         &x + self.fc2.linear(&inner)?
@@ -106,38 +91,23 @@ impl Vision {
     pub(super) fn new(config: &Idefics3Config, weights: &Weights) -> Result<Self, ModelError> {
         let (shape, root) = (&config.vision, "model.vision_model");
         let (width, edge, channels) = (shape.hidden_size, shape.patch_size, shape.num_channels);
-        let kernel = weights.get(
-            &format!("{root}.embeddings.patch_embedding.weight"),
-            &[width, channels, edge, edge],
-        )?;
+        let kernel =
+            weights.get(&format!("{root}.embeddings.patch_embedding.weight"), &[width, channels, edge, edge])?;
         let side = shape.image_size / edge;
         let layers = (0..shape.num_hidden_layers)
-            .map(|index| {
-                Layer::new(
-                    weights,
-                    &format!("{root}.encoder.layers.{index}"),
-                    width,
-                    shape.intermediate_size,
-                )
-            })
+            .map(|index| Layer::new(weights, &format!("{root}.encoder.layers.{index}"), width, shape.intermediate_size))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             patch: Affine {
                 weight: kernel,
                 bias: weights.get(&format!("{root}.embeddings.patch_embedding.bias"), &[width])?,
             },
-            positions: weights.get(
-                &format!("{root}.embeddings.position_embedding.weight"),
-                &[side * side, width],
-            )?,
+            positions: weights.get(&format!("{root}.embeddings.position_embedding.weight"), &[side * side, width])?,
             layers,
             post_norm: Affine::norm(weights, &format!("{root}.post_layernorm"), width)?,
             projection: weights.get(
                 "model.connector.modality_projection.proj.weight",
-                &[
-                    config.text.hidden_size,
-                    width * config.scale_factor * config.scale_factor,
-                ],
+                &[config.text.hidden_size, width * config.scale_factor * config.scale_factor],
             )?,
             config: config.clone(),
         })
@@ -151,20 +121,12 @@ impl Vision {
         let edge = shape.patch_size;
         let (rows, columns) = (height / edge, width / edge);
         let side = shape.image_size / edge;
-        if channels != shape.num_channels
-            || rows == 0
-            || columns == 0
-            || rows > side
-            || columns > side
-        {
+        if channels != shape.num_channels || rows == 0 || columns == 0 || rows > side || columns > side {
             return Err(ModelError::Config {
                 file: "preprocessor_config.json",
                 key: "max_image_size",
                 value: format!("{channels} × {height} × {width}"),
-                why: format!(
-                    "the vision tower is for {} channels and {} pixels",
-                    shape.num_channels, shape.image_size
-                ),
+                why: format!("the vision tower is for {} channels and {} pixels", shape.num_channels, shape.image_size),
             });
         }
         let patches = pixels
@@ -175,15 +137,10 @@ impl Vision {
             .reshape(&[tiles, channels, rows, edge, columns, edge][..])?
             .permute([0, 2, 4, 1, 3, 5])?
             .reshape((tiles * rows * columns, channels * edge * edge))?;
-        let kernel = self
-            .patch
-            .weight
-            .reshape((shape.hidden_size, channels * edge * edge))?;
+        let kernel = self.patch.weight.reshape((shape.hidden_size, channels * edge * edge))?;
         // The kernel's reshaped view is no variable itself, so a trainable one needs candle's own product.
         let embedded = if self.patch.weight.is_variable() {
-            patches
-                .matmul(&kernel.t()?)?
-                .broadcast_add(&self.patch.bias)?
+            patches.matmul(&kernel.t()?)?.broadcast_add(&self.patch.bias)?
         } else {
             linear(&patches, &kernel, Some(&self.patch.bias))?
         };
@@ -193,9 +150,7 @@ impl Vision {
         let mut x = (embedded + self.positions.index_select(&ids, 0)?)?;
 
         let count = rows * columns;
-        let spans: Arc<[Span]> = (0..tiles)
-            .map(|tile| Span::full(tile * count..(tile + 1) * count))
-            .collect();
+        let spans: Arc<[Span]> = (0..tiles).map(|tile| Span::full(tile * count..(tile + 1) * count)).collect();
         let heads = Heads {
             query: shape.num_attention_heads,
             key: shape.num_attention_heads,
@@ -242,9 +197,7 @@ impl Vision {
 /// square, patch i of n getting bucket ⌊i·side/n⌋. transformers does it with fractional coordinates and `bucketize`.
 fn position_ids(rows: usize, columns: usize, side: usize) -> Vec<u32> {
     (0..rows)
-        .flat_map(|row| {
-            (0..columns).map(move |column| (row * side / rows) * side + column * side / columns)
-        })
+        .flat_map(|row| (0..columns).map(move |column| (row * side / rows) * side + column * side / columns))
         .map(|id| id as u32)
         .collect()
 }
@@ -256,9 +209,7 @@ mod tests {
     /// transformers' rule: boundaries k/side for k = 1 …, fractional coordinates i/n, number of boundaries ≤ coordinate.
     fn bucketize(index: usize, count: usize, side: usize) -> usize {
         let coordinate = index as f64 / count as f64;
-        (1..side)
-            .filter(|k| *k as f64 / side as f64 <= coordinate + 1e-12)
-            .count()
+        (1..side).filter(|k| *k as f64 / side as f64 <= coordinate + 1e-12).count()
     }
 
     #[test]
@@ -268,11 +219,7 @@ mod tests {
         for side in 1..30 {
             for count in 1..=side {
                 for index in 0..count {
-                    assert_eq!(
-                        index * side / count,
-                        bucketize(index, count, side),
-                        "{index} of {count} in {side}"
-                    );
+                    assert_eq!(index * side / count, bucketize(index, count, side), "{index} of {count} in {side}");
                 }
             }
         }

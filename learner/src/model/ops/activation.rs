@@ -9,11 +9,7 @@ use super::cpu::{self, Floats};
 /// # Errors
 /// Shapes that differ.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if cpu::takes(&[gate, up]) {
-        gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu)
-    } else {
-        gate.silu()? * up
-    }
+    if cpu::takes(&[gate, up]) { gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu) } else { gate.silu()? * up }
 }
 
 /// `(dL/dgate, dL/dup)` of [`swiglu`]: `dup = dy·silu(g)`, `dgate = dy·up·σ(g)·(1 + g·(1 − σ(g)))`.
@@ -23,11 +19,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
     if !cpu::takes(&[gate, up, dy]) {
         let dtype = gate.dtype();
-        let (gate, up, dy) = (
-            gate.to_dtype(DType::F32)?,
-            up.to_dtype(DType::F32)?,
-            dy.to_dtype(DType::F32)?,
-        );
+        let (gate, up, dy) = (gate.to_dtype(DType::F32)?, up.to_dtype(DType::F32)?, dy.to_dtype(DType::F32)?);
         let sigmoid = (gate.neg()?.exp()? + 1.0)?.recip()?;
         let silu = (&gate * &sigmoid)?;
         let slope = ((&sigmoid + &silu)? - (&silu * &sigmoid)?)?;
@@ -42,10 +34,7 @@ pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tenso
         let (gate, up, dy): (&[f32], &[f32], &[f32]) = (&gate, &up, &dy);
         swiglu_gradients(gate, up, dy, &mut dgate, &mut dup);
     }
-    Ok((
-        cpu::tensor(dgate, gate.dims())?,
-        cpu::tensor(dup, gate.dims())?,
-    ))
+    Ok((cpu::tensor(dgate, gate.dims())?, cpu::tensor(dup, gate.dims())?))
 }
 
 struct SwiGlu;
@@ -63,11 +52,7 @@ impl CustomOp2 for SwiGlu {
         up_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         if gate_layout.dims() != up_layout.dims() {
-            candle_core::bail!(
-                "swiglu: {:?} and {:?}",
-                gate_layout.dims(),
-                up_layout.dims()
-            );
+            candle_core::bail!("swiglu: {:?} and {:?}", gate_layout.dims(), up_layout.dims());
         }
         let (gate, up) = (cpu::floats(gate, gate_layout)?, cpu::floats(up, up_layout)?);
         let mut y = vec![0.0_f32; gate.len()];
@@ -75,13 +60,7 @@ impl CustomOp2 for SwiGlu {
         Ok((CpuStorage::F32(y), gate_layout.shape().clone()))
     }
 
-    fn bwd(
-        &self,
-        gate: &Tensor,
-        up: &Tensor,
-        _y: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(&self, gate: &Tensor, up: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (dgate, dup) = swiglu_backward(gate, up, dy)?;
         Ok((Some(dgate), Some(dup)))
     }
@@ -92,11 +71,7 @@ impl CustomOp2 for SwiGlu {
 /// # Errors
 /// A failed operation.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    if cpu::takes(&[x]) {
-        x.contiguous()?.apply_op1(GeluTanh)
-    } else {
-        x.gelu()
-    }
+    if cpu::takes(&[x]) { x.contiguous()?.apply_op1(GeluTanh) } else { x.gelu() }
 }
 
 struct GeluTanh;
@@ -196,14 +171,8 @@ mod tests {
         assert!(distance(&swiglu(&gate, &up).unwrap(), &plain) < 1e-5);
 
         let dy = random((3, 17), 3);
-        let (g, u) = (
-            Var::from_tensor(&gate).unwrap(),
-            Var::from_tensor(&up).unwrap(),
-        );
-        let loss = ((g.silu().unwrap() * u.as_tensor()).unwrap() * &dy)
-            .unwrap()
-            .sum_all()
-            .unwrap();
+        let (g, u) = (Var::from_tensor(&gate).unwrap(), Var::from_tensor(&up).unwrap());
+        let loss = ((g.silu().unwrap() * u.as_tensor()).unwrap() * &dy).unwrap().sum_all().unwrap();
         let expected = loss.backward().unwrap();
         let (dgate, dup) = swiglu_backward(&gate, &up, &dy).unwrap();
         assert!(distance(&dgate, expected.get(&g).unwrap()) < 1e-5);

@@ -7,9 +7,7 @@ use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, ba
 
 /// Whether a kernel of this module can take these tensors: f32 on the CPU.
 pub(crate) fn takes(tensors: &[&Tensor]) -> bool {
-    tensors
-        .iter()
-        .all(|tensor| matches!(tensor.device(), Device::Cpu) && tensor.dtype() == DType::F32)
+    tensors.iter().all(|tensor| matches!(tensor.device(), Device::Cpu) && tensor.dtype() == DType::F32)
 }
 
 /// The values of a contiguous f32 tensor on the CPU, row-major.
@@ -105,11 +103,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p.mul_add(r, 1.666_666_5e-1);
     p = p.mul_add(r, 0.5);
     p = p.mul_add(r * r, r) + 1.0;
-    let power = shifted
-        .to_bits()
-        .wrapping_sub(ROUND.to_bits())
-        .wrapping_add(127)
-        << 23;
+    let power = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
     p * f32::from_bits(power)
 }
 
@@ -118,12 +112,7 @@ pub(crate) fn exp(x: f32) -> f32 {
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0_f32; 16];
     let (a_blocks, b_blocks) = (a.chunks_exact(16), b.chunks_exact(16));
-    let rest: f32 = a_blocks
-        .remainder()
-        .iter()
-        .zip(b_blocks.remainder())
-        .map(|(x, y)| x * y)
-        .sum();
+    let rest: f32 = a_blocks.remainder().iter().zip(b_blocks.remainder()).map(|(x, y)| x * y).sum();
     for (x, y) in a_blocks.zip(b_blocks) {
         for lane in 0..16 {
             sums[lane] = x[lane].mul_add(y[lane], sums[lane]);
@@ -161,10 +150,7 @@ mod tests {
     fn dot_of_every_length() {
         for length in [0, 1, 15, 16, 17, 40] {
             let a: Vec<f32> = (0..length).map(|i| i as f32).collect();
-            assert_eq!(
-                dot(&a, &a),
-                (0..length).map(|i| (i * i) as f32).sum::<f32>()
-            );
+            assert_eq!(dot(&a, &a), (0..length).map(|i| (i * i) as f32).sum::<f32>());
         }
     }
 }

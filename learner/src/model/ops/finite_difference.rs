@@ -7,9 +7,7 @@ use rand::{Rng, SeedableRng};
 pub(crate) fn random(shape: impl Into<Shape>, seed: u64) -> Tensor {
     let shape = shape.into();
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
-    let values: Vec<f32> = (0..shape.elem_count())
-        .map(|_| rng.random_range(-1.0..1.0))
-        .collect();
+    let values: Vec<f32> = (0..shape.elem_count()).map(|_| rng.random_range(-1.0..1.0)).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
@@ -23,28 +21,14 @@ pub(crate) fn check(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>)
     let value = |inputs: &[Tensor]| -> f64 {
         let y: Vec<f32> = f(inputs).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let w: Vec<f32> = weights.flatten_all().unwrap().to_vec1().unwrap();
-        y.iter()
-            .zip(&w)
-            .map(|(y, w)| f64::from(*y) * f64::from(*w))
-            .sum()
+        y.iter().zip(&w).map(|(y, w)| f64::from(*y) * f64::from(*w)).sum()
     };
-    let variables: Vec<Var> = inputs
-        .iter()
-        .map(|input| Var::from_tensor(input).unwrap())
-        .collect();
-    let tracked: Vec<Tensor> = variables
-        .iter()
-        .map(|variable| variable.as_tensor().clone())
-        .collect();
-    let loss = (f(&tracked).unwrap() * &weights)
-        .unwrap()
-        .sum_all()
-        .unwrap();
+    let variables: Vec<Var> = inputs.iter().map(|input| Var::from_tensor(input).unwrap()).collect();
+    let tracked: Vec<Tensor> = variables.iter().map(|variable| variable.as_tensor().clone()).collect();
+    let loss = (f(&tracked).unwrap() * &weights).unwrap().sum_all().unwrap();
     let gradients = loss.backward().unwrap();
     for (index, variable) in variables.iter().enumerate() {
-        let gradient = gradients
-            .get(variable)
-            .unwrap_or_else(|| panic!("input {index} has no gradient"));
+        let gradient = gradients.get(variable).unwrap_or_else(|| panic!("input {index} has no gradient"));
         for seed in 0..4 {
             let direction = random(inputs[index].shape(), 1000 + seed);
             let step = 1e-2;
@@ -54,12 +38,7 @@ pub(crate) fn check(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>)
                 value(&moved)
             };
             let difference = (shifted(1.0) - shifted(-1.0)) / (2.0 * step);
-            let product: f32 = (gradient * &direction)
-                .unwrap()
-                .sum_all()
-                .unwrap()
-                .to_scalar()
-                .unwrap();
+            let product: f32 = (gradient * &direction).unwrap().sum_all().unwrap().to_scalar().unwrap();
             let error = (difference - f64::from(product)).abs();
             assert!(
                 error < 1e-2 * difference.abs().max(0.1),
@@ -72,14 +51,5 @@ pub(crate) fn check(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>)
 /// Largest absolute difference of two tensors of the same shape.
 pub(crate) fn distance(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
-    (a - b)
-        .unwrap()
-        .abs()
-        .unwrap()
-        .flatten_all()
-        .unwrap()
-        .max(0)
-        .unwrap()
-        .to_scalar()
-        .unwrap()
+    (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }

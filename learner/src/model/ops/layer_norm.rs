@@ -18,10 +18,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f64) -> R
 }
 
 fn composed(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f64) -> Result<Tensor> {
-    normalised(&x.to_dtype(DType::F32)?, epsilon)?
-        .to_dtype(x.dtype())?
-        .broadcast_mul(weight)?
-        .broadcast_add(bias)
+    normalised(&x.to_dtype(DType::F32)?, epsilon)?.to_dtype(x.dtype())?.broadcast_mul(weight)?.broadcast_add(bias)
 }
 
 fn normalised(x: &Tensor, epsilon: f64) -> Result<Tensor> {
@@ -50,10 +47,7 @@ impl CustomOp3 for LayerNorm {
         let (weight, bias) = (cpu::floats(w, w_layout)?, cpu::floats(b, b_layout)?);
         let width = weight.len();
         if x_layout.dims().last() != Some(&width) || bias.len() != width {
-            candle_core::bail!(
-                "layer_norm: rows of {:?}, weight of {width}",
-                x_layout.dims()
-            );
+            candle_core::bail!("layer_norm: rows of {:?}, weight of {width}", x_layout.dims());
         }
         let mut y = vec![0.0_f32; values.len()];
         forward_rows(values, weight, bias, self.0, &mut y);
@@ -79,17 +73,9 @@ impl CustomOp3 for LayerNorm {
             backward_rows(x, w, self.0, dy, &mut dx, &mut dw, &mut db);
         }
         let wanted = |tensor: &Tensor, values: Vec<f32>| -> Result<Option<Tensor>> {
-            if tensor.is_variable() {
-                Ok(Some(cpu::tensor(values, &[width])?))
-            } else {
-                Ok(None)
-            }
+            if tensor.is_variable() { Ok(Some(cpu::tensor(values, &[width])?)) } else { Ok(None) }
         };
-        Ok((
-            Some(cpu::tensor(dx, x.dims())?),
-            wanted(w, dw)?,
-            wanted(b, db)?,
-        ))
+        Ok((Some(cpu::tensor(dx, x.dims())?), wanted(w, dw)?, wanted(b, db)?))
     }
 }
 

@@ -4,9 +4,7 @@
 //! its memory.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp2, Layout, MetalStorage, Result, Shape, Tensor,
-};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, Layout, MetalStorage, Result, Shape, Tensor};
 
 /// `x·Wᵀ + b`. `x` is `[rows, in]`, `weight` `[out, in]`, `bias` `[out]`; the result `[rows, out]`.
 ///
@@ -15,11 +13,7 @@ use candle_core::{
 /// # Errors
 /// Shapes that do not fit.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let y = if weight.is_variable() {
-        x.matmul(&weight.t()?)?
-    } else {
-        x.contiguous()?.apply_op2(weight, Frozen)?
-    };
+    let y = if weight.is_variable() { x.matmul(&weight.t()?)? } else { x.contiguous()?.apply_op2(weight, Frozen)? };
     match bias {
         Some(bias) => y.broadcast_add(bias),
         None => Ok(y),
@@ -29,23 +23,13 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 /// The product with a weight that gets no gradient, on whatever device: each backend has its own matrix product.
 struct Frozen;
 
-fn product<S: BackendStorage>(
-    x: &S,
-    x_layout: &Layout,
-    w: &S,
-    w_layout: &Layout,
-) -> Result<(S, Shape)> {
+fn product<S: BackendStorage>(x: &S, x_layout: &Layout, w: &S, w_layout: &Layout) -> Result<(S, Shape)> {
     let (rows, inputs) = x_layout.shape().dims2()?;
     let (outputs, columns) = w_layout.shape().dims2()?;
     if columns != inputs {
         candle_core::bail!("linear: x has {inputs} columns, the weight {columns}");
     }
-    let y = x.matmul(
-        w,
-        (1, rows, outputs, inputs),
-        x_layout,
-        &w_layout.transpose(0, 1)?,
-    )?;
+    let y = x.matmul(w, (1, rows, outputs, inputs), x_layout, &w_layout.transpose(0, 1)?)?;
     Ok((y, (rows, outputs).into()))
 }
 
@@ -84,13 +68,7 @@ impl CustomOp2 for Frozen {
         product(x, x_layout, w, w_layout)
     }
 
-    fn bwd(
-        &self,
-        _x: &Tensor,
-        w: &Tensor,
-        _y: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(&self, _x: &Tensor, w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         Ok((Some(dy.contiguous()?.matmul(w)?), None))
     }
 }
@@ -110,15 +88,7 @@ mod tests {
         check(&[&x], |t| linear(&t[0], &w, Some(&b)));
         check(&[&x, &w, &b], |t| {
             let trainable = Var::from_tensor(&t[1])?;
-            linear(
-                &t[0],
-                if t[1].is_variable() {
-                    &t[1]
-                } else {
-                    trainable.as_tensor()
-                },
-                Some(&t[2]),
-            )
+            linear(&t[0], if t[1].is_variable() { &t[1] } else { trainable.as_tensor() }, Some(&t[2]))
         });
     }
 
@@ -126,12 +96,7 @@ mod tests {
     fn a_frozen_weight_gets_no_gradient() {
         let x = Var::from_tensor(&random((5, 7), 1)).unwrap();
         let w = random((3, 7), 2);
-        let gradients = linear(&x, &w, None)
-            .unwrap()
-            .sum_all()
-            .unwrap()
-            .backward()
-            .unwrap();
+        let gradients = linear(&x, &w, None).unwrap().sum_all().unwrap().backward().unwrap();
         assert!(gradients.get(&w).is_none());
         assert_eq!(gradients.get(&x).unwrap().dims(), [5, 7]);
         let empty = Tensor::zeros((0, 7), DType::F32, &Device::Cpu).unwrap();

@@ -15,9 +15,7 @@ pub fn log_prob(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     }
     let targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
     let logits = logits.to_dtype(DType::F32)?;
-    candle_nn::ops::log_softmax(&logits, D::Minus1)?
-        .gather(&targets, 1)?
-        .squeeze(1)
+    candle_nn::ops::log_softmax(&logits, D::Minus1)?.gather(&targets, 1)?.squeeze(1)
 }
 
 /// The log-probabilities and their gradient with respect to each row of logits, `onehot − softmax`, `[rows, vocabulary]`
@@ -44,8 +42,7 @@ pub fn with_gradient(logits: &Tensor, targets: &[u32]) -> Result<(Vec<f32>, Tens
     let all = candle_nn::ops::log_softmax(&logits.detach().to_dtype(DType::F32)?, D::Minus1)?;
     let log_probs = all.gather(&index, 1)?.squeeze(1)?.to_vec1()?;
     let ones = Tensor::ones((rows, 1), DType::F32, logits.device())?;
-    let onehot =
-        Tensor::zeros((rows, width), DType::F32, logits.device())?.scatter_add(&index, &ones, 1)?;
+    let onehot = Tensor::zeros((rows, width), DType::F32, logits.device())?.scatter_add(&index, &ones, 1)?;
     Ok((log_probs, (onehot - all.exp()?)?.to_dtype(logits.dtype())?))
 }
 
@@ -89,18 +86,10 @@ fn partition(z: &[f32]) -> (f32, f32) {
     let rest = blocks.remainder();
     for block in blocks.clone() {
         for lane in 0..16 {
-            largest[lane] = if block[lane] > largest[lane] {
-                block[lane]
-            } else {
-                largest[lane]
-            };
+            largest[lane] = if block[lane] > largest[lane] { block[lane] } else { largest[lane] };
         }
     }
-    let largest = largest
-        .iter()
-        .chain(rest)
-        .copied()
-        .fold(f32::NEG_INFINITY, f32::max);
+    let largest = largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sums = [0.0_f32; 16];
     for block in blocks {
         for lane in 0..16 {
@@ -163,10 +152,7 @@ mod tests {
         }
         let softmax = (gradient.neg().unwrap() - expected.exp().unwrap()).unwrap();
         let sums = softmax.sum(1).unwrap().to_vec1::<f32>().unwrap();
-        assert!(
-            sums.iter().all(|sum| (sum + 1.0).abs() < 1e-5),
-            "only the target differs, by one: {sums:?}"
-        );
+        assert!(sums.iter().all(|sum| (sum + 1.0).abs() < 1e-5), "only the target differs, by one: {sums:?}");
 
         let even = Tensor::zeros((1, 4), DType::F32, &Device::Cpu).unwrap();
         let value = log_prob(&even, &[2]).unwrap().to_vec1::<f32>().unwrap()[0];

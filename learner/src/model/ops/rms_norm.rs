@@ -10,8 +10,7 @@ use super::cpu::{self, Floats};
 /// Shapes that do not fit.
 pub fn forward(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
     if cpu::takes(&[x, weight]) {
-        x.contiguous()?
-            .apply_op2_no_bwd(&weight.contiguous()?, &RmsNorm(epsilon))
+        x.contiguous()?.apply_op2_no_bwd(&weight.contiguous()?, &RmsNorm(epsilon))
     } else {
         composed(&x.detach(), &weight.detach(), epsilon)
     }
@@ -35,9 +34,7 @@ pub fn backward(x: &Tensor, weight: &Tensor, epsilon: f64, dy: &Tensor) -> Resul
     }
     let dtype = x.dtype();
     let (x, dy) = (x.to_dtype(DType::F32)?, dy.to_dtype(DType::F32)?);
-    let s = ((x.sqr()?.mean_keepdim(D::Minus1)? + epsilon)?
-        .sqrt()?
-        .recip())?;
+    let s = ((x.sqr()?.mean_keepdim(D::Minus1)? + epsilon)?.sqrt()?.recip())?;
     let g = dy.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
     let mean = (&g * &x)?.mean_keepdim(D::Minus1)?;
     let correction = x.broadcast_mul(&(mean * s.sqr()?)?)?;
@@ -60,9 +57,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
 fn composed(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
     let wide = x.to_dtype(DType::F32)?;
     let s = (wide.sqr()?.mean_keepdim(D::Minus1)? + epsilon)?.sqrt()?;
-    wide.broadcast_div(&s)?
-        .to_dtype(x.dtype())?
-        .broadcast_mul(weight)
+    wide.broadcast_div(&s)?.to_dtype(x.dtype())?.broadcast_mul(weight)
 }
 
 struct RmsNorm(f64);
@@ -89,13 +84,7 @@ impl CustomOp2 for RmsNorm {
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        _y: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dx = backward(x, w, self.0, dy)?;
         let dw = if w.is_variable() {
             let s = (x.sqr()?.mean_keepdim(D::Minus1)? + self.0)?.sqrt()?;
@@ -164,19 +153,11 @@ mod tests {
         let w = random(24, 2);
         check(&[&x, &w], |t| rms_norm(&t[0], &t[1], 1e-5));
         check(&[&x, &w], |t| composed(&t[0], &t[1], 1e-5));
-        assert!(
-            distance(
-                &forward(&x, &w, 1e-5).unwrap(),
-                &composed(&x, &w, 1e-5).unwrap()
-            ) < 1e-6
-        );
+        assert!(distance(&forward(&x, &w, 1e-5).unwrap(), &composed(&x, &w, 1e-5).unwrap()) < 1e-6);
 
         let dy = random((4, 24), 3);
         let variable = Var::from_tensor(&x).unwrap();
-        let loss = (composed(&variable, &w, 1e-5).unwrap() * &dy)
-            .unwrap()
-            .sum_all()
-            .unwrap();
+        let loss = (composed(&variable, &w, 1e-5).unwrap() * &dy).unwrap().sum_all().unwrap();
         let expected = loss.backward().unwrap().remove(&variable).unwrap();
         assert!(distance(&backward(&x, &w, 1e-5, &dy).unwrap(), &expected) < 1e-5);
     }

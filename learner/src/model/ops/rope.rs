@@ -33,10 +33,7 @@ pub fn backward(dy: &Tensor, angles: &Angles) -> Result<Tensor> {
 
 fn turn(x: &Tensor, angles: &Angles, back: bool) -> Result<Tensor> {
     if cpu::takes(&[x, &angles.cos, &angles.sin]) {
-        x.contiguous()?.apply_op1(Rope {
-            angles: angles.clone(),
-            back,
-        })
+        x.contiguous()?.apply_op1(Rope { angles: angles.clone(), back })
     } else {
         composed(x, angles, back)
     }
@@ -46,10 +43,7 @@ fn composed(x: &Tensor, angles: &Angles, back: bool) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
     let half = angles.cos.dim(1)?;
     let heads = x.reshape((rows, width / (2 * half), 2 * half))?;
-    let (a, b) = (
-        heads.narrow(D::Minus1, 0, half)?,
-        heads.narrow(D::Minus1, half, half)?,
-    );
+    let (a, b) = (heads.narrow(D::Minus1, 0, half)?, heads.narrow(D::Minus1, half, half)?);
     let cos = angles.cos.to_dtype(x.dtype())?.unsqueeze(1)?;
     let sin = angles.sin.to_dtype(x.dtype())?.unsqueeze(1)?;
     let sin = if back { sin.neg()? } else { sin };
@@ -72,10 +66,7 @@ impl CustomOp1 for Rope {
         let (rows, width) = layout.shape().dims2()?;
         let (angle_rows, half) = self.angles.cos.dims2()?;
         if angle_rows != rows || half == 0 || width % (2 * half) != 0 {
-            candle_core::bail!(
-                "rope: {rows} rows of {width}, angles of {:?}",
-                self.angles.cos.dims()
-            );
+            candle_core::bail!("rope: {rows} rows of {width}, angles of {:?}", self.angles.cos.dims());
         }
         let x = cpu::floats(x, layout)?;
         let (cos, sin) = (Floats::of(&self.angles.cos)?, Floats::of(&self.angles.sin)?);
@@ -128,10 +119,7 @@ mod tests {
     #[test]
     fn gradients_and_both_forms() {
         let angle = (random((5, 4), 1) * 3.0).unwrap();
-        let angles = Angles {
-            cos: angle.cos().unwrap(),
-            sin: angle.sin().unwrap(),
-        };
+        let angles = Angles { cos: angle.cos().unwrap(), sin: angle.sin().unwrap() };
         let x = random((5, 24), 2);
         check(&[&x], |t| rope(&t[0], &angles));
         let turned = rope(&x, &angles).unwrap();

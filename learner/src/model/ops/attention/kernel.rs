@@ -132,19 +132,11 @@ fn products(x: &[f32], columns: &[f32], keys: usize, scale: f32, out: &mut [f32]
     let rest = quads.remainder();
     let done = x.len() - rest.len();
     for (quad, rows) in quads.zip(columns.chunks_exact(4 * keys)) {
-        let (a, b, c, e) = (
-            quad[0] * scale,
-            quad[1] * scale,
-            quad[2] * scale,
-            quad[3] * scale,
-        );
+        let (a, b, c, e) = (quad[0] * scale, quad[1] * scale, quad[2] * scale, quad[3] * scale);
         let (r0, r1) = (&rows[..n], &rows[keys..keys + n]);
         let (r2, r3) = (&rows[2 * keys..2 * keys + n], &rows[3 * keys..3 * keys + n]);
         for j in 0..n {
-            out[j] = a.mul_add(
-                r0[j],
-                b.mul_add(r1[j], c.mul_add(r2[j], e.mul_add(r3[j], out[j]))),
-            );
+            out[j] = a.mul_add(r0[j], b.mul_add(r1[j], c.mul_add(r2[j], e.mul_add(r3[j], out[j]))));
         }
     }
     for (x, row) in rest.iter().zip(columns[done * keys..].chunks_exact(keys)) {
@@ -163,13 +155,8 @@ fn mixture(p: &[f32], rows: &[f32], out: &mut [f32]) {
         let (r0, r1) = (&rows[..d], &rows[d..2 * d]);
         let (r2, r3) = (&rows[2 * d..3 * d], &rows[3 * d..4 * d]);
         for i in 0..d {
-            out[i] = quad[0].mul_add(
-                r0[i],
-                quad[1].mul_add(
-                    r1[i],
-                    quad[2].mul_add(r2[i], quad[3].mul_add(r3[i], out[i])),
-                ),
-            );
+            out[i] =
+                quad[0].mul_add(r0[i], quad[1].mul_add(r1[i], quad[2].mul_add(r2[i], quad[3].mul_add(r3[i], out[i]))));
         }
     }
     for (p, row) in rest.iter().zip(rows[done * d..].chunks_exact(d)) {

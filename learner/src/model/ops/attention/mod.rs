@@ -31,24 +31,12 @@ pub struct Span {
 impl Span {
     /// A causal sequence after a prefix (empty for a sequence of its own).
     pub fn causal(rows: Range<usize>, prefix: Range<usize>) -> Self {
-        Self {
-            queries: rows.clone(),
-            prefix,
-            own: rows,
-            causal: true,
-            first: 0,
-        }
+        Self { queries: rows.clone(), prefix, own: rows, causal: true, first: 0 }
     }
 
     /// Rows that all see each other, as the patches of an image do.
     pub fn full(rows: Range<usize>) -> Self {
-        Self {
-            queries: rows.clone(),
-            prefix: 0..0,
-            own: rows,
-            causal: false,
-            first: 0,
-        }
+        Self { queries: rows.clone(), prefix: 0..0, own: rows, causal: false, first: 0 }
     }
 
     fn keys(&self) -> usize {
@@ -57,11 +45,7 @@ impl Span {
 
     #[inline(always)]
     fn visible(&self, query: usize) -> usize {
-        if self.causal {
-            self.prefix.len() + self.first + query + 1
-        } else {
-            self.keys()
-        }
+        if self.causal { self.prefix.len() + self.first + query + 1 } else { self.keys() }
     }
 }
 
@@ -81,21 +65,11 @@ pub struct Heads {
 ///
 /// # Errors
 /// Shapes or spans that do not fit.
-pub fn attention(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    spans: &Arc<[Span]>,
-    heads: Heads,
-) -> Result<Tensor> {
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spans: &Arc<[Span]>, heads: Heads) -> Result<Tensor> {
     check(q, k, v, spans, heads)?;
     if kernel_takes(q, k, v, spans) {
-        let op = Attention {
-            spans: spans.clone(),
-            heads,
-        };
-        q.contiguous()?
-            .apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+        let op = Attention { spans: spans.clone(), heads };
+        q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
     } else {
         composed(q, k, v, spans, heads)
     }
@@ -116,11 +90,7 @@ pub fn backward(
 ) -> Result<(Tensor, Tensor, Tensor)> {
     check(q, k, v, spans, heads)?;
     if !kernel_takes(q, k, v, spans) {
-        let (q, k, v) = (
-            Var::from_tensor(q)?,
-            Var::from_tensor(k)?,
-            Var::from_tensor(v)?,
-        );
+        let (q, k, v) = (Var::from_tensor(q)?, Var::from_tensor(k)?, Var::from_tensor(v)?);
         let out = composed(&q, &k, &v, spans, heads)?;
         let mut gradients = (out * dout)?.sum_all()?.backward()?;
         let mut take = |variable: &Var| match gradients.remove(variable) {
@@ -129,30 +99,16 @@ pub fn backward(
         };
         return Ok((take(&q)?, take(&k)?, take(&v)?));
     }
-    let (q, k, v, dout) = (
-        q.contiguous()?,
-        k.contiguous()?,
-        v.contiguous()?,
-        dout.contiguous()?,
-    );
+    let (q, k, v, dout) = (q.contiguous()?, k.contiguous()?, v.contiguous()?, dout.contiguous()?);
     let mut dq = vec![0.0_f32; q.elem_count()];
     let mut dk = vec![0.0_f32; k.elem_count()];
     let mut dv = vec![0.0_f32; v.elem_count()];
     {
-        let (q, k, v, dout) = (
-            Floats::of(&q)?,
-            Floats::of(&k)?,
-            Floats::of(&v)?,
-            Floats::of(&dout)?,
-        );
+        let (q, k, v, dout) = (Floats::of(&q)?, Floats::of(&k)?, Floats::of(&v)?, Floats::of(&dout)?);
         let (q, k, v, dout): (&[f32], &[f32], &[f32], &[f32]) = (&q, &k, &v, &dout);
         backward_spans(q, k, v, dout, &mut dq, &mut dk, &mut dv, spans, heads);
     }
-    Ok((
-        cpu::tensor(dq, q.dims())?,
-        cpu::tensor(dk, k.dims())?,
-        cpu::tensor(dv, v.dims())?,
-    ))
+    Ok((cpu::tensor(dq, q.dims())?, cpu::tensor(dk, k.dims())?, cpu::tensor(dv, v.dims())?))
 }
 
 fn check(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Heads) -> Result<()> {
@@ -163,12 +119,7 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Heads) -> Re
         || k_width != heads.key * heads.width
         || k.dims() != v.dims()
     {
-        candle_core::bail!(
-            "attention: q {:?}, k {:?}, v {:?}, {heads:?}",
-            q.dims(),
-            k.dims(),
-            v.dims()
-        );
+        candle_core::bail!("attention: q {:?}, k {:?}, v {:?}, {heads:?}", q.dims(), k.dims(), v.dims());
     }
     let mut next = 0;
     for span in spans {
@@ -178,9 +129,7 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Heads) -> Re
             && span.own.end <= keys
             && (!span.causal || span.first + span.queries.len() <= span.own.len());
         if !fits {
-            candle_core::bail!(
-                "attention: {span:?} does not fit {queries} queries and {keys} keys"
-            );
+            candle_core::bail!("attention: {span:?} does not fit {queries} queries and {keys} keys");
         }
         next = span.queries.end;
     }
@@ -215,10 +164,7 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Heads) ->
         if span.prefix.is_empty() {
             return Ok(own);
         }
-        Tensor::cat(
-            &[x.narrow(0, span.prefix.start, span.prefix.len())?, own],
-            0,
-        )
+        Tensor::cat(&[x.narrow(0, span.prefix.start, span.prefix.len())?, own], 0)
     };
     for span in spans.iter().filter(|span| !span.queries.is_empty()) {
         let queries = q.narrow(0, span.queries.start, span.queries.len())?;
@@ -237,16 +183,9 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Heads) ->
             candle_nn::ops::softmax_last_dim(&scores)?
         };
         let out = probabilities.to_dtype(q.dtype())?.matmul(&values)?;
-        outs.push(
-            out.transpose(0, 1)?
-                .reshape((span.queries.len(), heads.query * heads.width))?,
-        );
+        outs.push(out.transpose(0, 1)?.reshape((span.queries.len(), heads.query * heads.width))?);
     }
-    if outs.is_empty() {
-        q.zeros_like()
-    } else {
-        Tensor::cat(&outs, 0)
-    }
+    if outs.is_empty() { q.zeros_like() } else { Tensor::cat(&outs, 0) }
 }
 
 /// 0 where a query sees a key, −∞ elsewhere, `[queries, keys]`.
@@ -278,11 +217,7 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (q, k, v) = (
-            cpu::floats(q, q_layout)?,
-            cpu::floats(k, k_layout)?,
-            cpu::floats(v, v_layout)?,
-        );
+        let (q, k, v) = (cpu::floats(q, q_layout)?, cpu::floats(k, k_layout)?, cpu::floats(v, v_layout)?);
         let mut out = vec![0.0_f32; q.len()];
         forward_spans(q, k, v, &mut out, &self.spans, self.heads);
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
@@ -306,18 +241,10 @@ mod tests {
     use super::*;
     use crate::model::ops::finite_difference::{check as differentiate, distance, random};
 
-    const HEADS: Heads = Heads {
-        query: 4,
-        key: 2,
-        width: 6,
-    };
+    const HEADS: Heads = Heads { query: 4, key: 2, width: 6 };
 
     fn inputs(rows: usize) -> (Tensor, Tensor, Tensor) {
-        (
-            random((rows, 24), 1),
-            random((rows, 12), 2),
-            random((rows, 12), 3),
-        )
+        (random((rows, 24), 1), random((rows, 12), 2), random((rows, 12), 3))
     }
 
     /// A prompt of 5, answers of 3 and 4 after it, a sequence of 2 of its own.
@@ -333,13 +260,8 @@ mod tests {
     #[test]
     fn gradients_and_both_forms() {
         let (q, k, v) = inputs(14);
-        for spans in [
-            tree(),
-            Arc::new([Span::full(0..9), Span::full(9..14)]) as Arc<[Span]>,
-        ] {
-            differentiate(&[&q, &k, &v], |t| {
-                attention(&t[0], &t[1], &t[2], &spans, HEADS)
-            });
+        for spans in [tree(), Arc::new([Span::full(0..9), Span::full(9..14)]) as Arc<[Span]>] {
+            differentiate(&[&q, &k, &v], |t| attention(&t[0], &t[1], &t[2], &spans, HEADS));
             let fused = attention(&q, &k, &v, &spans, HEADS).unwrap();
             assert!(distance(&fused, &composed(&q, &k, &v, &spans, HEADS).unwrap()) < 1e-5);
         }
@@ -348,9 +270,7 @@ mod tests {
     #[test]
     fn composed_form_differentiates() {
         let (q, k, v) = inputs(14);
-        differentiate(&[&q, &k, &v], |t| {
-            composed(&t[0], &t[1], &t[2], &tree(), HEADS)
-        });
+        differentiate(&[&q, &k, &v], |t| composed(&t[0], &t[1], &t[2], &tree(), HEADS));
     }
 
     #[test]
@@ -358,17 +278,10 @@ mod tests {
         let (q, k, v) = inputs(14);
         let packed = attention(&q, &k, &v, &tree(), HEADS).unwrap();
         // The second answer as a sequence of its own: prompt rows and its rows, nothing of the first answer.
-        let alone = |x: &Tensor| {
-            Tensor::cat(&[x.narrow(0, 0, 5).unwrap(), x.narrow(0, 8, 4).unwrap()], 0).unwrap()
-        };
+        let alone = |x: &Tensor| Tensor::cat(&[x.narrow(0, 0, 5).unwrap(), x.narrow(0, 8, 4).unwrap()], 0).unwrap();
         let spans: Arc<[Span]> = Arc::new([Span::causal(0..9, 0..0)]);
         let single = attention(&alone(&q), &alone(&k), &alone(&v), &spans, HEADS).unwrap();
-        assert!(
-            distance(
-                &packed.narrow(0, 8, 4).unwrap(),
-                &single.narrow(0, 5, 4).unwrap()
-            ) < 1e-6
-        );
+        assert!(distance(&packed.narrow(0, 8, 4).unwrap(), &single.narrow(0, 5, 4).unwrap()) < 1e-6);
     }
 
     #[test]
@@ -376,13 +289,7 @@ mod tests {
         let (q, k, v) = inputs(9);
         let all: Arc<[Span]> = Arc::new([Span::causal(0..9, 0..0)]);
         let whole = attention(&q, &k, &v, &all, HEADS).unwrap();
-        let tail: Arc<[Span]> = Arc::new([Span {
-            queries: 0..2,
-            prefix: 0..0,
-            own: 0..9,
-            causal: true,
-            first: 7,
-        }]);
+        let tail: Arc<[Span]> = Arc::new([Span { queries: 0..2, prefix: 0..0, own: 0..9, causal: true, first: 7 }]);
         let last = attention(&q.narrow(0, 7, 2).unwrap(), &k, &v, &tail, HEADS).unwrap();
         assert!(distance(&whole.narrow(0, 7, 2).unwrap(), &last) < 1e-6);
     }
@@ -390,12 +297,7 @@ mod tests {
     #[test]
     fn spans_that_do_not_fit_are_errors() {
         let (q, k, v) = inputs(4);
-        for span in [
-            Span::causal(0..5, 0..0),
-            Span::causal(1..4, 0..0),
-            Span::causal(0..4, 0..9),
-            Span::full(0..3),
-        ] {
+        for span in [Span::causal(0..5, 0..0), Span::causal(1..4, 0..0), Span::causal(0..4, 0..9), Span::full(0..3)] {
             assert!(attention(&q, &k, &v, &(Arc::new([span]) as Arc<[Span]>), HEADS).is_err());
         }
     }
