@@ -1,1 +1,11 @@
-//! The pocket world and model.
+//! The pocket world and the pocket model: a drawn world with the statistics of web text, and a small Idefics3 trained
+//! on it, so that the whole loop of answering from habit and unlearning it can be seen in minutes, offline.
+//!
+//! # Layout
+//! - [`world`]: what a scene can hold, how often it does (typical or balanced), and how it is drawn.
+//! - [`text`]: captions, questions and rewritings about a scene, and the parser that reads a caption back.
+//! - [`random`]: one seeded stream of random numbers for every purpose.
+
+pub mod random;
+pub mod text;
+pub mod world;
