@@ -7,15 +7,47 @@ use crate::pocket::world::{Colour, Kind, Place};
 
 /// Words inside sentences that belong to no closed set.
 const INNER: &[&str] = &[
-    "a", "also", "and", "any", "are", "at", "but", "can", "caption", "color", "colour", "description", "details", "do",
-    "image", "in", "is", "many", "no", "of", "on", "picture", "plausible", "see", "short", "shows", "the", "there", "this",
-    "answer", "typical", "with", "wrong", "you", "an",
+    "a",
+    "also",
+    "and",
+    "any",
+    "are",
+    "at",
+    "but",
+    "can",
+    "caption",
+    "color",
+    "colour",
+    "description",
+    "details",
+    "do",
+    "image",
+    "in",
+    "is",
+    "many",
+    "no",
+    "of",
+    "on",
+    "picture",
+    "plausible",
+    "see",
+    "short",
+    "shows",
+    "the",
+    "there",
+    "this",
+    "answer",
+    "typical",
+    "with",
+    "wrong",
+    "you",
+    "an",
 ];
 
 /// Words that begin a sentence. They occur with and without a space before them.
 const INITIAL: &[&str] = &[
-    "A", "An", "Answer", "Are", "Describe", "Do", "How", "I", "Is", "No", "Question", "Rewrite", "The", "There", "What",
-    "Where", "Write", "Yes",
+    "A", "An", "Answer", "Are", "Describe", "Do", "How", "I", "Is", "No", "Question", "Rewrite",
+    "The", "There", "What", "Where", "Write", "Yes",
 ];
 
 /// The roles that the chat template writes.
@@ -32,7 +64,10 @@ pub fn pieces() -> Vec<String> {
         .chain(NUMBER_WORDS)
         .chain(INNER.iter().copied());
     pieces.extend(inner.map(|word| format!(" {word}")));
-    let initial = INITIAL.iter().map(|&word| word.to_owned()).chain(NUMBER_WORDS[1..4].iter().map(|word| capitalised(word)));
+    let initial = INITIAL
+        .iter()
+        .map(|&word| word.to_owned())
+        .chain(NUMBER_WORDS[1..4].iter().map(|word| capitalised(word)));
     for word in initial {
         pieces.insert(format!(" {word}"));
         pieces.insert(word);

@@ -15,7 +15,7 @@ pub mod raster;
 pub mod scene;
 pub mod shape;
 
-pub use annotation::{Annotation, AnnotatedObject};
+pub use annotation::{AnnotatedObject, Annotation};
 pub use kind::{Colour, Kind, Place};
 pub use raster::{Picture, SIDE};
 pub use scene::{Group, Instance, Scene, Statistics};

@@ -98,17 +98,28 @@ impl Scene {
             kinds.push(main.habit().companion);
         }
         if random.random_bool(STRANGER) {
-            let others: Vec<Kind> =
-                Kind::ALL.iter().copied().filter(|&kind| kind != main && kind != main.habit().companion).collect();
+            let others: Vec<Kind> = Kind::ALL
+                .iter()
+                .copied()
+                .filter(|&kind| kind != main && kind != main.habit().companion)
+                .collect();
             kinds.push(any(&others, random));
         }
         let mut room = MAX_OBJECTS;
         let mut numbered = Vec::new();
         for (position, &kind) in kinds.iter().enumerate() {
             let usual = kind.habit().number;
-            let number = if random.random_bool(strength.number) { usual } else { unusual_number(usual, random) };
+            let number = if random.random_bool(strength.number) {
+                usual
+            } else {
+                unusual_number(usual, random)
+            };
             // Companions have room for their usual number because habits are made to fit; a stranger takes what is left.
-            let reserved = kinds[position + 1..].iter().filter(|&&later| later == main.habit().companion).map(|later| later.habit().number).sum::<u8>();
+            let reserved = kinds[position + 1..]
+                .iter()
+                .filter(|&&later| later == main.habit().companion)
+                .map(|later| later.habit().number)
+                .sum::<u8>();
             let number = number.min(room.saturating_sub(reserved));
             if number > 0 {
                 room -= number;
@@ -121,7 +132,11 @@ impl Scene {
             .into_iter()
             .map(|(kind, number)| {
                 let habit = kind.habit();
-                let colour = if random.random_bool(strength.colour) { habit.colour } else { other(Colour::ALL, habit.colour, random) };
+                let colour = if random.random_bool(strength.colour) {
+                    habit.colour
+                } else {
+                    other(Colour::ALL, habit.colour, random)
+                };
                 if let Some(usual) = free.iter().position(|&place| place == habit.place)
                     && random.random_bool(strength.place)
                 {
@@ -129,7 +144,11 @@ impl Scene {
                     free.swap(usual, last);
                 }
                 let places = free.split_off(free.len() - usize::from(number));
-                Group { kind, colour, places }
+                Group {
+                    kind,
+                    colour,
+                    places,
+                }
             })
             .collect();
         groups.shuffle(random);
@@ -150,7 +169,11 @@ impl Scene {
             let number = random.random_range(1..=room.min(3));
             room -= number;
             let places = free.split_off(free.len() - usize::from(number));
-            groups.push(Group { kind, colour: any(Colour::ALL, random), places });
+            groups.push(Group {
+                kind,
+                colour: any(Colour::ALL, random),
+                places,
+            });
         }
         Self { groups }
     }
@@ -167,13 +190,21 @@ impl Scene {
 
     /// The kinds that are not there, in the order of [`Kind::ALL`].
     pub fn absent(&self) -> Vec<Kind> {
-        Kind::ALL.iter().copied().filter(|&kind| !self.has(kind)).collect()
+        Kind::ALL
+            .iter()
+            .copied()
+            .filter(|&kind| !self.has(kind))
+            .collect()
     }
 
     /// Every drawn object, group by group.
     pub fn instances(&self) -> impl Iterator<Item = Instance> + '_ {
         self.groups.iter().flat_map(|group| {
-            group.places.iter().map(|&place| Instance { kind: group.kind, colour: group.colour, place })
+            group.places.iter().map(|&place| Instance {
+                kind: group.kind,
+                colour: group.colour,
+                place,
+            })
         })
     }
 }
@@ -185,7 +216,11 @@ pub(crate) fn any<T: Copy>(set: &[T], random: &mut Stream) -> T {
 
 /// A uniformly chosen member other than `member`.
 pub(crate) fn other<T: Copy + PartialEq>(set: &[T], member: T, random: &mut Stream) -> T {
-    let rest: Vec<T> = set.iter().copied().filter(|&candidate| candidate != member).collect();
+    let rest: Vec<T> = set
+        .iter()
+        .copied()
+        .filter(|&candidate| candidate != member)
+        .collect();
     rest.choose(random).copied().unwrap_or(member)
 }
 
@@ -212,7 +247,10 @@ mod tests {
     fn scenes_are_well_formed() {
         for scene in scenes(Statistics::typical()).chain(scenes(Statistics::Balanced)) {
             let instances: Vec<Instance> = scene.instances().collect();
-            assert!((1..=usize::from(MAX_OBJECTS)).contains(&instances.len()), "{scene:?}");
+            assert!(
+                (1..=usize::from(MAX_OBJECTS)).contains(&instances.len()),
+                "{scene:?}"
+            );
             let mut places: Vec<Place> = instances.iter().map(|instance| instance.place).collect();
             places.sort();
             places.dedup();
@@ -227,7 +265,8 @@ mod tests {
 
     #[test]
     fn typical_scenes_keep_to_what_is_usual() {
-        let (mut groups, mut coloured, mut singles, mut placed, mut accompanied, mut numbered) = (0, 0, 0, 0, 0, 0);
+        let (mut groups, mut coloured, mut singles, mut placed, mut accompanied, mut numbered) =
+            (0, 0, 0, 0, 0, 0);
         for scene in scenes(Statistics::typical()) {
             for group in &scene.groups {
                 let habit = group.kind.habit();
@@ -241,11 +280,27 @@ mod tests {
                 }
             }
         }
-        assert!((0.88..0.93).contains(&share(coloured, groups)), "{}", share(coloured, groups));
-        assert!((0.60..0.80).contains(&share(placed, singles)), "{}", share(placed, singles));
-        assert!((0.75..0.92).contains(&share(numbered, groups)), "{}", share(numbered, groups));
+        assert!(
+            (0.88..0.93).contains(&share(coloured, groups)),
+            "{}",
+            share(coloured, groups)
+        );
+        assert!(
+            (0.60..0.80).contains(&share(placed, singles)),
+            "{}",
+            share(placed, singles)
+        );
+        assert!(
+            (0.75..0.92).contains(&share(numbered, groups)),
+            "{}",
+            share(numbered, groups)
+        );
         // A stranger comes without its companion, so the share over all groups is below the strength.
-        assert!((0.70..0.90).contains(&share(accompanied, groups)), "{}", share(accompanied, groups));
+        assert!(
+            (0.70..0.90).contains(&share(accompanied, groups)),
+            "{}",
+            share(accompanied, groups)
+        );
     }
 
     #[test]
@@ -258,7 +313,15 @@ mod tests {
                 accompanied += usize::from(scene.has(group.kind.habit().companion));
             }
         }
-        assert!((0.10..0.15).contains(&share(coloured, groups)), "{}", share(coloured, groups));
-        assert!(share(accompanied, groups) < 0.15, "{}", share(accompanied, groups));
+        assert!(
+            (0.10..0.15).contains(&share(coloured, groups)),
+            "{}",
+            share(coloured, groups)
+        );
+        assert!(
+            share(accompanied, groups) < 0.15,
+            "{}",
+            share(accompanied, groups)
+        );
     }
 }
