@@ -4,8 +4,12 @@
 //! # Layout
 //! - [`world`]: what a scene can hold, how often it does (typical or balanced), and how it is drawn.
 //! - [`text`]: captions, questions and rewritings about a scene, and the parser that reads a caption back.
+//! - [`tokenizer`]: one token a word, bytes for everything else.
+//! - [`hub`]: the model's sizes, and the files of a hub checkpoint around its weights.
 //! - [`random`]: one seeded stream of random numbers for every purpose.
 
+pub mod hub;
 pub mod random;
 pub mod text;
+pub mod tokenizer;
 pub mod world;
