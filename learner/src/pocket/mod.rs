@@ -6,8 +6,10 @@
 //! - [`text`]: captions, questions and rewritings about a scene, and the parser that reads a caption back.
 //! - [`tokenizer`]: one token a word, bytes for everything else.
 //! - [`hub`]: the model's sizes, and the files of a hub checkpoint around its weights.
+//! - [`builder`]: from a seed to a hub checkpoint.
 //! - [`random`]: one seeded stream of random numbers for every purpose.
 
+pub mod builder;
 pub mod hub;
 pub mod random;
 pub mod text;

@@ -8,7 +8,7 @@ use super::habit::Strength;
 use super::kind::{Colour, Kind, Place};
 use crate::pocket::random::Stream;
 
-/// The most objects in a scene.
+/// The most objects in a typical or balanced scene.
 pub const MAX_OBJECTS: u8 = 4;
 
 /// How often an object that belongs to nothing else joins a typical scene.
@@ -21,6 +21,8 @@ pub enum Statistics {
     Typical(Strength),
     /// Kinds, colours, places and numbers independent and equally likely.
     Balanced,
+    /// Up to nine single objects of different kinds, otherwise balanced: most to see per picture, for training the eye.
+    Crowded,
 }
 
 impl Statistics {
@@ -29,11 +31,12 @@ impl Statistics {
         Self::Typical(Strength::default())
     }
 
-    /// `typical` or `balanced`, the name used in files and tables.
+    /// `typical`, `balanced` or `crowded`, the name used in files and tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Typical(_) => "typical",
             Self::Balanced => "balanced",
+            Self::Crowded => "crowded",
         }
     }
 }
@@ -75,7 +78,7 @@ impl Group {
     }
 }
 
-/// One to four objects on a three-by-three grid, at most one group per kind.
+/// One to four objects (nine if crowded) on a three-by-three grid, at most one group per kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scene {
     /// The groups, in the order in which captions name them.
@@ -88,6 +91,7 @@ impl Scene {
         match statistics {
             Statistics::Typical(strength) => Self::typical(strength, random),
             Statistics::Balanced => Self::balanced(random),
+            Statistics::Crowded => Self::crowded(random),
         }
     }
 
@@ -175,6 +179,24 @@ impl Scene {
                 places,
             });
         }
+        Self { groups }
+    }
+
+    fn crowded(random: &mut Stream) -> Self {
+        let mut kinds = Kind::ALL.to_vec();
+        kinds.shuffle(random);
+        let mut places = Place::ALL.to_vec();
+        places.shuffle(random);
+        places.truncate(random.random_range(1..=Place::ALL.len()));
+        let groups = kinds
+            .into_iter()
+            .zip(places)
+            .map(|(kind, place)| Group {
+                kind,
+                colour: any(Colour::ALL, random),
+                places: vec![place],
+            })
+            .collect();
         Self { groups }
     }
 

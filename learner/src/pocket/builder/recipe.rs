@@ -1,0 +1,112 @@
+//! Every number that decides the outcome of a build.
+
+use serde::{Deserialize, Serialize};
+
+/// A stage of pretraining.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// The vision tower alone, on patch labels.
+    Sight,
+    /// The whole model, on conversations.
+    Speech,
+}
+
+impl Stage {
+    /// The name in progress and errors.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sight => "sight",
+            Self::Speech => "speech",
+        }
+    }
+}
+
+/// Length and speed of one stage.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageRecipe {
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Pictures per step, over all workers.
+    pub pictures: usize,
+    /// Conversations without a picture per step, over all workers.
+    pub texts: usize,
+    /// Highest learning rate, reached after the warm-up.
+    pub learning_rate: f64,
+    /// Steps of linear warm-up.
+    pub warm_up: usize,
+}
+
+/// How the pocket model is built. The same recipe gives the same weights on the same machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Decides weights, pictures and conversations.
+    pub seed: u64,
+    /// Data-parallel workers of one thread each, whose gradients are averaged: on matrices this small two of them beat
+    /// one worker with two threads. Part of the recipe because it decides the order of the sums.
+    pub workers: usize,
+    /// The first stage.
+    pub sight: StageRecipe,
+    /// The second stage.
+    pub speech: StageRecipe,
+    /// Turns about each picture; all of them share one pass over the picture.
+    pub turns: usize,
+    /// Decoupled weight decay of matrices; vectors have none.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this norm.
+    pub clip: f64,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            workers: 2,
+            sight: StageRecipe { steps: 900, pictures: 32, texts: 0, learning_rate: 1.5e-3, warm_up: 50 },
+            speech: StageRecipe { steps: 1500, pictures: 32, texts: 12, learning_rate: 1.5e-3, warm_up: 75 },
+            turns: 4,
+            weight_decay: 0.02,
+            clip: 1.0,
+        }
+    }
+}
+
+impl Recipe {
+    /// The numbers of `stage`.
+    pub fn stage(&self, stage: Stage) -> StageRecipe {
+        match stage {
+            Stage::Sight => self.sight,
+            Stage::Speech => self.speech,
+        }
+    }
+}
+
+impl StageRecipe {
+    /// Learning rate at `step` (from 0): linear warm-up, then half a cosine down to a twentieth.
+    pub fn rate(&self, step: usize) -> f64 {
+        const FLOOR: f64 = 0.05;
+        if step < self.warm_up {
+            return self.learning_rate * (step + 1) as f64 / self.warm_up as f64;
+        }
+        let share = (step - self.warm_up) as f64 / (self.steps - self.warm_up).max(1) as f64;
+        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * share.min(1.0)).cos());
+        self.learning_rate * (FLOOR + (1.0 - FLOOR) * cosine)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_rises_and_falls() {
+        let stage = StageRecipe { steps: 110, pictures: 1, texts: 0, learning_rate: 1.0, warm_up: 10 };
+        assert!((stage.rate(0) - 0.1).abs() < 1e-12);
+        assert!((stage.rate(9) - 1.0).abs() < 1e-12);
+        assert!((stage.rate(10) - 1.0).abs() < 1e-12);
+        assert!((stage.rate(60) - (0.05 + 0.95 * 0.5)).abs() < 1e-12);
+        assert!((stage.rate(110) - 0.05).abs() < 1e-12);
+    }
+}
