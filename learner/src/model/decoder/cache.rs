@@ -1,0 +1,193 @@
+//! Keys and values of sequences that are being generated.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::config::DecoderConfig;
+use crate::model::ops::attention::Heads;
+use crate::model::ops::cpu::{self, Floats};
+
+/// Keys and values of one sequence, all layers: `[capacity, key heads · head dimension]` each, filled up to a length.
+///
+/// Each sequence has memory of its own, so sequences join and leave a batch without moving anyone else's.
+pub struct KeyValues {
+    layers: Vec<(Tensor, Tensor)>,
+    length: usize,
+    capacity: usize,
+}
+
+impl KeyValues {
+    /// Room for `capacity` tokens.
+    ///
+    /// # Errors
+    /// A failed allocation.
+    pub fn new(
+        config: &DecoderConfig,
+        capacity: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let shape = (capacity, config.key_value_heads * config.head_dim);
+        let layers = (0..config.layers)
+            .map(|_| {
+                Ok((
+                    Tensor::zeros(shape, dtype, device)?,
+                    Tensor::zeros(shape, dtype, device)?,
+                ))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            layers,
+            length: 0,
+            capacity,
+        })
+    }
+
+    /// Tokens that are in.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether no token is in.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Tokens that there is room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// A copy with room for `capacity` tokens, for several continuations of one prompt.
+    ///
+    /// # Errors
+    /// Less room than there are tokens; a failed copy.
+    pub fn fork(&self, capacity: usize) -> Result<Self> {
+        if capacity < self.length {
+            candle_core::bail!("a cache of {} tokens does not fit {capacity}", self.length);
+        }
+        let layers = self
+            .layers
+            .iter()
+            .map(|(k, v)| {
+                let copy = |from: &Tensor| -> Result<Tensor> {
+                    let to = Tensor::zeros((capacity, from.dim(1)?), from.dtype(), from.device())?;
+                    if self.length > 0 {
+                        to.slice_set(&from.narrow(0, 0, self.length)?.contiguous()?, 0, 0)?;
+                    }
+                    Ok(to)
+                };
+                Ok((copy(k)?, copy(v)?))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            layers,
+            length: self.length,
+            capacity,
+        })
+    }
+
+    /// Writes a layer's keys and values of the next tokens. The length grows with [`KeyValues::advance`] only, once every
+    /// layer has written.
+    pub(crate) fn write(&self, layer: usize, k: &Tensor, v: &Tensor) -> Result<()> {
+        let (keys, values) = &self.layers[layer];
+        keys.slice_set(&k.contiguous()?, 0, self.length)?;
+        values.slice_set(&v.contiguous()?, 0, self.length)
+    }
+
+    pub(crate) fn advance(&mut self, tokens: usize) {
+        self.length += tokens;
+    }
+}
+
+/// Attention of one new token of each sequence over that sequence's cache, its own key included.
+/// `q` is `[sequences, query heads · width]`.
+pub(crate) fn attend(
+    q: &Tensor,
+    caches: &[&mut KeyValues],
+    layer: usize,
+    heads: Heads,
+) -> Result<Tensor> {
+    if !cpu::takes(&[q]) {
+        return composed(q, caches, layer, heads);
+    }
+    let q = q.contiguous()?;
+    let (sequences, width) = q.dims2()?;
+    let mut out = vec![0.0_f32; sequences * width];
+    {
+        let q = Floats::of(&q)?;
+        let q: &[f32] = &q;
+        let mut scores = Vec::new();
+        for ((cache, q), out) in caches
+            .iter()
+            .zip(q.chunks_exact(width))
+            .zip(out.chunks_exact_mut(width))
+        {
+            let (k, v) = &cache.layers[layer];
+            let (k, v) = (Floats::of(k)?, Floats::of(v)?);
+            let (k, v): (&[f32], &[f32]) = (&k, &v);
+            cpu::vectorised(|| one(q, k, v, cache.length + 1, heads, &mut scores, out));
+        }
+    }
+    cpu::tensor(out, &[sequences, width])
+}
+
+#[inline(always)]
+fn one(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    keys: usize,
+    heads: Heads,
+    scores: &mut Vec<f32>,
+    out: &mut [f32],
+) {
+    let (d, row) = (heads.width, heads.key * heads.width);
+    let group = heads.query / heads.key;
+    let scale = 1.0 / (d as f32).sqrt();
+    for head in 0..heads.query {
+        let (at, key_at) = (head * d, head / group * d);
+        let q = &q[at..at + d];
+        scores.clear();
+        let mut largest = f32::NEG_INFINITY;
+        for j in 0..keys {
+            let score = cpu::dot(q, &k[j * row + key_at..j * row + key_at + d]) * scale;
+            largest = largest.max(score);
+            scores.push(score);
+        }
+        let mut sum = 0.0;
+        for score in scores.iter_mut() {
+            *score = cpu::exp(*score - largest);
+            sum += *score;
+        }
+        let inverse = 1.0 / sum;
+        for (j, score) in scores.iter().enumerate() {
+            cpu::axpy(
+                score * inverse,
+                &v[j * row + key_at..j * row + key_at + d],
+                &mut out[at..at + d],
+            );
+        }
+    }
+}
+
+fn composed(q: &Tensor, caches: &[&mut KeyValues], layer: usize, heads: Heads) -> Result<Tensor> {
+    let mut outs = Vec::with_capacity(caches.len());
+    let (d, group) = (heads.width, heads.query / heads.key);
+    for (row, cache) in caches.iter().enumerate() {
+        let (k, v) = &cache.layers[layer];
+        let keys = cache.length + 1;
+        let by_head = |x: &Tensor| -> Result<Tensor> {
+            x.narrow(0, 0, keys)?
+                .reshape((keys, heads.key, d))?
+                .transpose(0, 1)?
+                .contiguous()
+        };
+        // Query heads of one key head are the rows of one product.
+        let q = q.narrow(0, row, 1)?.reshape((heads.key, group, d))?;
+        let scores =
+            (q.matmul(&by_head(k)?.t()?)?.to_dtype(DType::F32)? * (1.0 / (d as f64).sqrt()))?;
+        let p = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(q.dtype())?;
+        outs.push(p.matmul(&by_head(v)?)?.reshape((1, heads.query * d))?);
+    }
+    Tensor::cat(&outs, 0)
+}

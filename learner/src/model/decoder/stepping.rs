@@ -1,0 +1,101 @@
+//! Generation: prompts first, then one token of every sequence at a time.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use super::cache::{KeyValues, attend};
+use super::{Decoder, Packed};
+use crate::model::error::ModelError;
+use crate::model::lora::Adapters;
+use crate::model::ops::attention::attention;
+
+impl Decoder {
+    /// Runs prompts (groups without answers) through the decoder and fills their caches. The result is the hidden state
+    /// of each prompt's last token, `[prompts, hidden]`: what predicts the first new token.
+    ///
+    /// # Errors
+    /// A prompt longer than the model's positions or its cache, another number of caches than prompts.
+    pub fn prefill(
+        &self,
+        embeddings: &Tensor,
+        packed: &Packed,
+        adapters: &Adapters<'_>,
+        caches: &mut [&mut KeyValues],
+    ) -> Result<Tensor, ModelError> {
+        if caches.len() != packed.spans.len() || caches.iter().any(|cache| !cache.is_empty()) {
+            return Err(candle_core::Error::Msg(format!(
+                "prefill: {} empty caches needed for as many prompts, {} given",
+                packed.spans.len(),
+                caches.len()
+            ))
+            .into());
+        }
+        let pass = self.pass(&packed.positions, packed.spans.clone(), adapters)?;
+        let mut x = embeddings.clone();
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let (q, k, v) = block.attend_to(layer, &x, &pass)?;
+            for (span, cache) in packed.spans.iter().zip(caches.iter()) {
+                let (start, length) = (span.queries.start, span.queries.len());
+                cache.write(
+                    layer,
+                    &k.narrow(0, start, length)?,
+                    &v.narrow(0, start, length)?,
+                )?;
+            }
+            let attended = attention(&q, &k, &v, &pass.spans, pass.heads)?;
+            x = block.finish(layer, &x, &attended, &pass)?;
+        }
+        let last: Vec<u32> = packed
+            .spans
+            .iter()
+            .map(|span| span.queries.end as u32 - 1)
+            .collect();
+        for (span, cache) in packed.spans.iter().zip(caches.iter_mut()) {
+            cache.advance(span.queries.len());
+        }
+        Ok(x.index_select(&Tensor::new(last.as_slice(), self.device())?, 0)?)
+    }
+
+    /// One new token of each sequence: its hidden state, `[sequences, hidden]`.
+    ///
+    /// # Errors
+    /// A full cache, a token outside the vocabulary, a sequence longer than the model's positions.
+    pub fn step(
+        &self,
+        ids: &[u32],
+        adapters: &Adapters<'_>,
+        caches: &mut [&mut KeyValues],
+    ) -> Result<Tensor, ModelError> {
+        let vocabulary = self.config.vocab_size;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
+            return Err(ModelError::TokenId {
+                id: *id,
+                vocabulary,
+            });
+        }
+        if let Some(cache) = caches.iter().find(|cache| cache.len() >= cache.capacity()) {
+            return Err(ModelError::TooLong {
+                length: cache.len() + 1,
+                limit: cache.capacity(),
+            });
+        }
+        let positions: Vec<u32> = caches.iter().map(|cache| cache.len() as u32).collect();
+        let pass = self.pass(&positions, Arc::new([]), adapters)?;
+        let mut x = self
+            .embedding
+            .index_select(&Tensor::new(ids, self.device())?, 0)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let (q, k, v) = block.attend_to(layer, &x, &pass)?;
+            for (row, cache) in caches.iter().enumerate() {
+                cache.write(layer, &k.narrow(0, row, 1)?, &v.narrow(0, row, 1)?)?;
+            }
+            let attended = attend(&q, caches, layer, pass.heads)?;
+            x = block.finish(layer, &x, &attended, &pass)?;
+        }
+        for cache in caches.iter_mut() {
+            cache.advance(1);
+        }
+        Ok(x)
+    }
+}

@@ -1,0 +1,327 @@
+//! From an image to pixel values: resize, split into tiles, rescale, normalise.
+//!
+//! Step for step what mistralrs 0.8.1 does before its Idefics3 engine, with the same filters of the `image` crate, because
+//! the log-probabilities of an answer are compared between the two.
+
+use candle_core::{Device, Tensor};
+use image::imageops::FilterType;
+use image::{DynamicImage, GenericImageView};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::config::Idefics3Config;
+use crate::model::error::ModelError;
+use crate::model::source::Source;
+
+/// Sides are cut to this after the first resize.
+const MAX_SIDE: usize = 4096;
+
+#[derive(Clone, Debug, Deserialize)]
+struct Edge {
+    longest_edge: Option<u32>,
+    height: Option<u32>,
+    width: Option<u32>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct File {
+    do_image_splitting: Option<bool>,
+    do_normalize: Option<bool>,
+    do_rescale: Option<bool>,
+    do_resize: Option<bool>,
+    image_mean: Option<[f64; 3]>,
+    image_std: Option<[f64; 3]>,
+    rescale_factor: Option<f64>,
+    resample: Option<usize>,
+    max_image_size: Option<Edge>,
+    size: Option<Edge>,
+}
+
+/// The settings of `preprocessor_config.json`.
+#[derive(Clone, Debug)]
+pub struct Preprocessor {
+    resize_to: Option<Edge>,
+    filter: FilterType,
+    tile: u32,
+    /// Whether an image larger than a tile is split into several.
+    pub split: bool,
+    rescale: f32,
+    /// Mean of each channel after rescaling, subtracted. 0 if the model does not normalise.
+    pub mean: [f32; 3],
+    /// Deviation of each channel after rescaling, divided by. 1 if the model does not normalise.
+    pub std: [f32; 3],
+}
+
+/// One image, ready for the vision tower.
+#[derive(Clone, Debug)]
+pub struct Tiles {
+    /// `[tiles, 3, edge, edge]`, f32. The last tile is the whole image.
+    pub pixels: Tensor,
+    /// Rows of the split, 0 if it is not split.
+    pub rows: usize,
+    /// Columns of the split, 0 if it is not split.
+    pub columns: usize,
+}
+
+fn refuse(key: &'static str, value: impl ToString, why: &str) -> ModelError {
+    ModelError::Config {
+        file: "preprocessor_config.json",
+        key,
+        value: value.to_string(),
+        why: why.to_owned(),
+    }
+}
+
+impl Preprocessor {
+    /// Reads `preprocessor_config.json`, or the `image_processor` part of `processor_config.json` (transformers 5).
+    ///
+    /// # Errors
+    /// Neither is there, or a setting is not known.
+    pub fn load(source: &Source, config: &Idefics3Config) -> Result<Self, ModelError> {
+        let value: Value = match source.json("preprocessor_config.json")? {
+            Some(value) => value,
+            None => source
+                .json::<Value>("processor_config.json")?
+                .and_then(|mut value| value.get_mut("image_processor").map(Value::take))
+                .ok_or_else(|| ModelError::MissingFile {
+                    file: "preprocessor_config.json".to_owned(),
+                })?,
+        };
+        let file: File =
+            serde_json::from_value(value).map_err(ModelError::json("preprocessor_config.json"))?;
+        let filter = match file.resample {
+            Some(0 | 4) => FilterType::Nearest,
+            Some(1) => FilterType::Lanczos3,
+            Some(2) | None => FilterType::Triangle,
+            Some(3) => FilterType::CatmullRom,
+            Some(other) => {
+                return Err(refuse(
+                    "resample",
+                    other,
+                    "not one of Pillow's filters 0 … 4",
+                ));
+            }
+        };
+        let tile = file
+            .max_image_size
+            .as_ref()
+            .and_then(|edge| edge.longest_edge)
+            .unwrap_or(364);
+        if tile as usize > config.vision.image_size || tile == 0 {
+            return Err(refuse(
+                "max_image_size",
+                tile,
+                "larger than the vision tower's image_size",
+            ));
+        }
+        let normalise = file.do_normalize == Some(true);
+        let floats = |values: [f64; 3]| values.map(|value| value as f32);
+        Ok(Self {
+            resize_to: if file.do_resize == Some(true) {
+                Some(
+                    file.size
+                        .ok_or_else(|| refuse("size", "missing", "needed when do_resize is on"))?,
+                )
+            } else {
+                None
+            },
+            filter,
+            tile,
+            split: file.do_image_splitting.unwrap_or(true),
+            rescale: if file.do_rescale == Some(true) {
+                file.rescale_factor.unwrap_or(1.0) as f32
+            } else {
+                1.0
+            },
+            mean: if normalise {
+                floats(file.image_mean.unwrap_or(CLIP_MEAN))
+            } else {
+                [0.0; 3]
+            },
+            std: if normalise {
+                floats(file.image_std.unwrap_or(CLIP_STD))
+            } else {
+                [1.0; 3]
+            },
+        })
+    }
+
+    /// Pixel values of one image and how it was split.
+    ///
+    /// # Errors
+    /// Settings that contradict each other; a failed tensor operation.
+    pub fn tiles(&self, image: &DynamicImage, device: &Device) -> Result<Tiles, ModelError> {
+        let mut image = DynamicImage::ImageRgb8(image.to_rgb8());
+        if let Some(size) = &self.resize_to {
+            let (height, width) = match (size.longest_edge, size.height, size.width) {
+                (Some(edge), _, _) => longest_edge(&image, edge as usize),
+                (None, Some(height), Some(width)) => (height as usize, width as usize),
+                _ => {
+                    return Err(refuse(
+                        "size",
+                        "incomplete",
+                        "needs longest_edge, or height and width",
+                    ));
+                }
+            };
+            image = image.resize_exact(width as u32, height as u32, self.filter);
+        }
+        let (mut frames, mut rows, mut columns) = (Vec::new(), 0, 0);
+        if self.split {
+            let (height, width) = multiple_of_tile(&image, self.tile as usize);
+            let image = image.resize_exact(width as u32, height as u32, self.filter);
+            (rows, columns) = self.cut(&image, &mut frames);
+        } else {
+            frames.push(image.resize_exact(self.tile, self.tile, FilterType::Lanczos3));
+        }
+        let edge = self.tile as usize;
+        let mut values = Vec::with_capacity(frames.len() * 3 * edge * edge);
+        for frame in &frames {
+            let raw = frame.to_rgb8().into_raw();
+            for channel in 0..3 {
+                let (mean, std) = (self.mean[channel], self.std[channel]);
+                values.extend(
+                    raw.iter()
+                        .skip(channel)
+                        .step_by(3)
+                        .map(|v| (f32::from(*v) * self.rescale - mean) / std),
+                );
+            }
+        }
+        Ok(Tiles {
+            pixels: Tensor::from_vec(values, (frames.len(), 3, edge, edge), device)?,
+            rows,
+            columns,
+        })
+    }
+
+    /// Cuts an image whose sides are multiples of the tile, the whole image last.
+    fn cut(&self, image: &DynamicImage, frames: &mut Vec<DynamicImage>) -> (usize, usize) {
+        let (width, height) = image.dimensions();
+        if width <= self.tile && height <= self.tile {
+            frames.push(image.clone());
+            return (0, 0);
+        }
+        let (rows, columns) = (height.div_ceil(self.tile), width.div_ceil(self.tile));
+        for row in 0..rows {
+            for column in 0..columns {
+                frames.push(image.crop_imm(
+                    column * self.tile,
+                    row * self.tile,
+                    self.tile,
+                    self.tile,
+                ));
+            }
+        }
+        frames.push(image.resize_exact(self.tile, self.tile, FilterType::Lanczos3));
+        (rows as usize, columns as usize)
+    }
+}
+
+/// mistralrs' default, which is CLIP's.
+const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+
+/// `(height, width)` with the longer side at `edge`, the other one even, then both at most [`MAX_SIDE`].
+///
+/// The f32 arithmetic is part of the definition: other precision rounds other sizes.
+fn longest_edge(image: &DynamicImage, edge: usize) -> (usize, usize) {
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let ratio = width as f32 / height as f32;
+    let even = |side: usize| (side + side % 2).max(1);
+    let (height, width) = if width >= height {
+        (even((edge as f32 / ratio).round() as usize), edge)
+    } else {
+        (edge, even((edge as f32 * ratio).round() as usize))
+    };
+    let ratio = width as f32 / height as f32;
+    let (height, width) = if width >= height && width > MAX_SIDE {
+        ((MAX_SIDE as f32 / ratio).round() as usize, MAX_SIDE)
+    } else if height > width && height > MAX_SIDE {
+        (MAX_SIDE, (MAX_SIDE as f32 * ratio).round() as usize)
+    } else {
+        (height, width)
+    };
+    (height.max(1), width.max(1))
+}
+
+/// `(height, width)` with both sides rounded up to multiples of the tile, the longer one first.
+fn multiple_of_tile(image: &DynamicImage, tile: usize) -> (usize, usize) {
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let ratio = width as f32 / height as f32;
+    let up = |side: usize| (side as f32 / tile as f32).ceil() as usize * tile;
+    if width >= height {
+        let width = up(width);
+        (up((width as f32 / ratio) as usize), width)
+    } else {
+        let height = up(height);
+        (height, up((height as f32 * ratio) as usize))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn preprocessor(split: bool) -> Preprocessor {
+        Preprocessor {
+            resize_to: Some(Edge {
+                longest_edge: Some(128),
+                height: None,
+                width: None,
+            }),
+            filter: FilterType::Lanczos3,
+            tile: 64,
+            split,
+            rescale: 1.0 / 255.0,
+            mean: [0.5; 3],
+            std: [0.5; 3],
+        }
+    }
+
+    #[test]
+    fn sizes_and_splits() {
+        let sizes = [
+            (64, 64, 2, 2),
+            (200, 100, 1, 2),
+            (100, 200, 2, 1),
+            (1, 1, 2, 2),
+            (2000, 1, 1, 2),
+            (300, 299, 2, 2),
+        ];
+        for (width, height, rows, columns) in sizes {
+            let image = DynamicImage::new_rgb8(width, height);
+            let tiles = preprocessor(true).tiles(&image, &Device::Cpu).unwrap();
+            assert_eq!(
+                (tiles.rows, tiles.columns),
+                (rows, columns),
+                "{width} × {height}"
+            );
+            assert_eq!(tiles.pixels.dims(), [rows * columns + 1, 3, 64, 64]);
+            let single = preprocessor(false).tiles(&image, &Device::Cpu).unwrap();
+            assert_eq!((single.rows, single.columns), (0, 0));
+            assert_eq!(single.pixels.dims(), [1, 3, 64, 64]);
+        }
+    }
+
+    #[test]
+    fn other_colour_types_are_converted() {
+        for image in [
+            DynamicImage::new_rgba8(70, 40),
+            DynamicImage::new_luma16(70, 40),
+            DynamicImage::new_luma8(70, 40),
+        ] {
+            let tiles = preprocessor(false).tiles(&image, &Device::Cpu).unwrap();
+            let values = tiles
+                .pixels
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap();
+            assert!(
+                values.iter().all(|value| *value == -1.0),
+                "black is −1 after normalisation"
+            );
+        }
+    }
+}
