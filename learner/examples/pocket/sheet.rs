@@ -1,8 +1,8 @@
-//! The pocket's command line: draws its world, builds its model, evaluates it.
+//! `pocket sheet`: the drawn world at a glance.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use image::{RgbImage, imageops};
 use reground_learner::pocket::random::stream;
 use reground_learner::pocket::text::{Caption, Detail};
@@ -10,16 +10,8 @@ use reground_learner::pocket::world::{
     Colour, Group, Kind, Picture, Place, SIDE, Scene, Statistics,
 };
 
-fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.first().map(String::as_str) {
-        Some("sheet") => sheet(&PathBuf::from(arguments.get(1).context("sheet FILE.png")?)),
-        _ => bail!("usage: pocket sheet FILE.png"),
-    }
-}
-
 /// Draws every kind in every colour, then rows of typical and of balanced scenes, enlarged.
-fn sheet(path: &Path) -> Result<()> {
+pub(crate) fn draw(path: &Path) -> Result<()> {
     const SCALE: u32 = 2;
     const COLUMNS: usize = 12;
     let mut pictures = Vec::new();

@@ -1,0 +1,59 @@
+//! The pocket's command line: draws its world, builds its model.
+//!
+//! ```text
+//! cargo run --release -p reground-learner --example pocket -- build --seed 0 --out DIR
+//! cargo run --release -p reground-learner --example pocket -- sheet FILE.png
+//! ```
+
+mod build;
+mod sheet;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+const USAGE: &str = "usage: pocket build [--seed N] --out DIR
+       pocket sheet FILE.png";
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    match arguments.next().as_deref() {
+        Some("build") => {
+            let options = Options::parse(arguments, &["--seed", "--out"])?;
+            build::run(options.number("--seed")?.unwrap_or(0), &options.path("--out")?)
+        }
+        Some("sheet") => sheet::draw(&PathBuf::from(arguments.next().context(USAGE)?)),
+        _ => bail!(USAGE),
+    }
+}
+
+/// `--name value` pairs.
+struct Options(Vec<(String, String)>);
+
+impl Options {
+    fn parse(mut arguments: impl Iterator<Item = String>, known: &[&str]) -> Result<Self> {
+        let mut options = Vec::new();
+        while let Some(name) = arguments.next() {
+            if !known.contains(&name.as_str()) {
+                bail!("unknown option {name}\n{USAGE}");
+            }
+            let value = arguments.next().with_context(|| format!("{name} needs a value"))?;
+            options.push((name, value));
+        }
+        Ok(Self(options))
+    }
+
+    fn text(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    fn path(&self, name: &str) -> Result<PathBuf> {
+        self.text(name).map(PathBuf::from).with_context(|| format!("{name} is missing\n{USAGE}"))
+    }
+
+    fn number(&self, name: &str) -> Result<Option<u64>> {
+        self.text(name)
+            .map(|value| value.parse().with_context(|| format!("{name} {value}: not a number")))
+            .transpose()
+    }
+}
