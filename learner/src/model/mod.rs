@@ -35,6 +35,8 @@
 //! - [`Family`]: what differs between families; [`idefics3`]: Idefics3 / SmolVLM. A new family is a folder beside it.
 //! - [`Decoder`], [`Packed`]: the language model over packed batches (`decoder`).
 //! - [`Lora`], [`Adapters`]: adapters on the decoder (`lora`).
+//! - [`LoraPolicy`]: what the trainer trains (`policy`); [`Workers`]: its threads.
+//! - [`Request`], [`Completion`], [`Sampling`]: generation (`generate`, `sampler`).
 //! - [`Message`], [`ChatTemplate`], [`TextTokenizer`]: from a conversation to token ids.
 //! - [`ops`]: differentiable operations.
 //! - [`ModelError`]: why a model was refused.
@@ -43,22 +45,30 @@ mod conversation;
 mod decoder;
 mod error;
 mod family;
+mod generate;
 pub mod idefics3;
 mod lora;
 mod multimodal;
 pub mod ops;
+mod policy;
+mod sampler;
 mod source;
 mod template;
 mod tokenizer;
 mod weights;
+mod workers;
 
 pub use conversation::{Message, Part};
 pub use decoder::{AnswerRows, Decoder, DecoderConfig, KeyValues, Packed, RopeScaling};
 pub use error::ModelError;
 pub use family::{Family, ImageInput};
+pub use generate::{Completion, Finish, Request};
 pub use lora::{ALL_LINEAR, Adapters, Lora, Slot};
 pub use multimodal::Model;
+pub use policy::{LoraPolicy, PolicyOptions, Tape};
+pub use sampler::{Sampler, Sampling};
 pub use source::Source;
 pub use template::ChatTemplate;
 pub use tokenizer::TextTokenizer;
 pub use weights::Weights;
+pub use workers::Workers;

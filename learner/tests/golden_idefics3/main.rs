@@ -2,9 +2,13 @@
 //!
 //! # Layout
 //! - `fixture`: the golden files.
-//! - `forward`: pixel values, prompts, logits, log-probabilities, greedy answers.
+//! - `forward`: pixel values, prompts, logits, log-probabilities.
+//! - `generation`: greedy answers, teacher forcing, batches.
 //! - `training`: the DPO loss, every LoRA gradient, the 20-step curve.
 //! - `whole_model`: training every weight, saving, loading from memory.
 
 mod fixture;
 mod forward;
+mod generation;
+mod training;
+mod whole_model;

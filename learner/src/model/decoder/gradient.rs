@@ -14,10 +14,11 @@ use crate::model::ops::attention::{self, attention};
 use crate::model::ops::rope::{self, Angles, rope};
 use crate::model::ops::{activation, linear, rms_norm};
 
-/// The adapter being trained, and its dropout.
+/// The adapter being trained or scored, and its dropout.
 #[derive(Clone, Copy)]
 pub(crate) struct Training<'a> {
-    pub(crate) lora: &'a Lora,
+    /// `None` for the base alone.
+    pub(crate) lora: Option<&'a Lora>,
     /// Decides the dropout masks; `None` for no dropout.
     pub(crate) seed: Option<u64>,
 }
@@ -54,19 +55,16 @@ pub(crate) type LayerGradients = [Option<(Tensor, Tensor)>; 7];
 
 impl Training<'_> {
     fn weights(&self, layer: usize, slot: Slot) -> Option<&LoraWeights> {
-        self.lora.weights(layer, slot)
+        self.lora?.weights(layer, slot)
     }
 
     fn dropped(&self, layer: usize, slot: Slot, x: &Tensor) -> Result<Tensor> {
+        let p = self.lora.map_or(0.0, |lora| lora.config().lora_dropout);
         match self.seed {
-            Some(seed) if self.lora.config().lora_dropout > 0.0 => {
+            Some(seed) if p > 0.0 => {
                 // An odd multiplier spreads neighbouring layers and slots over all bits.
                 let place = (layer * Slot::ALL.len() + slot as usize) as u64 + 1;
-                dropout(
-                    x,
-                    self.lora.config().lora_dropout,
-                    seed ^ place.wrapping_mul(0x9E37_79B9_7F4A_7C15),
-                )
+                dropout(x, p, seed ^ place.wrapping_mul(0x9E37_79B9_7F4A_7C15))
             }
             _ => Ok(x.clone()),
         }

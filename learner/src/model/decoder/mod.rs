@@ -6,9 +6,11 @@
 //! - `rotary`: angles of the positions.
 //! - `block`: one layer, forward.
 //! - `gradient`: one layer, forward with what the backward pass needs, and backward for the LoRA tensors.
+//! - `batch`: all layers forward and backward for a batch of groups.
 //! - `head`: log-probabilities of chosen tokens without ever holding all logits.
 //! - [`KeyValues`]: keys and values of sequences being generated (`cache`), and the steps that fill them (`stepping`).
 
+pub(crate) mod batch;
 mod block;
 mod cache;
 mod config;

@@ -1,0 +1,190 @@
+//! Generation: greedy answers of transformers, teacher forcing, batches.
+
+use reground_learner::bpo::policy::Group;
+use reground_learner::model::{
+    Adapters, Completion, Finish, Lora, Model, Packed, Request, Sampling, Workers,
+};
+
+use crate::fixture::{Fixture, ids};
+
+fn request<'a>(
+    group: &Group,
+    adapter: Option<&'a Lora>,
+    sampling: Sampling,
+    max_tokens: usize,
+) -> Request<'a> {
+    Request {
+        prompt: group.prompt.clone(),
+        features: group.features.clone(),
+        adapter,
+        sampling,
+        max_tokens,
+    }
+}
+
+#[test]
+fn greedy_answers_of_base_and_adapter_in_one_batch() {
+    let fixture = Fixture::load();
+    let lora = fixture.lora("adapter");
+    let groups = fixture.groups();
+    let mut requests = Vec::new();
+    let mut expected = Vec::new();
+    for (group, pair) in groups.iter().zip(fixture.pairs()) {
+        // Base and adapter alternate, so that every adapter span is a single sequence.
+        for (adapter, key) in [
+            (None, "base_greedy_ids"),
+            (Some(&lora), "adapter_greedy_ids"),
+        ] {
+            expected.push(ids(&pair[key]));
+            requests.push(request(group, adapter, Sampling::greedy(), 16));
+        }
+    }
+    for threads in [1, 2] {
+        let completions = fixture
+            .model
+            .generate(&requests, &Workers::new(threads).unwrap())
+            .unwrap();
+        for (completion, expected) in completions.iter().zip(&expected) {
+            assert_eq!(completion.ids, *expected);
+        }
+    }
+}
+
+/// Log-probabilities of an answer scored in one pass.
+fn teacher_forced(
+    model: &Model,
+    group: &Group,
+    adapter: Option<&Lora>,
+    answer: &[u32],
+) -> Vec<f32> {
+    let group = Group {
+        answers: vec![answer.into()],
+        ..group.clone()
+    };
+    let packed = Packed::new([&group]).unwrap();
+    let hidden = model
+        .hidden(&packed, &Adapters::all(adapter, packed.len()))
+        .unwrap();
+    let rows: Vec<u32> = packed.answers[0][0]
+        .predicting()
+        .map(|row| row as u32)
+        .collect();
+    let index = candle_core::Tensor::new(rows, &candle_core::Device::Cpu).unwrap();
+    model
+        .decoder()
+        .log_probs(&hidden.index_select(&index, 0).unwrap(), answer)
+        .unwrap()
+}
+
+#[test]
+fn samples_equal_teacher_forcing_and_do_not_depend_on_the_batch() {
+    let fixture = Fixture::load();
+    let lora = fixture.lora("adapter");
+    let mut groups = fixture.groups();
+    // Prompts of very different lengths, one without an image.
+    groups[1].prompt = fixture
+        .model
+        .prompt(&[reground_learner::model::Message::user("no", 0)], &[])
+        .unwrap()
+        .into();
+    groups[1].features = None;
+    let workers = Workers::new(1).unwrap();
+    let requests: Vec<Request<'_>> = (0..24)
+        .map(|index| {
+            let sampling = Sampling {
+                temperature: 1.2,
+                top_p: 0.95,
+                seed: index as u64,
+            };
+            request(
+                &groups[index % 4],
+                (index % 3 == 0).then_some(&lora),
+                sampling,
+                5 + index,
+            )
+        })
+        .collect();
+    let together = fixture.model.generate(&requests, &workers).unwrap();
+    assert!(
+        together
+            .iter()
+            .any(|completion| completion.ids != together[0].ids)
+    );
+    for (index, (request, completion)) in requests.iter().zip(&together).enumerate() {
+        let Completion {
+            ids,
+            log_probs,
+            finish,
+        } = completion;
+        let ended = fixture
+            .model
+            .tokenizer()
+            .stops()
+            .contains(ids.last().unwrap());
+        assert_eq!(*finish, if ended { Finish::Stop } else { Finish::Length });
+        assert!(ended || ids.len() == request.max_tokens);
+        let forced = teacher_forced(&fixture.model, &groups[index % 4], request.adapter, ids);
+        for (generated, forced) in log_probs.iter().zip(&forced) {
+            assert!(
+                (generated - forced).abs() < 1e-4,
+                "{index}: {generated} generated, {forced} forced"
+            );
+        }
+        let alone = fixture
+            .model
+            .generate(std::slice::from_ref(request), &workers)
+            .unwrap();
+        assert_eq!(alone[0].ids, *ids, "request {index} alone and in a batch");
+    }
+}
+
+#[test]
+fn limits() {
+    let fixture = Fixture::load();
+    let group = fixture.group(0);
+    let workers = Workers::new(1).unwrap();
+    let run = |request: Request<'_>| fixture.model.generate(&[request], &workers);
+    assert_eq!(
+        run(request(&group, None, Sampling::greedy(), 0)).unwrap()[0].ids,
+        Vec::<u32>::new()
+    );
+    let positions = fixture.model.decoder().config().max_positions;
+    let long = Group {
+        prompt: vec![50; positions].into(),
+        features: None,
+        answers: Vec::new(),
+    };
+    assert!(run(request(&long, None, Sampling::greedy(), 4)).is_err());
+    let nearly = Group {
+        prompt: vec![50; positions - 2].into(),
+        features: None,
+        answers: Vec::new(),
+    };
+    let completion = run(request(&nearly, None, Sampling::greedy(), 9))
+        .unwrap()
+        .remove(0);
+    assert!(completion.ids.len() <= 2);
+    let empty = Group {
+        prompt: Vec::new().into(),
+        features: None,
+        answers: Vec::new(),
+    };
+    assert!(run(request(&empty, None, Sampling::greedy(), 4)).is_err());
+    let foreign = Group {
+        prompt: vec![9_999].into(),
+        features: None,
+        answers: Vec::new(),
+    };
+    assert!(run(request(&foreign, None, Sampling::greedy(), 4)).is_err());
+    let no_features = Group {
+        features: None,
+        ..group.clone()
+    };
+    assert!(run(request(&no_features, None, Sampling::greedy(), 4)).is_err());
+    let bad = Sampling {
+        top_p: 2.0,
+        ..Sampling::greedy()
+    };
+    assert!(run(request(&group, None, bad, 4)).is_err());
+    assert_eq!(fixture.model.generate(&[], &workers).unwrap(), []);
+}
