@@ -1,18 +1,24 @@
-//! The pocket's command line: draws its world, builds its model.
+//! The pocket's command line: draws its world, builds its model, evaluates it.
 //!
 //! ```text
 //! cargo run --release -p reground-learner --example pocket -- build --seed 0 --out DIR
+//! cargo run --release -p reground-learner --example pocket -- eval --model DIR
+//! cargo run --release -p reground-learner --example pocket -- held-out --out DIR
 //! cargo run --release -p reground-learner --example pocket -- sheet FILE.png
 //! ```
 
 mod build;
+mod evaluate;
 mod sheet;
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use reground_learner::pocket::held_out::Size;
 
 const USAGE: &str = "usage: pocket build [--seed N] --out DIR
+       pocket eval --model DIR [--images N] [--seed N] [--json FILE]
+       pocket held-out --out DIR [--images N] [--seed N]
        pocket sheet FILE.png";
 
 fn main() -> Result<()> {
@@ -21,6 +27,15 @@ fn main() -> Result<()> {
         Some("build") => {
             let options = Options::parse(arguments, &["--seed", "--out"])?;
             build::run(options.number("--seed")?.unwrap_or(0), &options.path("--out")?)
+        }
+        Some("eval") => {
+            let options = Options::parse(arguments, &["--model", "--images", "--seed", "--json"])?;
+            let json = options.text("--json").map(PathBuf::from);
+            evaluate::run(&options.path("--model")?, options.size()?, json.as_deref())
+        }
+        Some("held-out") => {
+            let options = Options::parse(arguments, &["--out", "--images", "--seed"])?;
+            evaluate::write(&options.path("--out")?, options.size()?)
         }
         Some("sheet") => sheet::draw(&PathBuf::from(arguments.next().context(USAGE)?)),
         _ => bail!(USAGE),
@@ -55,5 +70,14 @@ impl Options {
         self.text(name)
             .map(|value| value.parse().with_context(|| format!("{name} {value}: not a number")))
             .transpose()
+    }
+
+    fn size(&self) -> Result<Size> {
+        let default = Size::default();
+        Ok(Size {
+            images: self.number("--images")?.map_or(Ok(default.images), usize::try_from)?,
+            seed: self.number("--seed")?.unwrap_or(default.seed),
+            ..default
+        })
     }
 }

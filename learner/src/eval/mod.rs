@@ -8,6 +8,7 @@
 //! - [`error`]: what can go wrong, with file and line.
 //! - [`measure`]: ratios, confidence intervals, paired comparison.
 //! - [`answerer`]: image + question → text.
+//! - [`model_answerer`]: the learner's own model as an answerer.
 //! - [`mention`]: from a caption to the objects it mentions; synonym lists.
 //! - [`chair`]: CHAIR, Cover, length, malformed share, attribute errors.
 //! - [`pope`]: yes/no questions about objects; [`pope_sampling`] makes them from annotated images.
@@ -21,6 +22,7 @@ pub mod answerer;
 pub mod chair;
 pub mod error;
 pub mod measure;
+pub mod model_answerer;
 pub mod mention;
 pub mod pope;
 pub mod pope_sampling;
@@ -30,5 +32,6 @@ pub mod set;
 
 pub use answerer::{Answerer, ImageSource, Query};
 pub use error::EvalError;
-pub use measure::{Comparison, Estimate, Measure};
+pub use measure::{Bootstrap, Comparison, Estimate, Measure};
+pub use model_answerer::ModelAnswerer;
 pub use report::Report;

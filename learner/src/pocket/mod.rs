@@ -7,9 +7,11 @@
 //! - [`tokenizer`]: one token a word, bytes for everything else.
 //! - [`hub`]: the model's sizes, and the files of a hub checkpoint around its weights.
 //! - [`builder`]: from a seed to a hub checkpoint.
+//! - [`held_out`]: pictures for evaluation, and everything a model can be asked about them.
 //! - [`random`]: one seeded stream of random numbers for every purpose.
 
 pub mod builder;
+pub mod held_out;
 pub mod hub;
 pub mod random;
 pub mod text;
