@@ -330,7 +330,7 @@ pub(crate) fn dropout(x: &Tensor, p: f64, key: u64) -> Result<Tensor> {
         {
             let x = Floats::of(&x)?;
             let x: &[f32] = &x;
-            cpu::vectorised(|| drop_into(x, p, key, &mut y));
+            drop_into(x, p, key, &mut y);
         }
         return cpu::tensor(y, x.dims());
     }
@@ -341,20 +341,21 @@ pub(crate) fn dropout(x: &Tensor, p: f64, key: u64) -> Result<Tensor> {
     x * mask
 }
 
-#[inline(always)]
-fn drop_into(x: &[f32], p: f64, key: u64, y: &mut [f32]) {
-    let threshold = (p * 4_294_967_296.0) as u32;
-    let factor = (1.0 / (1.0 - p)) as f32;
-    let (low, high) = (key as u32, (key >> 32) as u32);
-    for (index, (y, x)) in y.iter_mut().zip(x).enumerate() {
-        // Murmur3's finaliser: every bit of the index reaches every bit of the result, in operations that vectorise.
-        let mut h = (index as u32).wrapping_mul(0x9E37_79B9) ^ low;
-        h ^= h >> 16;
-        h = h.wrapping_mul(0x85EB_CA6B) ^ high;
-        h ^= h >> 13;
-        h = h.wrapping_mul(0xC2B2_AE35);
-        h ^= h >> 16;
-        *y = if h >= threshold { x * factor } else { 0.0 };
+cpu::kernel! {
+    fn drop_into(x: &'a [f32], p: f64, key: u64, y: &'a mut [f32]) {
+        let threshold = (p * 4_294_967_296.0) as u32;
+        let factor = (1.0 / (1.0 - p)) as f32;
+        let (low, high) = (key as u32, (key >> 32) as u32);
+        for (index, (y, x)) in y.iter_mut().zip(x).enumerate() {
+            // Murmur3's finaliser: every bit of the index reaches every bit of the result, in operations that vectorise.
+            let mut h = (index as u32).wrapping_mul(0x9E37_79B9) ^ low;
+            h ^= h >> 16;
+            h = h.wrapping_mul(0x85EB_CA6B) ^ high;
+            h ^= h >> 13;
+            h = h.wrapping_mul(0xC2B2_AE35);
+            h ^= h >> 16;
+            *y = if h >= threshold { x * factor } else { 0.0 };
+        }
     }
 }
 

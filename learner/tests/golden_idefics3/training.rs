@@ -104,7 +104,7 @@ fn gradients_add_up_and_empty_answers_count_nothing() {
     for (group, coefficients) in groups.iter().zip(&coefficients) {
         let (_, tape) = policy.forward(std::slice::from_ref(group), None).unwrap();
         policy
-            .backward(tape, &[coefficients.clone()], &mut added)
+            .backward(tape, std::slice::from_ref(coefficients), &mut added)
             .unwrap();
     }
     for (name, gradient) in &whole {

@@ -125,47 +125,48 @@ pub(crate) fn attend(
             let (k, v) = &cache.layers[layer];
             let (k, v) = (Floats::of(k)?, Floats::of(v)?);
             let (k, v): (&[f32], &[f32]) = (&k, &v);
-            cpu::vectorised(|| one(q, k, v, cache.length + 1, heads, &mut scores, out));
+            one(q, k, v, cache.length + 1, heads, &mut scores, out);
         }
     }
     cpu::tensor(out, &[sequences, width])
 }
 
-#[inline(always)]
-fn one(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+cpu::kernel! {
+    fn one(
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
     keys: usize,
     heads: Heads,
-    scores: &mut Vec<f32>,
-    out: &mut [f32],
+    scores: &'a mut Vec<f32>,
+    out: &'a mut [f32],
 ) {
-    let (d, row) = (heads.width, heads.key * heads.width);
-    let group = heads.query / heads.key;
-    let scale = 1.0 / (d as f32).sqrt();
-    for head in 0..heads.query {
-        let (at, key_at) = (head * d, head / group * d);
-        let q = &q[at..at + d];
-        scores.clear();
-        let mut largest = f32::NEG_INFINITY;
-        for j in 0..keys {
-            let score = cpu::dot(q, &k[j * row + key_at..j * row + key_at + d]) * scale;
-            largest = largest.max(score);
-            scores.push(score);
-        }
-        let mut sum = 0.0;
-        for score in scores.iter_mut() {
-            *score = cpu::exp(*score - largest);
-            sum += *score;
-        }
-        let inverse = 1.0 / sum;
-        for (j, score) in scores.iter().enumerate() {
-            cpu::axpy(
-                score * inverse,
-                &v[j * row + key_at..j * row + key_at + d],
-                &mut out[at..at + d],
-            );
+        let (d, row) = (heads.width, heads.key * heads.width);
+        let group = heads.query / heads.key;
+        let scale = 1.0 / (d as f32).sqrt();
+        for head in 0..heads.query {
+            let (at, key_at) = (head * d, head / group * d);
+            let q = &q[at..at + d];
+            scores.clear();
+            let mut largest = f32::NEG_INFINITY;
+            for j in 0..keys {
+                let score = cpu::dot(q, &k[j * row + key_at..j * row + key_at + d]) * scale;
+                largest = largest.max(score);
+                scores.push(score);
+            }
+            let mut sum = 0.0;
+            for score in scores.iter_mut() {
+                *score = cpu::exp(*score - largest);
+                sum += *score;
+            }
+            let inverse = 1.0 / sum;
+            for (j, score) in scores.iter().enumerate() {
+                cpu::axpy(
+                    score * inverse,
+                    &v[j * row + key_at..j * row + key_at + d],
+                    &mut out[at..at + d],
+                );
+            }
         }
     }
 }

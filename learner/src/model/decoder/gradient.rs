@@ -179,6 +179,10 @@ impl Decoder {
 
     /// One layer backward: `dL/dx` from `dL/dy`, and the gradients of its LoRA tensors. Without `wants_dx` (the first
     /// layer, whose input is frozen) what only `dL/dx` needs is left out and `None` returned.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the forward pass's arguments, what it kept, and what comes back"
+    )]
     pub(crate) fn layer_backward(
         &self,
         layer: usize,

@@ -213,7 +213,7 @@ impl Vision {
         let scale = self.config.scale_factor;
         let (rows, width) = patches.dims2()?;
         let side = (rows / tiles.max(1)).isqrt();
-        if side * side * tiles != rows || side % scale != 0 {
+        if side * side * tiles != rows || !side.is_multiple_of(scale) {
             return Err(ModelError::Config {
                 file: "config.json",
                 key: "scale_factor",

@@ -40,16 +40,7 @@ pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tenso
     {
         let (gate, up, dy) = (Floats::of(&gate)?, Floats::of(&up)?, Floats::of(&dy)?);
         let (gate, up, dy): (&[f32], &[f32], &[f32]) = (&gate, &up, &dy);
-        cpu::vectorised(|| {
-            for ((((dgate, dup), g), u), dy) in
-                dgate.iter_mut().zip(&mut dup).zip(gate).zip(up).zip(dy)
-            {
-                let sigmoid = 1.0 / (1.0 + cpu::exp(-g));
-                let silu = g * sigmoid;
-                *dup = dy * silu;
-                *dgate = dy * u * (sigmoid + silu * (1.0 - sigmoid));
-            }
-        });
+        swiglu_gradients(gate, up, dy, &mut dgate, &mut dup);
     }
     Ok((
         cpu::tensor(dgate, gate.dims())?,
@@ -80,11 +71,7 @@ impl CustomOp2 for SwiGlu {
         }
         let (gate, up) = (cpu::floats(gate, gate_layout)?, cpu::floats(up, up_layout)?);
         let mut y = vec![0.0_f32; gate.len()];
-        cpu::vectorised(|| {
-            for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
-                *y = g / (1.0 + cpu::exp(-g)) * u;
-            }
-        });
+        swiglu_values(gate, up, &mut y);
         Ok((CpuStorage::F32(y), gate_layout.shape().clone()))
     }
 
@@ -133,11 +120,7 @@ impl CustomOp1 for GeluTanh {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = cpu::floats(x, layout)?;
         let mut y = vec![0.0_f32; x.len()];
-        cpu::vectorised(|| {
-            for (y, x) in y.iter_mut().zip(x) {
-                *y = x * gate(*x);
-            }
-        });
+        gelu_values(x, &mut y);
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
@@ -147,15 +130,53 @@ impl CustomOp1 for GeluTanh {
         {
             let (x, dy) = (Floats::of(x)?, Floats::of(&dy)?);
             let (x, dy): (&[f32], &[f32]) = (&x, &dy);
-            cpu::vectorised(|| {
-                for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
-                    let s = gate(*x);
-                    let slope = 2.0 * ROOT * (1.0 + 3.0 * CUBIC * x * x);
-                    *dx = dy * (s + x * s * (1.0 - s) * slope);
-                }
-            });
+            gelu_gradient(x, dy, &mut dx);
         }
         Ok(Some(cpu::tensor(dx, x.dims())?))
+    }
+}
+
+cpu::kernel! {
+    fn swiglu_values(gate: &'a [f32], up: &'a [f32], y: &'a mut [f32]) {
+        for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
+            *y = g / (1.0 + cpu::exp(-g)) * u;
+        }
+    }
+}
+
+cpu::kernel! {
+    fn swiglu_gradients(
+        gate: &'a [f32],
+        up: &'a [f32],
+        dy: &'a [f32],
+        dgate: &'a mut [f32],
+        dup: &'a mut [f32],
+    ) {
+        let outs = dgate.iter_mut().zip(dup);
+        for ((((dgate, dup), g), u), dy) in outs.zip(gate).zip(up).zip(dy) {
+            let sigmoid = 1.0 / (1.0 + cpu::exp(-g));
+            let silu = g * sigmoid;
+            *dup = dy * silu;
+            *dgate = dy * u * (sigmoid + silu * (1.0 - sigmoid));
+        }
+    }
+}
+
+cpu::kernel! {
+    fn gelu_values(x: &'a [f32], y: &'a mut [f32]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = x * gate(*x);
+        }
+    }
+}
+
+cpu::kernel! {
+    fn gelu_gradient(x: &'a [f32], dy: &'a [f32], dx: &'a mut [f32]) {
+        for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
+            let s = gate(*x);
+            let slope = 2.0 * ROOT * (1.0 + 3.0 * CUBIC * x * x);
+            *dx = dy * (s + x * s * (1.0 - s) * slope);
+        }
     }
 }
 

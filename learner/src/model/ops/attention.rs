@@ -143,7 +143,7 @@ pub fn backward(
             Floats::of(&dout)?,
         );
         let (q, k, v, dout): (&[f32], &[f32], &[f32], &[f32]) = (&q, &k, &v, &dout);
-        cpu::vectorised(|| backward_spans(q, k, v, dout, &mut dq, &mut dk, &mut dv, spans, heads));
+        backward_spans(q, k, v, dout, &mut dq, &mut dk, &mut dv, spans, heads);
     }
     Ok((
         cpu::tensor(dq, q.dims())?,
@@ -155,7 +155,7 @@ pub fn backward(
 fn check(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Heads) -> Result<()> {
     let ((queries, q_width), (keys, k_width)) = (q.dims2()?, k.dims2()?);
     if heads.key == 0
-        || heads.query % heads.key != 0
+        || !heads.query.is_multiple_of(heads.key)
         || q_width != heads.query * heads.width
         || k_width != heads.key * heads.width
         || k.dims() != v.dims()
@@ -281,7 +281,7 @@ impl CustomOp3 for Attention {
             cpu::floats(v, v_layout)?,
         );
         let mut out = vec![0.0_f32; q.len()];
-        cpu::vectorised(|| forward_spans(q, k, v, &mut out, &self.spans, self.heads));
+        forward_spans(q, k, v, &mut out, &self.spans, self.heads);
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
     }
 
@@ -298,96 +298,94 @@ impl CustomOp3 for Attention {
     }
 }
 
-#[inline(always)]
-fn forward_spans(q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], spans: &[Span], heads: Heads) {
-    let d = heads.width;
-    let (q_width, group) = (heads.query * d, heads.query / heads.key);
-    let scale = 1.0 / (d as f32).sqrt();
-    let (mut kt, mut vs, mut scores) = (Vec::new(), Vec::new(), Vec::new());
-    for span in spans {
-        let keys = span.keys();
-        scores.resize(keys, 0.0);
-        for key_head in 0..heads.key {
-            columns(k, span, heads, key_head, &mut kt);
-            rows(v, span, heads, key_head, &mut vs);
-            for head in key_head * group..(key_head + 1) * group {
-                for (i, row) in span.queries.clone().enumerate() {
-                    let at = row * q_width + head * d;
-                    let p = &mut scores[..span.visible(i)];
-                    products(&q[at..at + d], &kt, keys, scale, p);
-                    softmax(p);
-                    mixture(p, &vs, &mut out[at..at + d]);
+cpu::kernel! {
+    fn forward_spans(q: &'a [f32], k: &'a [f32], v: &'a [f32], out: &'a mut [f32], spans: &'a [Span], heads: Heads) {
+        let d = heads.width;
+        let (q_width, group) = (heads.query * d, heads.query / heads.key);
+        let scale = 1.0 / (d as f32).sqrt();
+        let (mut kt, mut vs, mut scores) = (Vec::new(), Vec::new(), Vec::new());
+        for span in spans {
+            let keys = span.keys();
+            scores.resize(keys, 0.0);
+            for key_head in 0..heads.key {
+                columns(k, span, heads, key_head, &mut kt);
+                rows(v, span, heads, key_head, &mut vs);
+                for head in key_head * group..(key_head + 1) * group {
+                    for (i, row) in span.queries.clone().enumerate() {
+                        let at = row * q_width + head * d;
+                        let p = &mut scores[..span.visible(i)];
+                        products(&q[at..at + d], &kt, keys, scale, p);
+                        softmax(p);
+                        mixture(p, &vs, &mut out[at..at + d]);
+                    }
                 }
             }
         }
     }
 }
 
-/// With P the probabilities, dP = dout·Vᵀ: dS = P∘(dP − Σ P∘dP), dq = dS·K/√d, dk = dSᵀ·q/√d, dv = Pᵀ·dout.
-#[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the three matrices, their three gradients and how they are cut"
-)]
-fn backward_spans(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    dout: &[f32],
-    dq: &mut [f32],
-    dk: &mut [f32],
-    dv: &mut [f32],
-    spans: &[Span],
+// With P the probabilities, dP = dout·Vᵀ: dS = P∘(dP − Σ P∘dP), dq = dS·K/√d, dk = dSᵀ·q/√d, dv = Pᵀ·dout.
+cpu::kernel! {
+    fn backward_spans(
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    dout: &'a [f32],
+    dq: &'a mut [f32],
+    dk: &'a mut [f32],
+    dv: &'a mut [f32],
+    spans: &'a [Span],
     heads: Heads,
 ) {
-    let d = heads.width;
-    let (q_width, group) = (heads.query * d, heads.query / heads.key);
-    let scale = 1.0 / (d as f32).sqrt();
-    let (mut kt, mut vt, mut ks) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut p, mut ds) = (Vec::new(), Vec::new());
-    let (mut dks, mut dvs) = (Vec::new(), Vec::new());
-    for span in spans {
-        let keys = span.keys();
-        p.resize(keys, 0.0);
-        ds.resize(keys, 0.0);
-        for key_head in 0..heads.key {
-            columns(k, span, heads, key_head, &mut kt);
-            columns(v, span, heads, key_head, &mut vt);
-            rows(k, span, heads, key_head, &mut ks);
-            dks.clear();
-            dks.resize(keys * d, 0.0);
-            dvs.clear();
-            dvs.resize(keys * d, 0.0);
-            for head in key_head * group..(key_head + 1) * group {
-                for (i, row) in span.queries.clone().enumerate() {
-                    let at = row * q_width + head * d;
-                    let visible = span.visible(i);
-                    let (p, ds) = (&mut p[..visible], &mut ds[..visible]);
-                    let (q, dout) = (&q[at..at + d], &dout[at..at + d]);
-                    products(q, &kt, keys, scale, p);
-                    softmax(p);
-                    products(dout, &vt, keys, 1.0, ds);
-                    let mean = cpu::dot(p, ds);
-                    for (ds, p) in ds.iter_mut().zip(p.iter()) {
-                        *ds = p * (*ds - mean) * scale;
-                    }
-                    mixture(ds, &ks, &mut dq[at..at + d]);
-                    for ((dk, dv), (ds, p)) in dks
-                        .chunks_exact_mut(d)
-                        .zip(dvs.chunks_exact_mut(d))
-                        .zip(ds.iter().zip(p.iter()))
-                    {
-                        cpu::axpy(*ds, q, dk);
-                        cpu::axpy(*p, dout, dv);
+        let d = heads.width;
+        let (q_width, group) = (heads.query * d, heads.query / heads.key);
+        let scale = 1.0 / (d as f32).sqrt();
+        let (mut kt, mut vt, mut ks) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut p, mut ds) = (Vec::new(), Vec::new());
+        let (mut dks, mut dvs) = (Vec::new(), Vec::new());
+        for span in spans {
+            let keys = span.keys();
+            p.resize(keys, 0.0);
+            ds.resize(keys, 0.0);
+            for key_head in 0..heads.key {
+                columns(k, span, heads, key_head, &mut kt);
+                columns(v, span, heads, key_head, &mut vt);
+                rows(k, span, heads, key_head, &mut ks);
+                dks.clear();
+                dks.resize(keys * d, 0.0);
+                dvs.clear();
+                dvs.resize(keys * d, 0.0);
+                for head in key_head * group..(key_head + 1) * group {
+                    for (i, row) in span.queries.clone().enumerate() {
+                        let at = row * q_width + head * d;
+                        let visible = span.visible(i);
+                        let (p, ds) = (&mut p[..visible], &mut ds[..visible]);
+                        let (q, dout) = (&q[at..at + d], &dout[at..at + d]);
+                        products(q, &kt, keys, scale, p);
+                        softmax(p);
+                        products(dout, &vt, keys, 1.0, ds);
+                        let mean = cpu::dot(p, ds);
+                        for (ds, p) in ds.iter_mut().zip(p.iter()) {
+                            *ds = p * (*ds - mean) * scale;
+                        }
+                        mixture(ds, &ks, &mut dq[at..at + d]);
+                        for ((dk, dv), (ds, p)) in dks
+                            .chunks_exact_mut(d)
+                            .zip(dvs.chunks_exact_mut(d))
+                            .zip(ds.iter().zip(p.iter()))
+                        {
+                            cpu::axpy(*ds, q, dk);
+                            cpu::axpy(*p, dout, dv);
+                        }
                     }
                 }
-            }
-            let key_width = heads.key * d;
-            let places = span.prefix.clone().chain(span.own.clone());
-            for ((row, dks), dvs) in places.zip(dks.chunks_exact(d)).zip(dvs.chunks_exact(d)) {
-                let at = row * key_width + key_head * d;
-                cpu::axpy(1.0, dks, &mut dk[at..at + d]);
-                cpu::axpy(1.0, dvs, &mut dv[at..at + d]);
+                let key_width = heads.key * d;
+                let places = span.prefix.clone().chain(span.own.clone());
+                for ((row, dks), dvs) in places.zip(dks.chunks_exact(d)).zip(dvs.chunks_exact(d)) {
+                    let at = row * key_width + key_head * d;
+                    cpu::axpy(1.0, dks, &mut dk[at..at + d]);
+                    cpu::axpy(1.0, dvs, &mut dv[at..at + d]);
+                }
             }
         }
     }

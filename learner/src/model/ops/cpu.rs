@@ -58,11 +58,33 @@ pub(crate) fn tensor(values: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
     Tensor::from_vec(values, shape, &Device::Cpu)
 }
 
-/// Runs a loop compiled for the widest vector instructions of this machine. Whatever it calls must be `#[inline(always)]`.
-#[inline]
-pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(work)
+/// Declares a function whose body is compiled for the widest vector instructions of this machine, chosen at run time.
+///
+/// Whatever the body calls must be `#[inline(always)]`: code that is not inlined is compiled for the oldest machine, and
+/// there a `mul_add` is a call into libm. A closure given to `pulp` has the same fate as soon as it is large, hence a
+/// structure with an inlined method. Borrowed arguments have the lifetime `'a`.
+macro_rules! kernel {
+    (fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block) => {
+        #[allow(clippy::too_many_arguments, reason = "some kernels take many matrices and sizes")]
+        fn $name<'a>($($argument: $type),*) {
+            struct Call<'a> {
+                $($argument: $type,)*
+                lifetime: std::marker::PhantomData<&'a ()>,
+            }
+            impl pulp::WithSimd for Call<'_> {
+                type Output = ();
+
+                #[inline(always)]
+                fn with_simd<S: pulp::Simd>(self, _: S) {
+                    let Self { $($argument,)* lifetime: _ } = self;
+                    $body
+                }
+            }
+            pulp::Arch::new().dispatch(Call { $($argument,)* lifetime: std::marker::PhantomData });
+        }
+    };
 }
+pub(crate) use kernel;
 
 /// eˣ within 2 units in the last place, for loops that vectorise: libm's is a call per element.
 ///

@@ -56,7 +56,7 @@ impl CustomOp3 for LayerNorm {
             );
         }
         let mut y = vec![0.0_f32; values.len()];
-        cpu::vectorised(|| forward_rows(values, weight, bias, self.0, &mut y));
+        forward_rows(values, weight, bias, self.0, &mut y);
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
 
@@ -76,7 +76,7 @@ impl CustomOp3 for LayerNorm {
         {
             let (x, w, dy) = (Floats::of(x)?, Floats::of(w)?, Floats::of(&dy)?);
             let (x, w, dy): (&[f32], &[f32], &[f32]) = (&x, &w, &dy);
-            cpu::vectorised(|| backward_rows(x, w, self.0, dy, &mut dx, &mut dw, &mut db));
+            backward_rows(x, w, self.0, dy, &mut dx, &mut dw, &mut db);
         }
         let wanted = |tensor: &Tensor, values: Vec<f32>| -> Result<Option<Tensor>> {
             if tensor.is_variable() {
@@ -93,50 +93,52 @@ impl CustomOp3 for LayerNorm {
     }
 }
 
-#[inline(always)]
-fn forward_rows(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f64, y: &mut [f32]) {
-    let width = weight.len();
-    for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
-        let s = normalise(x, y, epsilon);
-        for ((y, w), b) in y.iter_mut().zip(weight).zip(bias) {
-            *y = (*y * s).mul_add(*w, *b);
+cpu::kernel! {
+    fn forward_rows(x: &'a [f32], weight: &'a [f32], bias: &'a [f32], epsilon: f64, y: &'a mut [f32]) {
+        let width = weight.len();
+        for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+            let s = normalise(x, y, epsilon);
+            for ((y, w), b) in y.iter_mut().zip(weight).zip(bias) {
+                *y = (*y * s).mul_add(*w, *b);
+            }
         }
     }
 }
 
-/// With n the normalised row and g = w·dy: dx = s·(g − mean(g) − n·mean(g·n)), dw = Σ dy·n, db = Σ dy.
-#[inline(always)]
-fn backward_rows(
-    x: &[f32],
-    weight: &[f32],
+// With n the normalised row and g = w·dy: dx = s·(g − mean(g) − n·mean(g·n)), dw = Σ dy·n, db = Σ dy.
+cpu::kernel! {
+    fn backward_rows(
+    x: &'a [f32],
+    weight: &'a [f32],
     epsilon: f64,
-    dy: &[f32],
-    dx: &mut [f32],
-    dw: &mut [f32],
-    db: &mut [f32],
+    dy: &'a [f32],
+    dx: &'a mut [f32],
+    dw: &'a mut [f32],
+    db: &'a mut [f32],
 ) {
-    let width = weight.len();
-    let mut n = vec![0.0_f32; width];
-    for ((x, dy), dx) in x
-        .chunks_exact(width)
-        .zip(dy.chunks_exact(width))
-        .zip(dx.chunks_exact_mut(width))
-    {
-        let s = normalise(x, &mut n, epsilon);
-        for n in n.iter_mut() {
-            *n *= s;
-        }
-        for ((dx, dy), w) in dx.iter_mut().zip(dy).zip(weight) {
-            *dx = dy * w;
-        }
-        for (((dw, db), dy), n) in dw.iter_mut().zip(db.iter_mut()).zip(dy).zip(&n) {
-            *dw += dy * n;
-            *db += dy;
-        }
-        let mean = sum(dx) / width as f32;
-        let product = cpu::dot(dx, &n) / width as f32;
-        for (dx, n) in dx.iter_mut().zip(&n) {
-            *dx = (*dx - mean - n * product) * s;
+        let width = weight.len();
+        let mut n = vec![0.0_f32; width];
+        for ((x, dy), dx) in x
+            .chunks_exact(width)
+            .zip(dy.chunks_exact(width))
+            .zip(dx.chunks_exact_mut(width))
+        {
+            let s = normalise(x, &mut n, epsilon);
+            for n in n.iter_mut() {
+                *n *= s;
+            }
+            for ((dx, dy), w) in dx.iter_mut().zip(dy).zip(weight) {
+                *dx = dy * w;
+            }
+            for (((dw, db), dy), n) in dw.iter_mut().zip(db.iter_mut()).zip(dy).zip(&n) {
+                *dw += dy * n;
+                *db += dy;
+            }
+            let mean = sum(dx) / width as f32;
+            let product = cpu::dot(dx, &n) / width as f32;
+            for (dx, n) in dx.iter_mut().zip(&n) {
+                *dx = (*dx - mean - n * product) * s;
+            }
         }
     }
 }

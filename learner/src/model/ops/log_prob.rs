@@ -30,20 +30,12 @@ pub fn with_gradient(logits: &Tensor, targets: &[u32]) -> Result<(Vec<f32>, Tens
     check(logits, targets)?;
     if cpu::takes(&[logits]) {
         let logits = logits.contiguous()?;
-        let width = logits.dim(1)?;
         let mut gradient = vec![0.0_f32; logits.elem_count()];
         let mut log_probs = vec![0.0_f32; targets.len()];
         {
             let values = Floats::of(&logits)?;
             let values: &[f32] = &values;
-            cpu::vectorised(|| {
-                let rows = values
-                    .chunks_exact(width)
-                    .zip(gradient.chunks_exact_mut(width));
-                for (((z, g), target), log_prob) in rows.zip(targets).zip(&mut log_probs) {
-                    *log_prob = row(z, *target as usize, g);
-                }
-            });
+            rows_with_gradient(values, targets, &mut log_probs, &mut gradient);
         }
         return Ok((log_probs, cpu::tensor(gradient, logits.dims())?));
     }
@@ -76,16 +68,11 @@ impl CustomOp1 for LogProb {
     }
 
     fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (rows, width) = layout.shape().dims2()?;
+        let (count, _) = layout.shape().dims2()?;
         let logits = cpu::floats(logits, layout)?;
-        let mut out = vec![0.0_f32; rows];
-        cpu::vectorised(|| {
-            for ((z, target), out) in logits.chunks_exact(width).zip(&self.0).zip(&mut out) {
-                let (largest, sum) = partition(z);
-                *out = z[*target as usize] - largest - sum.ln();
-            }
-        });
-        Ok((CpuStorage::F32(out), rows.into()))
+        let mut out = vec![0.0_f32; count];
+        rows(logits, &self.0, &mut out);
+        Ok((CpuStorage::F32(out), count.into()))
     }
 
     fn bwd(&self, logits: &Tensor, _out: &Tensor, dout: &Tensor) -> Result<Option<Tensor>> {
@@ -124,15 +111,35 @@ fn partition(z: &[f32]) -> (f32, f32) {
     (largest, sums.iter().sum::<f32>() + tail)
 }
 
-#[inline(always)]
-fn row(z: &[f32], target: usize, gradient: &mut [f32]) -> f32 {
-    let (largest, sum) = partition(z);
-    let inverse = -1.0 / sum;
-    for (g, z) in gradient.iter_mut().zip(z) {
-        *g = cpu::exp(*z - largest) * inverse;
+cpu::kernel! {
+    fn rows(logits: &'a [f32], targets: &'a [u32], out: &'a mut [f32]) {
+        let width = logits.len() / targets.len().max(1);
+        for ((z, target), out) in logits.chunks_exact(width.max(1)).zip(targets).zip(out) {
+            let (largest, sum) = partition(z);
+            *out = z[*target as usize] - largest - sum.ln();
+        }
     }
-    gradient[target] += 1.0;
-    z[target] - largest - sum.ln()
+}
+
+cpu::kernel! {
+    fn rows_with_gradient(
+        logits: &'a [f32],
+        targets: &'a [u32],
+        out: &'a mut [f32],
+        gradient: &'a mut [f32],
+    ) {
+        let width = (logits.len() / targets.len().max(1)).max(1);
+        let rows = logits.chunks_exact(width).zip(gradient.chunks_exact_mut(width));
+        for (((z, g), target), out) in rows.zip(targets).zip(out) {
+            let (largest, sum) = partition(z);
+            let inverse = -1.0 / sum;
+            for (g, z) in g.iter_mut().zip(z) {
+                *g = cpu::exp(*z - largest) * inverse;
+            }
+            g[*target as usize] += 1.0;
+            *out = z[*target as usize] - largest - sum.ln();
+        }
+    }
 }
 
 #[cfg(test)]

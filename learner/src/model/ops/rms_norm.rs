@@ -29,7 +29,7 @@ pub fn backward(x: &Tensor, weight: &Tensor, epsilon: f64, dy: &Tensor) -> Resul
         {
             let (x, weight, dy) = (Floats::of(&x)?, Floats::of(&weight)?, Floats::of(&dy)?);
             let (x, weight, dy): (&[f32], &[f32], &[f32]) = (&x, &weight, &dy);
-            cpu::vectorised(|| backward_rows(x, weight, epsilon, dy, &mut dx, width));
+            backward_rows(x, weight, epsilon, dy, &mut dx, width);
         }
         return cpu::tensor(dx, x.dims());
     }
@@ -85,7 +85,7 @@ impl CustomOp2 for RmsNorm {
             candle_core::bail!("rms_norm: rows of {:?}, weight of {width}", x_layout.dims());
         }
         let mut y = vec![0.0_f32; values.len()];
-        cpu::vectorised(|| forward_rows(values, weight, self.0, &mut y, width));
+        forward_rows(values, weight, self.0, &mut y, width);
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
 
@@ -109,37 +109,39 @@ impl CustomOp2 for RmsNorm {
     }
 }
 
-#[inline(always)]
-fn forward_rows(x: &[f32], weight: &[f32], epsilon: f64, y: &mut [f32], width: usize) {
-    for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
-        let s = scale(x, epsilon);
-        for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-            *y = x * s * w;
+cpu::kernel! {
+    fn forward_rows(x: &'a [f32], weight: &'a [f32], epsilon: f64, y: &'a mut [f32], width: usize) {
+        for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+            let s = scale(x, epsilon);
+            for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+                *y = x * s * w;
+            }
         }
     }
 }
 
-#[inline(always)]
-fn backward_rows(
-    x: &[f32],
-    weight: &[f32],
+cpu::kernel! {
+    fn backward_rows(
+    x: &'a [f32],
+    weight: &'a [f32],
     epsilon: f64,
-    dy: &[f32],
-    dx: &mut [f32],
+    dy: &'a [f32],
+    dx: &'a mut [f32],
     width: usize,
 ) {
-    for ((x, dy), dx) in x
-        .chunks_exact(width)
-        .zip(dy.chunks_exact(width))
-        .zip(dx.chunks_exact_mut(width))
-    {
-        let s = scale(x, epsilon);
-        for ((dx, dy), w) in dx.iter_mut().zip(dy).zip(weight) {
-            *dx = dy * w;
-        }
-        let c = cpu::dot(dx, x) / width as f32 * s * s;
-        for (dx, x) in dx.iter_mut().zip(x) {
-            *dx = (*dx - x * c) * s;
+        for ((x, dy), dx) in x
+            .chunks_exact(width)
+            .zip(dy.chunks_exact(width))
+            .zip(dx.chunks_exact_mut(width))
+        {
+            let s = scale(x, epsilon);
+            for ((dx, dy), w) in dx.iter_mut().zip(dy).zip(weight) {
+                *dx = dy * w;
+            }
+            let c = cpu::dot(dx, x) / width as f32 * s * s;
+            for (dx, x) in dx.iter_mut().zip(x) {
+                *dx = (*dx - x * c) * s;
+            }
         }
     }
 }

@@ -82,7 +82,7 @@ impl CustomOp1 for Rope {
         let (cos, sin): (&[f32], &[f32]) = (&cos, &sin);
         let sign = if self.back { -1.0 } else { 1.0 };
         let mut y = vec![0.0_f32; x.len()];
-        cpu::vectorised(|| turn_rows(x, cos, sin, sign, &mut y, width, half));
+        turn_rows(x, cos, sin, sign, &mut y, width, half);
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
@@ -91,29 +91,30 @@ impl CustomOp1 for Rope {
     }
 }
 
-#[inline(always)]
-fn turn_rows(
-    x: &[f32],
-    cos: &[f32],
-    sin: &[f32],
+cpu::kernel! {
+    fn turn_rows(
+    x: &'a [f32],
+    cos: &'a [f32],
+    sin: &'a [f32],
     sign: f32,
-    y: &mut [f32],
+    y: &'a mut [f32],
     width: usize,
     half: usize,
 ) {
-    let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
-    for ((x, y), (cos, sin)) in x
-        .chunks_exact(width)
-        .zip(y.chunks_exact_mut(width))
-        .zip(angles)
-    {
-        for (x, y) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)) {
-            let (a, b) = x.split_at(half);
-            let (first, second) = y.split_at_mut(half);
-            for i in 0..half {
-                let s = sin[i] * sign;
-                first[i] = a[i] * cos[i] - b[i] * s;
-                second[i] = b[i] * cos[i] + a[i] * s;
+        let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
+        for ((x, y), (cos, sin)) in x
+            .chunks_exact(width)
+            .zip(y.chunks_exact_mut(width))
+            .zip(angles)
+        {
+            for (x, y) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)) {
+                let (a, b) = x.split_at(half);
+                let (first, second) = y.split_at_mut(half);
+                for i in 0..half {
+                    let s = sin[i] * sign;
+                    first[i] = a[i] * cos[i] - b[i] * s;
+                    second[i] = b[i] * cos[i] + a[i] * s;
+                }
             }
         }
     }
