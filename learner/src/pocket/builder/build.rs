@@ -165,7 +165,7 @@ mod tests {
     use crate::pocket::builder::recipe::StageRecipe;
 
     fn recipe() -> Recipe {
-        let stage = StageRecipe { steps: 3, pictures: 3, texts: 1, learning_rate: 1e-3, warm_up: 1 };
+        let stage = StageRecipe { steps: 3, pictures: 3, texts: 1, learning_rate: 1e-3, warm_up: 1, hold: 0.0 };
         Recipe { sight: stage, speech: stage, turns: 2, ..Recipe::default() }
     }
 

@@ -36,6 +36,9 @@ pub struct StageRecipe {
     pub learning_rate: f64,
     /// Steps of linear warm-up.
     pub warm_up: usize,
+    /// Share of the steps after the warm-up that keep the highest rate. While it is kept nothing depends on the number of
+    /// steps, so a build can be shortened or lengthened on its way without becoming another one.
+    pub hold: f64,
 }
 
 /// How the pocket model is built. The same recipe gives the same weights on the same machine.
@@ -64,8 +67,22 @@ impl Default for Recipe {
         Self {
             seed: 0,
             workers: 2,
-            sight: StageRecipe { steps: 900, pictures: 32, texts: 0, learning_rate: 1.5e-3, warm_up: 50 },
-            speech: StageRecipe { steps: 1500, pictures: 32, texts: 12, learning_rate: 1.5e-3, warm_up: 75 },
+            sight: StageRecipe {
+                steps: 900,
+                pictures: 32,
+                texts: 0,
+                learning_rate: 1.5e-3,
+                warm_up: 50,
+                hold: 0.0,
+            },
+            speech: StageRecipe {
+                steps: 1250,
+                pictures: 24,
+                texts: 8,
+                learning_rate: 2e-3,
+                warm_up: 75,
+                hold: 0.6,
+            },
             turns: 4,
             weight_decay: 0.02,
             clip: 1.0,
@@ -84,13 +101,15 @@ impl Recipe {
 }
 
 impl StageRecipe {
-    /// Learning rate at `step` (from 0): linear warm-up, then half a cosine down to a twentieth.
+    /// Learning rate at `step` (from 0): linear warm-up, the highest rate, then half a cosine down to a twentieth.
     pub fn rate(&self, step: usize) -> f64 {
         const FLOOR: f64 = 0.05;
         if step < self.warm_up {
             return self.learning_rate * (step + 1) as f64 / self.warm_up as f64;
         }
-        let share = (step - self.warm_up) as f64 / (self.steps - self.warm_up).max(1) as f64;
+        let after = self.steps.saturating_sub(self.warm_up) as f64;
+        let held = (self.hold * after).floor();
+        let share = ((step - self.warm_up) as f64 - held).max(0.0) / (after - held).max(1.0);
         let cosine = 0.5 * (1.0 + (std::f64::consts::PI * share.min(1.0)).cos());
         self.learning_rate * (FLOOR + (1.0 - FLOOR) * cosine)
     }
@@ -100,13 +119,23 @@ impl StageRecipe {
 mod tests {
     use super::*;
 
+    fn stage(hold: f64) -> StageRecipe {
+        StageRecipe { steps: 110, pictures: 1, texts: 0, learning_rate: 1.0, warm_up: 10, hold }
+    }
+
     #[test]
     fn the_rate_rises_and_falls() {
-        let stage = StageRecipe { steps: 110, pictures: 1, texts: 0, learning_rate: 1.0, warm_up: 10 };
-        assert!((stage.rate(0) - 0.1).abs() < 1e-12);
-        assert!((stage.rate(9) - 1.0).abs() < 1e-12);
-        assert!((stage.rate(10) - 1.0).abs() < 1e-12);
-        assert!((stage.rate(60) - (0.05 + 0.95 * 0.5)).abs() < 1e-12);
-        assert!((stage.rate(110) - 0.05).abs() < 1e-12);
+        for (step, expected) in [(0, 0.1), (9, 1.0), (10, 1.0), (60, 0.05 + 0.95 * 0.5), (110, 0.05)] {
+            assert!((stage(0.0).rate(step) - expected).abs() < 1e-12, "step {step}");
+        }
+    }
+
+    #[test]
+    fn the_rate_is_held_and_does_not_know_the_end_meanwhile() {
+        for (step, expected) in [(9, 1.0), (10, 1.0), (69, 1.0), (70, 1.0), (90, 0.05 + 0.95 * 0.5), (110, 0.05)] {
+            assert!((stage(0.6).rate(step) - expected).abs() < 1e-12, "step {step}");
+        }
+        let longer = StageRecipe { steps: 500, ..stage(0.6) };
+        assert!((0..70).all(|step| longer.rate(step).total_cmp(&stage(0.6).rate(step)).is_eq()));
     }
 }
