@@ -25,7 +25,10 @@ pub(crate) fn run(seed: u64, out: &Path) -> Result<()> {
         ensure!(status.success(), "the builder ended with {status}");
         return Ok(());
     }
-    let recipe = Recipe { seed, ..Recipe::default() };
+    let recipe = Recipe {
+        seed,
+        ..Recipe::default()
+    };
     let mut display = Display::new()?;
     build(&recipe, &Shape::default(), out, &mut |progress| {
         display.show(progress);
@@ -51,7 +54,12 @@ impl Display {
         } else {
             None
         };
-        Ok(Self { bar, stage: None, loss: 0.0, accuracy: 0.0 })
+        Ok(Self {
+            bar,
+            stage: None,
+            loss: 0.0,
+            accuracy: 0.0,
+        })
     }
 
     fn show(&mut self, progress: Progress) {
@@ -72,9 +80,22 @@ impl Display {
                 bar.set_message(text);
                 bar.set_position(progress.step as u64);
             }
-            None if progress.step % LOG_EVERY == 0 || progress.step == 1 || progress.step == progress.steps => {
-                let Progress { stage, step, steps, gradient_norm, seconds, .. } = progress;
-                eprintln!("{} {step}/{steps} {text} gradient {gradient_norm:.2} after {seconds:.0} s", stage.name());
+            None if progress.step % LOG_EVERY == 0
+                || progress.step == 1
+                || progress.step == progress.steps =>
+            {
+                let Progress {
+                    stage,
+                    step,
+                    steps,
+                    gradient_norm,
+                    seconds,
+                    ..
+                } = progress;
+                eprintln!(
+                    "{} {step}/{steps} {text} gradient {gradient_norm:.2} after {seconds:.0} s",
+                    stage.name()
+                );
             }
             None => {}
         }

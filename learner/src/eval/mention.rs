@@ -155,7 +155,9 @@ fn singular(word: &str) -> String {
     }
     // "boxes" and "buses" lose two letters, "houses" one.
     let hisses = |stem: &str| {
-        ["ss", "x", "z", "ch", "sh"].iter().any(|ending| stem.ends_with(ending))
+        ["ss", "x", "z", "ch", "sh"]
+            .iter()
+            .any(|ending| stem.ends_with(ending))
             || (stem.ends_with("us") && !stem.ends_with("ous"))
     };
     if let Some(stem) = word.strip_suffix("es").filter(|stem| hisses(stem)) {

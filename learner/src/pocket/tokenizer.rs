@@ -114,7 +114,11 @@ fn byte_letters() -> [char; 256] {
     let mut letters = ['\0'; 256];
     let mut unprintable = (0x100..).filter_map(char::from_u32);
     for byte in 0..=255u8 {
-        let letter = if printable(byte) { Some(char::from(byte)) } else { unprintable.next() };
+        let letter = if printable(byte) {
+            Some(char::from(byte))
+        } else {
+            unprintable.next()
+        };
         letters[usize::from(byte)] = letter.unwrap_or_default();
     }
     letters
@@ -170,8 +174,15 @@ mod tests {
                 assert_eq!(found.len(), words_and_marks(&text), "{text}: {found:?}");
             }
         }
-        for request in [Detail::Full, Detail::Short].into_iter().flat_map(Detail::requests) {
-            assert_eq!(tokens(&tokenizer, request).len(), words_and_marks(request), "{request}");
+        for request in [Detail::Full, Detail::Short]
+            .into_iter()
+            .flat_map(Detail::requests)
+        {
+            assert_eq!(
+                tokens(&tokenizer, request).len(),
+                words_and_marks(request),
+                "{request}"
+            );
         }
     }
 
@@ -179,8 +190,23 @@ mod tests {
     fn a_conversation_begins_and_ends_with_special_tokens() {
         let text = "<|im_start|>User:<image>Describe the image.<end_of_utterance>\nAssistant: A cat.<end_of_utterance>\n";
         let expected = [
-            "<|im_start|>", "User", ":", "<image>", "Describe", "Ġthe", "Ġimage", ".", "<end_of_utterance>", "Ċ",
-            "Assistant", ":", "ĠA", "Ġcat", ".", "<end_of_utterance>", "Ċ",
+            "<|im_start|>",
+            "User",
+            ":",
+            "<image>",
+            "Describe",
+            "Ġthe",
+            "Ġimage",
+            ".",
+            "<end_of_utterance>",
+            "Ċ",
+            "Assistant",
+            ":",
+            "ĠA",
+            "Ġcat",
+            ".",
+            "<end_of_utterance>",
+            "Ċ",
         ];
         assert_eq!(tokens(&tokenizer(), text), expected);
     }
