@@ -160,11 +160,7 @@ pub fn measures(descriptions: &[Described<'_>], names: &Synonyms) -> Vec<Measure
             let canonical = |objects: &[String]| -> Vec<String> {
                 objects
                     .iter()
-                    .map(|object| {
-                        names
-                            .canonical(object)
-                            .map_or_else(|| object.to_lowercase(), str::to_owned)
-                    })
+                    .map(|object| names.canonical(object))
                     .collect()
             };
             let (present, expected) = (

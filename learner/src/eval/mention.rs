@@ -31,6 +31,11 @@ pub struct Said {
 pub trait CaptionReader {
     /// What `caption` says.
     fn read(&self, caption: &str) -> Said;
+
+    /// The name that mentions of the annotated object `name` have. Unknown names stand for themselves.
+    fn canonical(&self, name: &str) -> String {
+        name.to_owned()
+    }
 }
 
 /// A reader that looks for known names: CHAIR's method, for photographs and free text.
@@ -94,11 +99,6 @@ impl Synonyms {
         }
         Ok(Self::new(groups))
     }
-
-    /// The canonical name that `name` stands for, if it is known.
-    pub fn canonical(&self, name: &str) -> Option<&str> {
-        self.names.get(&singular_words(name)).map(String::as_str)
-    }
 }
 
 impl CaptionReader for Synonyms {
@@ -125,6 +125,13 @@ impl CaptionReader for Synonyms {
             mentions,
             malformed: false,
         }
+    }
+
+    fn canonical(&self, name: &str) -> String {
+        self.names
+            .get(&singular_words(name))
+            .cloned()
+            .unwrap_or_else(|| name.to_lowercase())
     }
 }
 
@@ -209,8 +216,8 @@ mod tests {
             objects("Nothing known, but a doghouse."),
             Vec::<String>::new()
         );
-        assert_eq!(coco().canonical("Puppies"), Some("dog"));
-        assert_eq!(coco().canonical("cat"), None);
+        assert_eq!(coco().canonical("Puppies"), "dog");
+        assert_eq!(coco().canonical("Cat"), "cat");
     }
 
     #[test]

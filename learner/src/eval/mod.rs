@@ -15,6 +15,7 @@
 //! - [`amber`]: AMBER's files and measures.
 //! - [`preference`]: preference accuracy, margin and image-conditional accuracy from log-probabilities.
 //! - [`set`]: evaluation sets as JSONL beside images.
+//! - [`run`]: from a set and an answerer to measures.
 //! - [`report`]: all of it as JSON and as a table.
 
 pub mod amber;
@@ -28,6 +29,7 @@ pub mod pope;
 pub mod pope_sampling;
 pub mod preference;
 pub mod report;
+pub mod run;
 pub mod set;
 
 pub use answerer::{Answerer, ImageSource, Query};

@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{Example, PocketReader, Size, examples, pope_items, truth};
-use crate::eval::answerer::{Answerer, ImageSource, Query, ask_all};
-use crate::eval::chair::{self, Captioned};
+use super::{Example, PocketReader, Size, caption_items, examples, pope_items};
+use crate::eval::answerer::{Answerer, ImageSource, Query};
 use crate::eval::error::EvalError;
 use crate::eval::measure::{Bootstrap, Measure};
-use crate::eval::mention::CaptionReader;
-use crate::eval::pope;
 use crate::eval::pope_sampling::Absent;
 use crate::eval::report::Report;
+use crate::eval::run::{self, Asker};
 use crate::pocket::random::stream;
 use crate::pocket::text::{Caption, Detail, Question, Reading, Topic, read_caption, rewrite};
 use crate::pocket::world::{Kind, Scene, Statistics};
@@ -31,89 +29,68 @@ pub fn evaluate(
     progress: &mut dyn FnMut(&str, usize),
 ) -> Result<Report, EvalError> {
     let mut report = Report::new(subject, bootstrap);
-    let mut ask = |name: &str, queries: &[Query]| {
-        ask_all(answerer, queries, BATCH, &mut |done| progress(name, done))
+    let mut ask = |name: &str, work: &mut Work<'_>| -> Result<(), EvalError> {
+        let mut asker = Asker {
+            answerer: &mut *answerer,
+            batch: BATCH,
+            progress: &mut |done| progress(name, done),
+        };
+        report.add(name, &work(&mut asker)?, bootstrap);
+        Ok(())
     };
     for statistics in [Statistics::typical(), Statistics::Balanced] {
         let examples = examples(statistics, size.images, size.seed);
-        let source = |example: &Example| Some(ImageSource::Memory(Arc::clone(&example.image)));
-
-        let name = format!("captions, {}", statistics.name());
-        let request = Detail::Full.requests()[0];
-        let queries: Vec<Query> = examples
-            .iter()
-            .map(|example| Query {
-                image: source(example),
-                question: request.to_owned(),
-            })
-            .collect();
-        let captions: Vec<Captioned> = ask(&name, &queries)?
-            .iter()
-            .zip(&examples)
-            .map(|(caption, example)| {
-                Captioned::new(truth(&example.scene), PocketReader.read(caption), caption)
-            })
-            .collect();
-        report.add(&name, &chair::measures(&captions), bootstrap);
-
-        let name = format!("questions, {}", statistics.name());
-        let asked: Vec<(&Example, Question)> =
-            examples.iter().flat_map(attribute_questions).collect();
-        let queries: Vec<Query> = asked
-            .iter()
-            .map(|(example, question)| Query {
-                image: source(example),
-                question: question.text.clone(),
-            })
-            .collect();
-        let answers = ask(&name, &queries)?;
-        let right = asked
-            .iter()
-            .zip(&answers)
-            .map(|((_, question), answer)| (question.topic, *answer == question.answer()));
-        report.add(
-            &name,
-            &topic_measures(&right.collect::<Vec<_>>()),
-            bootstrap,
-        );
-
+        let world = statistics.name();
+        let image = |name: &str| picture(&examples, name);
+        let items = caption_items(&examples);
+        ask(&format!("captions, {world}"), &mut |asker| {
+            run::captions(asker, &items, &PocketReader, &image)
+        })?;
+        ask(&format!("questions, {world}"), &mut |asker| {
+            attributes(asker, &examples)
+        })?;
         for absent in Absent::ALL {
-            let name = format!("POPE {}, {}", absent.name(), statistics.name());
             let items = pope_items(&examples, absent, size);
-            let queries: Vec<Query> = items
-                .iter()
-                .map(|item| {
-                    let example = examples.iter().find(|example| example.name == item.image);
-                    Query {
-                        image: example.and_then(source),
-                        question: item.text.clone(),
-                    }
-                })
-                .collect();
-            let answers = ask(&name, &queries)?;
-            let understood: Vec<_> = items
-                .iter()
-                .zip(&answers)
-                .map(|(item, answer)| (item.label, pope::understand(answer)))
-                .collect();
-            report.add(&name, &pope::measures(&understood), bootstrap);
+            ask(&format!("POPE {}, {world}", absent.name()), &mut |asker| {
+                run::pope(asker, &items, &image)
+            })?;
         }
     }
-    let right = right_captions(size);
-    let queries: Vec<Query> = right
+    ask("rewriting", &mut |asker| rewriting(asker, size))?;
+    Ok(report)
+}
+
+/// One section of the report.
+type Work<'a> = dyn FnMut(&mut Asker<'_>) -> Result<Vec<Measure>, EvalError> + 'a;
+
+fn source(example: &Example) -> ImageSource {
+    ImageSource::Memory(Arc::clone(&example.image))
+}
+
+fn picture(examples: &[Example], name: &str) -> Result<ImageSource, EvalError> {
+    let found = examples.iter().find(|example| example.name == name);
+    found.map(source).ok_or_else(|| EvalError::File {
+        path: name.into(),
+        reason: "no such held-out picture".to_owned(),
+    })
+}
+
+/// Wrong answers to questions for colour, number and place.
+fn attributes(asker: &mut Asker<'_>, examples: &[Example]) -> Result<Vec<Measure>, EvalError> {
+    let asked: Vec<(&Example, Question)> = examples.iter().flat_map(attribute_questions).collect();
+    let queries: Vec<Query> = asked
         .iter()
-        .map(|caption| Query {
-            image: None,
-            question: rewrite::description_request(&caption.to_string()),
+        .map(|(example, question)| Query {
+            image: Some(source(example)),
+            question: question.text.clone(),
         })
         .collect();
-    let rewritten = ask("rewriting", &queries)?;
-    report.add(
-        "rewriting",
-        &rewriting_measures(&right, &rewritten),
-        bootstrap,
-    );
-    Ok(report)
+    let answers = asker.ask(&queries)?;
+    let right = asked
+        .iter()
+        .zip(&answers)
+        .map(|((_, question), answer)| (question.topic, *answer == question.answer()));
+    Ok(topic_measures(&right.collect::<Vec<_>>()))
 }
 
 /// Colour, number and place of everything in a picture, as far as they can be asked for.
@@ -151,18 +128,23 @@ fn topic_measures(answers: &[(Topic, bool)]) -> Vec<Measure> {
     ]
 }
 
-/// Right captions of balanced scenes, to be rewritten.
-fn right_captions(size: Size) -> Vec<Caption> {
-    (0..size.images as u64)
+/// How right captions of balanced scenes come back when they are to be made wrong.
+fn rewriting(asker: &mut Asker<'_>, size: Size) -> Result<Vec<Measure>, EvalError> {
+    let right: Vec<Caption> = (0..size.images as u64)
         .map(|index| {
             let mut random = stream(size.seed, "held out rewriting", index);
-            Caption::of(
-                &Scene::sample(Statistics::Balanced, &mut random),
-                Detail::Full,
-                &mut random,
-            )
+            let scene = Scene::sample(Statistics::Balanced, &mut random);
+            Caption::of(&scene, Detail::Full, &mut random)
         })
-        .collect()
+        .collect();
+    let queries: Vec<Query> = right
+        .iter()
+        .map(|caption| Query {
+            image: None,
+            question: rewrite::description_request(&caption.to_string()),
+        })
+        .collect();
+    Ok(rewriting_measures(&right, &asker.ask(&queries)?))
 }
 
 fn rewriting_measures(right: &[Caption], rewritten: &[String]) -> Vec<Measure> {

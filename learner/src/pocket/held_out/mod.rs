@@ -1,7 +1,7 @@
 //! Held-out pictures of the pocket world, and everything that a model can be asked about them.
 //!
 //! # Layout
-//! - [`Size`], [`Example`], [`examples`], [`pope_items`], [`write`]: the pictures and the questions, also as files.
+//! - [`Size`], [`Example`], [`examples`], [`caption_items`], [`pope_items`], [`write`]: the pictures and the questions, also as files.
 //! - [`PocketReader`]: from a caption to its mentions (`reader`).
 //! - [`evaluate`]: asks everything and measures (`evaluation`).
 
@@ -97,6 +97,18 @@ pub fn truth(scene: &Scene) -> Vec<Truth> {
         .collect()
 }
 
+/// The caption set of `examples`.
+pub fn caption_items(examples: &[Example]) -> Vec<CaptionItem> {
+    examples
+        .iter()
+        .map(|example| CaptionItem {
+            image: example.name.clone(),
+            objects: truth(&example.scene),
+            question: Detail::Full.requests()[0].to_owned(),
+        })
+        .collect()
+}
+
 /// POPE questions about `examples`, with the frequencies of typical scenes: adversarial questions ask for what a model
 /// expects from habit.
 pub fn pope_items(examples: &[Example], absent: Absent, size: Size) -> Vec<PopeItem> {
@@ -154,17 +166,9 @@ pub fn write(directory: &Path, size: Size) -> Result<(), EvalError> {
                     reason: error.to_string(),
                 })?;
         }
-        let captions: Vec<CaptionItem> = examples
-            .iter()
-            .map(|example| CaptionItem {
-                image: example.name.clone(),
-                objects: truth(&example.scene),
-                question: Detail::Full.requests()[0].to_owned(),
-            })
-            .collect();
         write_jsonl(
             &directory.join(format!("captions_{}.jsonl", statistics.name())),
-            &captions,
+            &caption_items(&examples),
         )?;
         for absent in Absent::ALL {
             let file = format!("pope_{}_{}.jsonl", absent.name(), statistics.name());
