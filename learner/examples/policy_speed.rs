@@ -17,7 +17,7 @@ use rand::{Rng, SeedableRng};
 use reground_learner::adapter::{AdapterConfig, TargetModules};
 use reground_learner::bpo::policy::{Gradients, Group, Policy};
 use reground_learner::model::{
-    ALL_LINEAR, Lora, LoraPolicy, Model, PolicyOptions, Source, Weights,
+    ALL_LINEAR, Lora, LoraPolicy, Model, PolicyOptions, Request, Sampling, Source, Weights, Workers,
 };
 use serde_json::{Value, json};
 
@@ -263,11 +263,33 @@ fn main() -> Result<()> {
         lora_dropout: option("--dropout-percent", 0)? as f64 / 100.0,
         ..AdapterConfig::uniform(rank, 2.0 * rank as f64)
     };
-    let policy = LoraPolicy::new(
-        model.clone(),
-        Lora::init(model.decoder(), settings, 3)?,
-        options,
-    )?;
+    let lora = Lora::init(model.decoder(), settings, 3)?;
+    let (start, before) = (Instant::now(), usage().0);
+    let requests: Vec<Request<'_>> = groups
+        .iter()
+        .map(|group| Request {
+            prompt: group.prompt.clone(),
+            features: group.features.clone(),
+            adapter: Some(&lora),
+            sampling: Sampling {
+                temperature: 1.0,
+                top_p: 1.0,
+                seed: 1,
+            },
+            max_tokens: shape.answer,
+        })
+        .collect();
+    let completions = model.generate(&requests, &Workers::new(options.threads)?)?;
+    let tokens: usize = completions
+        .iter()
+        .map(|completion| completion.ids.len())
+        .sum();
+    println!(
+        "generation: {pairs} prompts with an adapter, {tokens} tokens: {:.0} tokens/s wall, {:.0} per CPU second",
+        tokens as f64 / start.elapsed().as_secs_f64(),
+        tokens as f64 / (usage().0 - before),
+    );
+    let policy = LoraPolicy::new(model.clone(), lora, options)?;
     let coefficients = vec![vec![0.01, -0.01]; pairs];
     let (mut forward, mut backward) = (0.0, 0.0);
     let (mut wall, mut cpu) = (Instant::now(), usage().0);

@@ -322,3 +322,32 @@ fn settings_are_written_the_way_other_readers_need_them() {
         "whole paths, so that the vision tower's q_proj is not meant"
     );
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(128))]
+
+    /// Whatever bytes a file holds, reading ends in an adapter or an error that can be shown.
+    #[test]
+    fn damage_anywhere_is_never_a_panic(
+        offset in 0_usize..6_000,
+        bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 1..16),
+        in_settings: bool,
+    ) {
+        let directory = copy();
+        let path = directory.path().join(if in_settings { CONFIG_FILE } else { WEIGHTS_FILE });
+        let mut content = std::fs::read(&path).unwrap();
+        let offset = offset % content.len();
+        let end = (offset + bytes.len()).min(content.len());
+        content[offset..end].copy_from_slice(&bytes[..end - offset]);
+        std::fs::write(&path, content).unwrap();
+        match PeftAdapter::read(directory.path()) {
+            Ok(adapter) => {
+                for weights in adapter.modules.values() {
+                    proptest::prop_assert!(weights.scale.is_finite() && weights.r > 0);
+                    proptest::prop_assert_eq!(weights.a.dims()[0], weights.b.dims()[1]);
+                }
+            }
+            Err(error) => proptest::prop_assert!(!error.to_string().is_empty()),
+        }
+    }
+}

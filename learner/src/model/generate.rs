@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 
+use super::adapters::Adapters;
 use super::decoder::{KeyValues, Packed};
 use super::error::ModelError;
-use super::lora::{Adapters, Lora};
+use super::lora::Lora;
 use super::multimodal::Model;
 use super::sampler::{Sampler, Sampling};
 use super::workers::Workers;

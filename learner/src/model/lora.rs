@@ -1,14 +1,12 @@
 //! LoRA on the decoder's linear layers: `y = W·x + scale · B·(A·dropout(x))`.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor};
 use rand::{Rng, SeedableRng};
 
 use super::decoder::Decoder;
 use super::error::ModelError;
-use super::ops::cpu::{self, Floats};
 use crate::adapter::{AdapterConfig, LoraWeights, MAX_RANK, PeftAdapter};
 
 /// The linear layers of a decoder block.
@@ -139,7 +137,6 @@ impl Lora {
     /// # Errors
     /// A module that is no linear layer of this decoder, shapes that do not fit.
     pub fn load(decoder: &Decoder, adapter: &PeftAdapter) -> std::result::Result<Self, ModelError> {
-        adapter.check_against(&decoder.module_shapes()?)?;
         let resolved = adapter.clone().resolved(&decoder.module_shapes()?)?;
         let mut modules = resolved.modules;
         let names = decoder.module_names();
@@ -248,146 +245,5 @@ impl Lora {
             }
         }
         Ok(())
-    }
-}
-
-/// Which adapter answers for which rows. Sequences of several adapters share one batch: the base's products are done once
-/// for all rows, each adapter's for its own.
-#[derive(Clone, Debug, Default)]
-pub struct Adapters<'a> {
-    spans: Vec<(Range<usize>, &'a Lora)>,
-}
-
-impl<'a> Adapters<'a> {
-    /// The base alone.
-    pub fn none() -> Self {
-        Self::default()
-    }
-
-    /// One adapter for all of `rows` rows, or none.
-    pub fn all(adapter: Option<&'a Lora>, rows: usize) -> Self {
-        Self {
-            spans: adapter
-                .map(|adapter| (0..rows, adapter))
-                .into_iter()
-                .collect(),
-        }
-    }
-
-    /// Adapters by rows, in ascending order without overlap. Rows that are not named get the base alone.
-    pub fn by_rows(spans: Vec<(Range<usize>, &'a Lora)>) -> Self {
-        Self { spans }
-    }
-
-    /// Adds the adapters' part to `y = W·x`.
-    pub(crate) fn add(&self, layer: usize, slot: Slot, x: &Tensor, y: Tensor) -> Result<Tensor> {
-        let rows = x.dim(0)?;
-        let mut y = y;
-        for (span, adapter) in &self.spans {
-            let Some(weights) = adapter.weights(layer, slot).filter(|_| !span.is_empty()) else {
-                continue;
-            };
-            let part = if span.len() == rows {
-                x.clone()
-            } else {
-                x.narrow(0, span.start, span.len())?
-            };
-            let delta = delta(&middle(&part, weights)?, weights)?.to_dtype(y.dtype())?;
-            y = if span.len() == rows {
-                (y + delta)?
-            } else {
-                let mut pieces = Vec::with_capacity(3);
-                if span.start > 0 {
-                    pieces.push(y.narrow(0, 0, span.start)?);
-                }
-                pieces.push((y.narrow(0, span.start, span.len())? + delta)?);
-                if span.end < rows {
-                    pieces.push(y.narrow(0, span.end, rows - span.end)?);
-                }
-                Tensor::cat(&pieces, 0)?
-            };
-        }
-        Ok(y)
-    }
-}
-
-/// `scale · A·x` for each row, `[rows, r]`, f32. The scale goes here because this is the small matrix.
-pub(crate) fn middle(x: &Tensor, weights: &LoraWeights) -> Result<Tensor> {
-    x.to_dtype(DType::F32)?.matmul(&weights.a.t()?)? * weights.scale
-}
-
-/// `B · middle` for each row, `[rows, out]`, f32.
-pub(crate) fn delta(middle: &Tensor, weights: &LoraWeights) -> Result<Tensor> {
-    middle.matmul(&weights.b.t()?)
-}
-
-/// Sets elements to zero with probability `p` and divides the rest by 1 − p. Which ones depends on `key` and the place in
-/// the tensor alone, so that the backward pass applies the same mask without keeping it.
-pub(crate) fn dropout(x: &Tensor, p: f64, key: u64) -> Result<Tensor> {
-    let x = x.contiguous()?;
-    if cpu::takes(&[&x]) {
-        let mut y = vec![0.0_f32; x.elem_count()];
-        {
-            let x = Floats::of(&x)?;
-            let x: &[f32] = &x;
-            drop_into(x, p, key, &mut y);
-        }
-        return cpu::tensor(y, x.dims());
-    }
-    let ones = vec![1.0_f32; x.elem_count()];
-    let mut mask = vec![0.0_f32; x.elem_count()];
-    drop_into(&ones, p, key, &mut mask);
-    let mask = Tensor::from_vec(mask, x.dims(), x.device())?.to_dtype(x.dtype())?;
-    x * mask
-}
-
-cpu::kernel! {
-    fn drop_into(x: &'a [f32], p: f64, key: u64, y: &'a mut [f32]) {
-        let threshold = (p * 4_294_967_296.0) as u32;
-        let factor = (1.0 / (1.0 - p)) as f32;
-        let (low, high) = (key as u32, (key >> 32) as u32);
-        for (index, (y, x)) in y.iter_mut().zip(x).enumerate() {
-            // Murmur3's finaliser: every bit of the index reaches every bit of the result, in operations that vectorise.
-            let mut h = (index as u32).wrapping_mul(0x9E37_79B9) ^ low;
-            h ^= h >> 16;
-            h = h.wrapping_mul(0x85EB_CA6B) ^ high;
-            h ^= h >> 13;
-            h = h.wrapping_mul(0xC2B2_AE35);
-            h ^= h >> 16;
-            *y = if h >= threshold { x * factor } else { 0.0 };
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dropout_keeps_the_mean_and_depends_on_the_key() {
-        let x = Tensor::ones((100, 100), DType::F32, &Device::Cpu).unwrap();
-        let dropped = dropout(&x, 0.05, 7).unwrap();
-        let values = dropped.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let zeros = values.iter().filter(|value| **value == 0.0).count();
-        assert!((400..600).contains(&zeros), "{zeros} of 10000 at p = 0.05");
-        assert!(
-            values
-                .iter()
-                .all(|value| *value == 0.0 || (value - 1.0 / 0.95).abs() < 1e-6)
-        );
-        let again = dropout(&x, 0.05, 7)
-            .unwrap()
-            .flatten_all()
-            .unwrap()
-            .to_vec1::<f32>()
-            .unwrap();
-        assert_eq!(values, again);
-        let other = dropout(&x, 0.05, 8)
-            .unwrap()
-            .flatten_all()
-            .unwrap()
-            .to_vec1::<f32>()
-            .unwrap();
-        assert_ne!(values, other);
     }
 }

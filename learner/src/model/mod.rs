@@ -34,15 +34,17 @@
 //! - [`Model`]: a whole model (`multimodal`); [`Source`]: its files, in a directory or in memory; [`Weights`]: its tensors.
 //! - [`Family`]: what differs between families; [`idefics3`]: Idefics3 / SmolVLM. A new family is a folder beside it.
 //! - [`Decoder`], [`Packed`]: the language model over packed batches (`decoder`).
-//! - [`Lora`], [`Adapters`]: adapters on the decoder (`lora`).
+//! - [`Lora`], [`Adapters`]: adapters on the decoder (`lora`, `adapters`, `dropout`).
 //! - [`LoraPolicy`]: what the trainer trains (`policy`); [`Workers`]: its threads.
 //! - [`Request`], [`Completion`], [`Sampling`]: generation (`generate`, `sampler`).
 //! - [`Message`], [`ChatTemplate`], [`TextTokenizer`]: from a conversation to token ids.
 //! - [`ops`]: differentiable operations.
 //! - [`ModelError`]: why a model was refused.
 
+mod adapters;
 mod conversation;
 mod decoder;
+mod dropout;
 mod error;
 mod family;
 mod generate;
@@ -58,12 +60,13 @@ mod tokenizer;
 mod weights;
 mod workers;
 
+pub use adapters::Adapters;
 pub use conversation::{Message, Part};
 pub use decoder::{AnswerRows, Decoder, DecoderConfig, KeyValues, Packed, RopeScaling};
 pub use error::ModelError;
 pub use family::{Family, ImageInput};
 pub use generate::{Completion, Finish, Request};
-pub use lora::{ALL_LINEAR, Adapters, Lora, Slot};
+pub use lora::{ALL_LINEAR, Lora, Slot};
 pub use multimodal::Model;
 pub use policy::{LoraPolicy, PolicyOptions, Tape};
 pub use sampler::{Sampler, Sampling};

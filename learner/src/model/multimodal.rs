@@ -7,12 +7,12 @@ use candle_core::{DType, Device, Tensor};
 use image::DynamicImage;
 use serde_json::Value;
 
+use super::adapters::Adapters;
 use super::conversation::Message;
 use super::decoder::{Decoder, Packed};
 use super::error::ModelError;
 use super::family::{Family, ImageInput};
 use super::idefics3::{self, Idefics3};
-use super::lora::Adapters;
 use super::source::Source;
 use super::template::ChatTemplate;
 use super::tokenizer::TextTokenizer;

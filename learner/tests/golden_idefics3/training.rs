@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use reground_learner::adapter::{AdapterConfig, PeftAdapter, TargetModules};
 use reground_learner::bpo::policy::{Gradients, Group, Policy};
-use reground_learner::model::{ALL_LINEAR, Lora, LoraPolicy, PolicyOptions};
+use reground_learner::model::{ALL_LINEAR, Lora, LoraPolicy, Model, PolicyOptions};
 
 use crate::fixture::{Fixture, golden, relative};
 
@@ -315,5 +315,53 @@ fn gradients_under_dropout_agree_with_differences() {
             let error = (difference - f64::from(norm)).abs() / f64::from(norm);
             assert!(error < 2e-2, "{name}: norm {norm}, difference {difference}");
         }
+    }
+}
+
+/// On a GPU every operation is composed of candle's own, and the base is in half precision. f16 on the CPU takes the same
+/// paths: the kernels of this crate are f32 only.
+#[test]
+fn a_half_precision_base_takes_the_composed_paths() {
+    let model = Model::load(&golden("model"), DType::F16, &Device::Cpu).unwrap();
+    let fixture = Fixture::load();
+    let image_and_answers = |model: &Model, pair: usize| {
+        let name = fixture.pairs()[pair]["image"].as_str().unwrap();
+        let image = model
+            .preprocess(&image::open(golden(name)).unwrap())
+            .unwrap();
+        let text = |key: &str| fixture.pairs()[pair][key].as_str().unwrap().trim_start();
+        let answers = [text("chosen"), text("rejected")];
+        model
+            .group(&fixture.messages(pair), &[image], &answers)
+            .unwrap()
+    };
+    let groups: Vec<Group> = (0..4).map(|pair| image_and_answers(&model, pair)).collect();
+    let lora = fixture.lora("adapter");
+    let policy = LoraPolicy::new(Arc::new(model), lora, options(1, 80, 0)).unwrap();
+    let reference = policy.score(&groups, false).unwrap();
+    let (log_probs, tape) = policy.forward(&groups, None).unwrap();
+    let (loss, coefficients) = dpo(&log_probs, &reference);
+    let expected = fixture.expected["dpo_at_adapter"]["loss"].as_f64().unwrap();
+    assert!(
+        (loss - expected).abs() < 1e-2,
+        "loss {loss}, expected {expected}"
+    );
+    // f16 flushes gradients under 6e-8 to zero; scaled coefficients stay clear of that, as loss scaling does.
+    let scaled: Vec<Vec<f64>> = coefficients
+        .iter()
+        .map(|c| c.iter().map(|c| c * 64.0).collect())
+        .collect();
+    let mut gradients = Gradients::new();
+    policy.backward(tape, &scaled, &mut gradients).unwrap();
+    assert_eq!(gradients.len(), 42);
+    for (name, gradient) in &gradients {
+        assert_eq!(
+            gradient.dtype(),
+            DType::F32,
+            "gradients of the f32 LoRA are f32"
+        );
+        let gradient = (gradient / 64.0).unwrap();
+        let error = relative(&gradient, &fixture.tensors[&format!("grad.{name}")]);
+        assert!(error < 3e-2, "{name}: relative error {error}");
     }
 }

@@ -214,3 +214,61 @@ fn text_that_imitates_the_template_is_refused() {
         .prompt(&[Message::user("x ".repeat(3000), 0)], &[]);
     assert!(matches!(long, Err(ModelError::TooLong { .. })));
 }
+
+#[test]
+fn split_images_have_as_many_placeholders_as_features() {
+    use reground_learner::model::Message;
+    let mut files: BTreeMap<String, Cow<'static, [u8]>> = BTreeMap::new();
+    for name in [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    ] {
+        files.insert(
+            name.to_owned(),
+            Cow::Owned(std::fs::read(golden("model").join(name)).unwrap()),
+        );
+    }
+    let bytes = std::fs::read(golden("model").join("preprocessor_config.json")).unwrap();
+    let mut settings: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    settings["do_image_splitting"] = true.into();
+    settings["size"]["longest_edge"] = 128.into();
+    // transformers 5 has these settings inside processor_config.json.
+    let processor = serde_json::json!({"image_processor": settings, "image_seq_len": 4});
+    files.insert(
+        "processor_config.json".to_owned(),
+        Cow::Owned(processor.to_string().into_bytes()),
+    );
+    let weights = Source::directory(golden("model"))
+        .weights(DType::F32, &Device::Cpu)
+        .unwrap();
+    let model = Model::build(&Source::Memory(files), &weights).unwrap();
+    for (width, height, grid) in [
+        (100, 50, (1, 2)),
+        (50, 100, (2, 1)),
+        (90, 90, (2, 2)),
+        (1, 1, (2, 2)),
+    ] {
+        let picture = image::DynamicImage::new_rgb8(width, height);
+        let image = model.preprocess(&picture).unwrap();
+        assert_eq!(image.grid, grid);
+        let features = model.encode_image(&image).unwrap();
+        let prompt = model
+            .prompt(&[Message::user("what?", 1)], std::slice::from_ref(&image))
+            .unwrap();
+        let placeholders = prompt.iter().filter(|id| **id == 4).count();
+        assert_eq!(placeholders, features.dim(0).unwrap());
+        assert_eq!(placeholders, 4 * (grid.0 * grid.1 + 1));
+        let packed_group = model
+            .group(
+                &[Message::user("what?", 1)],
+                std::slice::from_ref(&image),
+                &["x"],
+            )
+            .unwrap();
+        let packed = Packed::new([&packed_group]).unwrap();
+        let hidden = model.hidden(&packed, &Adapters::none()).unwrap();
+        assert_eq!(hidden.dim(0).unwrap(), packed.len());
+    }
+}

@@ -7,8 +7,8 @@ use candle_core::Tensor;
 
 use super::gradient::{LayerGradients, Saved, Tail, Training};
 use super::{Decoder, Packed, Pass};
+use crate::model::adapters::Adapters;
 use crate::model::error::ModelError;
-use crate::model::lora::Adapters;
 use crate::model::ops::attention::Span;
 
 /// What [`Decoder::backward`] needs of a batch.

@@ -30,8 +30,9 @@ pub use config::{DecoderConfig, RopeScaling};
 pub use packed::{AnswerRows, Packed};
 use rotary::Rotary;
 
+use super::adapters::Adapters;
 use super::error::ModelError;
-use super::lora::{Adapters, Slot};
+use super::lora::Slot;
 use super::ops::attention::{Heads, Span};
 use super::ops::linear;
 use super::ops::rms_norm::rms_norm;

@@ -6,8 +6,8 @@ use candle_core::Tensor;
 
 use super::cache::{KeyValues, attend};
 use super::{Decoder, Packed};
+use crate::model::adapters::Adapters;
 use crate::model::error::ModelError;
-use crate::model::lora::Adapters;
 use crate::model::ops::attention::attention;
 
 impl Decoder {

@@ -64,9 +64,9 @@ pub(crate) fn tensor(values: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
 /// there a `mul_add` is a call into libm. A closure given to `pulp` has the same fate as soon as it is large, hence a
 /// structure with an inlined method. Borrowed arguments have the lifetime `'a`.
 macro_rules! kernel {
-    (fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block) => {
+    ($visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block) => {
         #[allow(clippy::too_many_arguments, reason = "some kernels take many matrices and sizes")]
-        fn $name<'a>($($argument: $type),*) {
+        $visibility fn $name<'a>($($argument: $type),*) {
             struct Call<'a> {
                 $($argument: $type,)*
                 lifetime: std::marker::PhantomData<&'a ()>,
