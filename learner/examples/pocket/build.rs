@@ -80,7 +80,7 @@ impl Display {
                 bar.set_message(text);
                 bar.set_position(progress.step as u64);
             }
-            None if progress.step % LOG_EVERY == 0
+            None if progress.step.is_multiple_of(LOG_EVERY)
                 || progress.step == 1
                 || progress.step == progress.steps =>
             {

@@ -107,7 +107,7 @@ pub fn build(
         standing.seconds += started.elapsed().as_secs_f64();
         progress.seconds = standing.seconds;
         let stopped = look(progress).is_break();
-        if stopped || standing.step % SAVE_EVERY == 0 || standing.step == progress.steps {
+        if stopped || standing.step.is_multiple_of(SAVE_EVERY) || standing.step == progress.steps {
             checkpoint::save(&path, &standing, &network.with_heads(), &optimiser)?;
         }
         if stopped {

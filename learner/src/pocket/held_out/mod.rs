@@ -204,6 +204,6 @@ mod tests {
         }
         let pope: Vec<PopeItem> =
             read_jsonl(&directory.path().join("pope_adversarial_typical.jsonl")).unwrap();
-        assert!(!pope.is_empty() && pope.len() % 2 == 0);
+        assert!(!pope.is_empty() && pope.len().is_multiple_of(2));
     }
 }
