@@ -13,7 +13,7 @@ use reground_learner::pocket::hub::Shape;
 /// Steps between log lines where there is no terminal to draw a bar on.
 const LOG_EVERY: usize = 25;
 
-pub(crate) fn run(seed: u64, out: &Path) -> Result<()> {
+pub(crate) fn run(recipe: &Recipe, out: &Path) -> Result<()> {
     // Each worker is one thread. candle reads this variable for every product, so it is set for a process of its own.
     const THREADS: &str = "RAYON_NUM_THREADS";
     if std::env::var(THREADS).as_deref() != Ok("1") {
@@ -25,12 +25,8 @@ pub(crate) fn run(seed: u64, out: &Path) -> Result<()> {
         ensure!(status.success(), "the builder ended with {status}");
         return Ok(());
     }
-    let recipe = Recipe {
-        seed,
-        ..Recipe::default()
-    };
     let mut display = Display::new()?;
-    build(&recipe, &Shape::default(), out, &mut |progress| {
+    build(recipe, &Shape::default(), out, &mut |progress| {
         display.show(progress);
         ControlFlow::Continue(())
     })?;

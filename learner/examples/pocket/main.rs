@@ -14,9 +14,10 @@ mod sheet;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use reground_learner::pocket::builder::Recipe;
 use reground_learner::pocket::held_out::Size;
 
-const USAGE: &str = "usage: pocket build [--seed N] --out DIR
+const USAGE: &str = "usage: pocket build [--seed N] [--speech-steps N] --out DIR
        pocket eval --model DIR [--images N] [--seed N] [--json FILE]
        pocket held-out --out DIR [--images N] [--seed N]
        pocket sheet FILE.png";
@@ -25,11 +26,13 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
         Some("build") => {
-            let options = Options::parse(arguments, &["--seed", "--out"])?;
-            build::run(
-                options.number("--seed")?.unwrap_or(0),
-                &options.path("--out")?,
-            )
+            let options = Options::parse(arguments, &["--seed", "--speech-steps", "--out"])?;
+            let mut recipe = Recipe::default();
+            recipe.seed = options.number("--seed")?.unwrap_or(recipe.seed);
+            if let Some(steps) = options.number("--speech-steps")? {
+                recipe.speech.steps = usize::try_from(steps)?;
+            }
+            build::run(&recipe, &options.path("--out")?)
         }
         Some("eval") => {
             let options = Options::parse(arguments, &["--model", "--images", "--seed", "--json"])?;

@@ -61,12 +61,13 @@ pub fn build(
     let path = checkpoint_path(directory);
     let (mut standing, mut optimiser) = if path.exists() {
         let (standing, optimiser) = checkpoint::load(&path, &network.with_heads())?;
-        if standing.recipe != *recipe {
+        if !recipe.agrees_until(&standing.recipe, standing.stage, standing.step) {
             let reason =
                 "belongs to a build with another recipe; build into another directory".to_owned();
             return Err(BuildError::Checkpoint { path, reason });
         }
-        (standing, optimiser)
+        let recipe = recipe.clone();
+        (Standing { recipe, ..standing }, optimiser)
     } else {
         let standing = Standing {
             recipe: recipe.clone(),

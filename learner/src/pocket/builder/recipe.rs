@@ -98,6 +98,23 @@ impl Recipe {
             Stage::Speech => self.speech,
         }
     }
+
+    /// Whether a build that has taken `step` steps of `stage` under `other` stands where this recipe would have brought it:
+    /// what differs lies ahead. So a build can be lengthened or shortened while its rate is held.
+    pub fn agrees_until(&self, other: &Self, stage: Stage, step: usize) -> bool {
+        let mut aligned = other.clone();
+        match stage {
+            Stage::Sight => {
+                aligned.sight.steps = self.sight.steps;
+                aligned.speech = self.speech;
+            }
+            Stage::Speech => aligned.speech.steps = self.speech.steps,
+        }
+        let (mine, theirs) = (self.stage(stage), other.stage(stage));
+        aligned == *self
+            && step <= mine.steps
+            && (0..step).all(|step| mine.rate(step).total_cmp(&theirs.rate(step)).is_eq())
+    }
 }
 
 impl StageRecipe {
@@ -166,5 +183,24 @@ mod tests {
             ..stage(0.6)
         };
         assert!((0..70).all(|step| longer.rate(step).total_cmp(&stage(0.6).rate(step)).is_eq()));
+    }
+
+    #[test]
+    fn recipes_agree_as_long_as_what_differs_lies_ahead() {
+        let recipe = Recipe::default();
+        let mut longer = recipe.clone();
+        longer.speech.steps += 100;
+        assert!(longer.agrees_until(&recipe, Stage::Sight, recipe.sight.steps));
+        assert!(longer.agrees_until(&recipe, Stage::Speech, 500));
+        // The rate of the shorter one has begun to fall by then.
+        assert!(!longer.agrees_until(&recipe, Stage::Speech, recipe.speech.steps));
+        let other = Recipe {
+            seed: 1,
+            ..recipe.clone()
+        };
+        assert!(!other.agrees_until(&recipe, Stage::Sight, 0));
+        let mut shorter = recipe.clone();
+        shorter.speech.steps = 400;
+        assert!(!shorter.agrees_until(&recipe, Stage::Speech, 500));
     }
 }
