@@ -41,7 +41,7 @@ def written_here(rust, directory):
     plain = logits(base(), case)
     with warnings.catch_warnings():
         # PEFT warns about tensors that it misses or does not expect: here that is a failure.
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         model = PeftModel.from_pretrained(base(), directory / "adapter").eval()
     with_adapter = logits(model, case)
     difference = (with_adapter - case["logits"]).abs().max().item()
