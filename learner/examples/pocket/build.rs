@@ -50,12 +50,7 @@ impl Display {
         } else {
             None
         };
-        Ok(Self {
-            bar,
-            stage: None,
-            loss: 0.0,
-            accuracy: 0.0,
-        })
+        Ok(Self { bar, stage: None, loss: 0.0, accuracy: 0.0 })
     }
 
     fn show(&mut self, progress: Progress) {
@@ -80,18 +75,8 @@ impl Display {
                 || progress.step == 1
                 || progress.step == progress.steps =>
             {
-                let Progress {
-                    stage,
-                    step,
-                    steps,
-                    gradient_norm,
-                    seconds,
-                    ..
-                } = progress;
-                eprintln!(
-                    "{} {step}/{steps} {text} gradient {gradient_norm:.2} after {seconds:.0} s",
-                    stage.name()
-                );
+                let Progress { stage, step, steps, gradient_norm, seconds, .. } = progress;
+                eprintln!("{} {step}/{steps} {text} gradient {gradient_norm:.2} after {seconds:.0} s", stage.name());
             }
             None => {}
         }

@@ -18,23 +18,15 @@ pub(crate) fn run(model_directory: &Path, size: Size, json: Option<&Path>) -> Re
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = Workers::new(threads)?;
     let mut answerer = ModelAnswerer::new(&model, None, &workers, MAX_TOKENS);
-    let bar = ProgressBar::new_spinner()
-        .with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
-    let report = held_out::evaluate(
-        "pocket",
-        &mut answerer,
-        size,
-        Bootstrap::default(),
-        &mut |set, done| {
-            bar.set_message(format!("{set}: {done}"));
-            bar.tick();
-        },
-    )?;
+    let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
+    let report = held_out::evaluate("pocket", &mut answerer, size, Bootstrap::default(), &mut |set, done| {
+        bar.set_message(format!("{set}: {done}"));
+        bar.tick();
+    })?;
     bar.finish_and_clear();
     println!("{report}");
     if let Some(path) = json {
-        let file =
-            std::fs::File::create(path).with_context(|| format!("writing {}", path.display()))?;
+        let file = std::fs::File::create(path).with_context(|| format!("writing {}", path.display()))?;
         serde_json::to_writer_pretty(file, &report)?;
     }
     Ok(())

@@ -58,43 +58,28 @@ impl Options {
             if !known.contains(&name.as_str()) {
                 bail!("unknown option {name}\n{USAGE}");
             }
-            let value = arguments
-                .next()
-                .with_context(|| format!("{name} needs a value"))?;
+            let value = arguments.next().with_context(|| format!("{name} needs a value"))?;
             options.push((name, value));
         }
         Ok(Self(options))
     }
 
     fn text(&self, name: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
     fn path(&self, name: &str) -> Result<PathBuf> {
-        self.text(name)
-            .map(PathBuf::from)
-            .with_context(|| format!("{name} is missing\n{USAGE}"))
+        self.text(name).map(PathBuf::from).with_context(|| format!("{name} is missing\n{USAGE}"))
     }
 
     fn number(&self, name: &str) -> Result<Option<u64>> {
-        self.text(name)
-            .map(|value| {
-                value
-                    .parse()
-                    .with_context(|| format!("{name} {value}: not a number"))
-            })
-            .transpose()
+        self.text(name).map(|value| value.parse().with_context(|| format!("{name} {value}: not a number"))).transpose()
     }
 
     fn size(&self) -> Result<Size> {
         let default = Size::default();
         Ok(Size {
-            images: self
-                .number("--images")?
-                .map_or(Ok(default.images), usize::try_from)?,
+            images: self.number("--images")?.map_or(Ok(default.images), usize::try_from)?,
             seed: self.number("--seed")?.unwrap_or(default.seed),
             ..default
         })

@@ -78,21 +78,13 @@ pub fn read(queries: &Path, annotations: &Path) -> Result<Vec<AmberItem>, EvalEr
     let items: Vec<AmberItem> = json::<Vec<QueryLine>>(queries)?
         .into_iter()
         .map(|query| {
-            let bad = |path: &Path, reason: String| EvalError::File {
-                path: path.to_owned(),
-                reason,
-            };
+            let bad = |path: &Path, reason: String| EvalError::File { path: path.to_owned(), reason };
             let annotation = known
                 .get(&query.id)
                 .ok_or_else(|| bad(annotations, format!("query {} has no annotation", query.id)))?;
-            let truth = truth(annotation)
-                .map_err(|reason| bad(annotations, format!("annotation {}: {reason}", query.id)))?;
-            Ok(AmberItem {
-                id: query.id,
-                image: query.image,
-                query: query.query,
-                truth,
-            })
+            let truth =
+                truth(annotation).map_err(|reason| bad(annotations, format!("annotation {}: {reason}", query.id)))?;
+            Ok(AmberItem { id: query.id, image: query.image, query: query.query, truth })
         })
         .collect::<Result<_, EvalError>>()?;
     if items.is_empty() {
@@ -105,16 +97,10 @@ fn truth(annotation: &AnnotationLine) -> Result<AmberTruth, String> {
     let wrong = |error: serde_json::Error| format!("`truth` of type {}: {error}", annotation.kind);
     if annotation.kind == "generative" {
         let present = serde_json::from_value(annotation.truth.clone()).map_err(wrong)?;
-        Ok(AmberTruth::Generative {
-            present,
-            expected: annotation.hallu.clone(),
-        })
+        Ok(AmberTruth::Generative { present, expected: annotation.hallu.clone() })
     } else if annotation.kind.starts_with("discriminative") {
         let answer = serde_json::from_value(annotation.truth.clone()).map_err(wrong)?;
-        Ok(AmberTruth::Discriminative {
-            kind: annotation.kind.clone(),
-            answer,
-        })
+        Ok(AmberTruth::Discriminative { kind: annotation.kind.clone(), answer })
     } else {
         Err(format!("unknown type {:?}", annotation.kind))
     }
@@ -126,17 +112,12 @@ fn truth(annotation: &AnnotationLine) -> Result<AmberTruth, String> {
 /// An unreadable or malformed file.
 pub fn read_relations(path: &Path) -> Result<Synonyms, EvalError> {
     let relations: BTreeMap<String, Vec<String>> = json(path)?;
-    Ok(Synonyms::new(relations.into_iter().map(
-        |(object, words)| std::iter::once(object).chain(words),
-    )))
+    Ok(Synonyms::new(relations.into_iter().map(|(object, words)| std::iter::once(object).chain(words))))
 }
 
 fn json<T: DeserializeOwned>(path: &Path) -> Result<T, EvalError> {
     let bytes = fs_err::read(path)?;
-    serde_json::from_slice(&bytes).map_err(|error| EvalError::File {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    })
+    serde_json::from_slice(&bytes).map_err(|error| EvalError::File { path: path.to_owned(), reason: error.to_string() })
 }
 
 /// A description beside AMBER's annotation of it.
@@ -157,28 +138,15 @@ pub fn measures(descriptions: &[Described<'_>], names: &Synonyms) -> Vec<Measure
     let counts: Vec<[f64; 5]> = descriptions
         .iter()
         .map(|description| {
-            let canonical = |objects: &[String]| -> Vec<String> {
-                objects
-                    .iter()
-                    .map(|object| names.canonical(object))
-                    .collect()
-            };
-            let (present, expected) = (
-                canonical(description.present),
-                canonical(description.expected),
-            );
-            let mut said: Vec<String> = names
-                .read(description.text)
-                .mentions
-                .into_iter()
-                .map(|mention| mention.object)
-                .collect();
+            let canonical =
+                |objects: &[String]| -> Vec<String> { objects.iter().map(|object| names.canonical(object)).collect() };
+            let (present, expected) = (canonical(description.present), canonical(description.expected));
+            let mut said: Vec<String> =
+                names.read(description.text).mentions.into_iter().map(|mention| mention.object).collect();
             said.sort();
             said.dedup();
             let number = |set: &[String], inside: bool| {
-                said.iter()
-                    .filter(|object| set.contains(object) == inside)
-                    .count() as f64
+                said.iter().filter(|object| set.contains(object) == inside).count() as f64
             };
             [
                 said.len() as f64,
@@ -189,14 +157,11 @@ pub fn measures(descriptions: &[Described<'_>], names: &Synonyms) -> Vec<Measure
             ]
         })
         .collect();
-    let ratio =
-        |name: &str, item: fn(&[f64; 5]) -> (f64, f64)| Measure::new(name, counts.iter().map(item));
+    let ratio = |name: &str, item: fn(&[f64; 5]) -> (f64, f64)| Measure::new(name, counts.iter().map(item));
     vec![
         ratio("CHAIR", |&[said, absent, ..]| (absent, said)),
         ratio("Cover", |&[_, _, covered, _, present]| (covered, present)),
-        ratio("Hal", |&[_, absent, ..]| {
-            (f64::from(u8::from(absent > 0.0)), 1.0)
-        }),
+        ratio("Hal", |&[_, absent, ..]| (f64::from(u8::from(absent > 0.0)), 1.0)),
         ratio("Cog", |&[said, _, _, expected, _]| (expected, said)),
     ]
 }
@@ -230,70 +195,33 @@ mod tests {
         );
         assert_eq!(
             items[1].truth,
-            AmberTruth::Discriminative {
-                kind: "discriminative-attribute-state".to_owned(),
-                answer: Verdict::Yes,
-            }
+            AmberTruth::Discriminative { kind: "discriminative-attribute-state".to_owned(), answer: Verdict::Yes }
         );
     }
 
     #[test]
     fn bad_annotations_are_named() {
-        let error = |annotations: &str| {
-            read(file(QUERIES).path(), file(annotations).path())
-                .unwrap_err()
-                .to_string()
-        };
-        assert!(
-            error(r#"[{"id": 2, "type": "generative", "truth": []}]"#)
-                .contains("query 1 has no annotation")
-        );
+        let error = |annotations: &str| read(file(QUERIES).path(), file(annotations).path()).unwrap_err().to_string();
+        assert!(error(r#"[{"id": 2, "type": "generative", "truth": []}]"#).contains("query 1 has no annotation"));
         assert!(
             error(r#"[{"id": 1, "type": "generative", "truth": "yes"}]"#)
                 .contains("annotation 1: `truth` of type generative")
         );
-        assert!(
-            error(r#"[{"id": 1, "type": "other", "truth": []}]"#)
-                .contains("unknown type \"other\"")
-        );
+        assert!(error(r#"[{"id": 1, "type": "other", "truth": []}]"#).contains("unknown type \"other\""));
         assert!(error("[").contains("EOF"));
     }
 
     #[test]
     fn values_counted_by_hand() {
-        let names = read_relations(
-            file(r#"{"dog": ["puppy"], "person": ["man"], "beach": ["shore"], "ball": []}"#).path(),
-        )
-        .unwrap();
-        let words = |words: &[&str]| {
-            words
-                .iter()
-                .map(|&word| word.to_owned())
-                .collect::<Vec<_>>()
-        };
+        let names =
+            read_relations(file(r#"{"dog": ["puppy"], "person": ["man"], "beach": ["shore"], "ball": []}"#).path())
+                .unwrap();
+        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         let (present, expected) = (words(&["dog", "beach"]), words(&["person"]));
-        let describe = |text| Described {
-            present: &present,
-            expected: &expected,
-            text,
-        };
+        let describe = |text| Described { present: &present, expected: &expected, text };
         // First: dog (twice, once counted), person, ball. Second: beach.
-        let descriptions = [
-            describe("A puppy, a dog, a man and a ball."),
-            describe("The shore."),
-        ];
-        let values: Vec<Option<f64>> = measures(&descriptions, &names)
-            .iter()
-            .map(Measure::value)
-            .collect();
-        assert_eq!(
-            values,
-            [
-                Some(2.0 / 4.0),
-                Some(2.0 / 4.0),
-                Some(1.0 / 2.0),
-                Some(1.0 / 4.0)
-            ]
-        );
+        let descriptions = [describe("A puppy, a dog, a man and a ball."), describe("The shore.")];
+        let values: Vec<Option<f64>> = measures(&descriptions, &names).iter().map(Measure::value).collect();
+        assert_eq!(values, [Some(2.0 / 4.0), Some(2.0 / 4.0), Some(1.0 / 2.0), Some(1.0 / 4.0)]);
     }
 }

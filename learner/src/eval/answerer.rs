@@ -26,10 +26,8 @@ impl ImageSource {
             Self::Memory(image) => Ok(Arc::clone(image)),
             Self::File(path) => {
                 let bytes = fs_err::read(path)?;
-                let image = image::load_from_memory(&bytes).map_err(|error| EvalError::Image {
-                    path: path.clone(),
-                    reason: error.to_string(),
-                })?;
+                let image = image::load_from_memory(&bytes)
+                    .map_err(|error| EvalError::Image { path: path.clone(), reason: error.to_string() })?;
                 Ok(Arc::new(image.to_rgb8()))
             }
         }
@@ -68,10 +66,7 @@ pub fn ask_all(
     for chunk in queries.chunks(batch.max(1)) {
         let answered = answerer.answer(chunk)?;
         if answered.len() != chunk.len() {
-            return Err(EvalError::AnswerCount {
-                asked: chunk.len(),
-                answered: answered.len(),
-            });
+            return Err(EvalError::AnswerCount { asked: chunk.len(), answered: answered.len() });
         }
         answers.extend(answered.into_iter().map(|answer| answer.trim().to_owned()));
         progress(answers.len());
@@ -91,49 +86,28 @@ mod tests {
     impl Answerer for Echo {
         fn answer(&mut self, queries: &[Query]) -> Result<Vec<String>, EvalError> {
             let kept = queries.len() - usize::from(self.loses);
-            Ok(queries[..kept]
-                .iter()
-                .map(|query| format!(" {}\n", query.question))
-                .collect())
+            Ok(queries[..kept].iter().map(|query| format!(" {}\n", query.question)).collect())
         }
     }
 
     #[test]
     fn answers_come_back_in_order_and_none_is_lost_silently() {
-        let queries: Vec<Query> = (0..5)
-            .map(|index| Query {
-                image: None,
-                question: index.to_string(),
-            })
-            .collect();
+        let queries: Vec<Query> = (0..5).map(|index| Query { image: None, question: index.to_string() }).collect();
         let mut steps = Vec::new();
-        let answers = ask_all(&mut Echo { loses: false }, &queries, 2, &mut |done| {
-            steps.push(done)
-        })
-        .unwrap();
+        let answers = ask_all(&mut Echo { loses: false }, &queries, 2, &mut |done| steps.push(done)).unwrap();
         assert_eq!(answers, ["0", "1", "2", "3", "4"]);
         assert_eq!(steps, [2, 4, 5]);
         let lost = ask_all(&mut Echo { loses: true }, &queries, 2, &mut |_| ()).unwrap_err();
-        assert_eq!(
-            lost.to_string(),
-            "2 questions were asked and 1 answers came back"
-        );
+        assert_eq!(lost.to_string(), "2 questions were asked and 1 answers came back");
     }
 
     #[test]
     fn unreadable_images_are_named() {
-        let missing = ImageSource::File(PathBuf::from("no/such.png"))
-            .load()
-            .unwrap_err();
+        let missing = ImageSource::File(PathBuf::from("no/such.png")).load().unwrap_err();
         assert!(missing.to_string().contains("no/such.png"), "{missing}");
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), b"not an image").unwrap();
-        let unreadable = ImageSource::File(file.path().to_owned())
-            .load()
-            .unwrap_err();
-        assert!(
-            unreadable.to_string().contains("not a readable image"),
-            "{unreadable}"
-        );
+        let unreadable = ImageSource::File(file.path().to_owned()).load().unwrap_err();
+        assert!(unreadable.to_string().contains("not a readable image"), "{unreadable}");
     }
 }

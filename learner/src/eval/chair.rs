@@ -30,12 +30,7 @@ pub struct Truth {
 impl Truth {
     /// An object of which only the presence is annotated.
     pub fn named(object: impl Into<String>) -> Self {
-        Self {
-            object: object.into(),
-            colour: None,
-            count: None,
-            places: Vec::new(),
-        }
+        Self { object: object.into(), colour: None, count: None, places: Vec::new() }
     }
 }
 
@@ -61,17 +56,7 @@ impl From<NameOrTruth> for Truth {
     fn from(written: NameOrTruth) -> Self {
         match written {
             NameOrTruth::Name(object) => Self::named(object),
-            NameOrTruth::Truth(FullTruth {
-                object,
-                colour,
-                count,
-                places,
-            }) => Self {
-                object,
-                colour,
-                count,
-                places,
-            },
+            NameOrTruth::Truth(FullTruth { object, colour, count, places }) => Self { object, colour, count, places },
         }
     }
 }
@@ -90,48 +75,27 @@ pub struct Captioned {
 impl Captioned {
     /// Puts a caption beside its truth.
     pub fn new(truth: Vec<Truth>, said: Said, caption: &str) -> Self {
-        Self {
-            truth,
-            said,
-            words: caption.split_whitespace().count(),
-        }
+        Self { truth, said, words: caption.split_whitespace().count() }
     }
 
     fn truth_of(&self, mention: &Mention) -> Option<&Truth> {
-        self.truth
-            .iter()
-            .find(|truth| truth.object == mention.object)
+        self.truth.iter().find(|truth| truth.object == mention.object)
     }
 
     fn absent_mentions(&self) -> usize {
-        self.said
-            .mentions
-            .iter()
-            .filter(|mention| self.truth_of(mention).is_none())
-            .count()
+        self.said.mentions.iter().filter(|mention| self.truth_of(mention).is_none()).count()
     }
 
     fn covered(&self) -> usize {
-        let mentioned = |truth: &&Truth| {
-            self.said
-                .mentions
-                .iter()
-                .any(|mention| mention.object == truth.object)
-        };
+        let mentioned = |truth: &&Truth| self.said.mentions.iter().any(|mention| mention.object == truth.object);
         self.truth.iter().filter(mentioned).count()
     }
 
     /// (wrong, judged) over the mentions of objects that are there. `judge` says whether an attribute is wrong, or `None`
     /// where the caption does not name it or the annotation does not know it.
     fn errors(&self, judge: impl Fn(&Mention, &Truth) -> Option<bool>) -> (f64, f64) {
-        let verdicts = self
-            .said
-            .mentions
-            .iter()
-            .filter_map(|mention| judge(mention, self.truth_of(mention)?));
-        verdicts.fold((0.0, 0.0), |(wrong, judged), verdict| {
-            (wrong + f64::from(u8::from(verdict)), judged + 1.0)
-        })
+        let verdicts = self.said.mentions.iter().filter_map(|mention| judge(mention, self.truth_of(mention)?));
+        verdicts.fold((0.0, 0.0), |(wrong, judged), verdict| (wrong + f64::from(u8::from(verdict)), judged + 1.0))
     }
 }
 
@@ -150,31 +114,14 @@ fn wrong_place(mention: &Mention, truth: &Truth) -> Option<bool> {
 
 /// All measures of a set of captions, in the order of the tables. One item a caption.
 pub fn measures(captions: &[Captioned]) -> Vec<Measure> {
-    let per_caption = |name: &str, item: &dyn Fn(&Captioned) -> (f64, f64)| {
-        Measure::new(name, captions.iter().map(item))
-    };
+    let per_caption =
+        |name: &str, item: &dyn Fn(&Captioned) -> (f64, f64)| Measure::new(name, captions.iter().map(item));
     vec![
-        per_caption("CHAIR_i", &|caption| {
-            (
-                caption.absent_mentions() as f64,
-                caption.said.mentions.len() as f64,
-            )
-        }),
-        Measure::share(
-            "CHAIR_s",
-            captions.iter().map(|caption| caption.absent_mentions() > 0),
-        ),
-        per_caption("Cover", &|caption| {
-            (caption.covered() as f64, caption.truth.len() as f64)
-        }),
-        Measure::mean(
-            "mean length",
-            captions.iter().map(|caption| caption.words as f64),
-        ),
-        Measure::share(
-            "malformed",
-            captions.iter().map(|caption| caption.said.malformed),
-        ),
+        per_caption("CHAIR_i", &|caption| (caption.absent_mentions() as f64, caption.said.mentions.len() as f64)),
+        Measure::share("CHAIR_s", captions.iter().map(|caption| caption.absent_mentions() > 0)),
+        per_caption("Cover", &|caption| (caption.covered() as f64, caption.truth.len() as f64)),
+        Measure::mean("mean length", captions.iter().map(|caption| caption.words as f64)),
+        Measure::share("malformed", captions.iter().map(|caption| caption.said.malformed)),
         per_caption("colour error", &|caption| caption.errors(wrong_colour)),
         per_caption("number error", &|caption| caption.errors(wrong_number)),
         per_caption("place error", &|caption| caption.errors(wrong_place)),
@@ -194,25 +141,12 @@ mod tests {
         }
     }
 
-    fn mention(
-        object: &str,
-        colour: Option<&str>,
-        count: Option<u32>,
-        place: Option<&str>,
-    ) -> Mention {
-        Mention {
-            object: object.to_owned(),
-            colour: colour.map(str::to_owned),
-            count,
-            place: place.map(str::to_owned),
-        }
+    fn mention(object: &str, colour: Option<&str>, count: Option<u32>, place: Option<&str>) -> Mention {
+        Mention { object: object.to_owned(), colour: colour.map(str::to_owned), count, place: place.map(str::to_owned) }
     }
 
     fn value(captions: &[Captioned], name: &str) -> Option<f64> {
-        measures(captions)
-            .iter()
-            .find(|measure| measure.name() == name)
-            .and_then(Measure::value)
+        measures(captions).iter().find(|measure| measure.name() == name).and_then(Measure::value)
     }
 
     #[test]
@@ -220,10 +154,7 @@ mod tests {
         let captions = [
             // Two objects there; apple right in colour and wrong in number, hat not there.
             Captioned {
-                truth: vec![
-                    truth("apple", "red", 2, &["top", "left"]),
-                    truth("cat", "black", 1, &["right"]),
-                ],
+                truth: vec![truth("apple", "red", 2, &["top", "left"]), truth("cat", "black", 1, &["right"])],
                 said: Said {
                     mentions: vec![
                         mention("apple", Some("red"), Some(3), None),
@@ -246,11 +177,7 @@ mod tests {
                 words: 4,
             },
             // Nothing mentioned.
-            Captioned {
-                truth: vec![Truth::named("tree")],
-                said: Said::default(),
-                words: 0,
-            },
+            Captioned { truth: vec![Truth::named("tree")], said: Said::default(), words: 0 },
         ];
         assert_eq!(value(&captions, "CHAIR_i"), Some(1.0 / 4.0));
         assert_eq!(value(&captions, "CHAIR_s"), Some(1.0 / 3.0));
@@ -266,10 +193,7 @@ mod tests {
     fn attributes_that_are_not_annotated_are_not_judged() {
         let captions = [Captioned {
             truth: vec![Truth::named("apple")],
-            said: Said {
-                mentions: vec![mention("apple", Some("red"), Some(1), Some("top"))],
-                malformed: false,
-            },
+            said: Said { mentions: vec![mention("apple", Some("red"), Some(1), Some("top"))], malformed: false },
             words: 3,
         }];
         for name in ["colour error", "number error", "place error"] {

@@ -48,9 +48,7 @@ pub enum EvalError {
         answered: usize,
     },
     /// Two measures to be compared are not of the same items.
-    #[error(
-        "a paired comparison needs the same items on both sides: {candidate} and {baseline} were given"
-    )]
+    #[error("a paired comparison needs the same items on both sides: {candidate} and {baseline} were given")]
     Unpaired {
         /// Items of the candidate.
         candidate: usize,

@@ -31,11 +31,7 @@ pub struct Bootstrap {
 
 impl Default for Bootstrap {
     fn default() -> Self {
-        Self {
-            resamples: 2000,
-            confidence: 0.95,
-            seed: 0,
-        }
+        Self { resamples: 2000, confidence: 0.95, seed: 0 }
     }
 }
 
@@ -100,18 +96,12 @@ impl Comparison {
 impl Measure {
     /// A measure from (numerator, denominator) of each item.
     pub fn new(name: impl Into<String>, items: impl IntoIterator<Item = (f64, f64)>) -> Self {
-        Self {
-            name: name.into(),
-            items: items.into_iter().collect(),
-        }
+        Self { name: name.into(), items: items.into_iter().collect() }
     }
 
     /// The share of items for which something holds.
     pub fn share(name: impl Into<String>, items: impl IntoIterator<Item = bool>) -> Self {
-        Self::new(
-            name,
-            items.into_iter().map(|hit| (f64::from(u8::from(hit)), 1.0)),
-        )
+        Self::new(name, items.into_iter().map(|hit| (f64::from(u8::from(hit)), 1.0)))
     }
 
     /// The mean of one number per item.
@@ -131,9 +121,7 @@ impl Measure {
 
     /// The ratio with its percentile bootstrap interval.
     pub fn estimate(&self, bootstrap: Bootstrap) -> Estimate {
-        let interval = interval(self.items.len(), bootstrap, |picks| {
-            ratio(picks.iter().map(|&pick| self.items[pick]))
-        });
+        let interval = interval(self.items.len(), bootstrap, |picks| ratio(picks.iter().map(|&pick| self.items[pick])));
         Estimate {
             name: self.name.clone(),
             value: self.value(),
@@ -149,10 +137,7 @@ impl Measure {
     /// [`EvalError::Unpaired`] if the numbers of items differ.
     pub fn compare(&self, baseline: &Self, bootstrap: Bootstrap) -> Result<Comparison, EvalError> {
         if self.items.len() != baseline.items.len() {
-            return Err(EvalError::Unpaired {
-                candidate: self.items.len(),
-                baseline: baseline.items.len(),
-            });
+            return Err(EvalError::Unpaired { candidate: self.items.len(), baseline: baseline.items.len() });
         }
         let difference = |picks: &[usize]| {
             let candidate = ratio(picks.iter().map(|&pick| self.items[pick]))?;
@@ -172,17 +157,12 @@ impl Measure {
 }
 
 fn ratio(items: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
-    let (numerator, denominator) =
-        items.fold((0.0, 0.0), |sum, item| (sum.0 + item.0, sum.1 + item.1));
+    let (numerator, denominator) = items.fold((0.0, 0.0), |sum, item| (sum.0 + item.0, sum.1 + item.1));
     (denominator != 0.0).then(|| numerator / denominator)
 }
 
 /// The percentile interval of `statistic` over resampled item indices. Resamples without a value are left out.
-fn interval(
-    items: usize,
-    bootstrap: Bootstrap,
-    statistic: impl Fn(&[usize]) -> Option<f64>,
-) -> Option<(f64, f64)> {
+fn interval(items: usize, bootstrap: Bootstrap, statistic: impl Fn(&[usize]) -> Option<f64>) -> Option<(f64, f64)> {
     if items == 0 {
         return None;
     }
@@ -204,10 +184,7 @@ fn interval(
 /// The value below which `share` of the sorted `values` lie, linearly interpolated between neighbours.
 fn percentile(values: &[f64], share: f64) -> Option<f64> {
     let position = share.clamp(0.0, 1.0) * values.len().checked_sub(1)? as f64;
-    let (below, above) = (
-        values[position.floor() as usize],
-        values[position.ceil() as usize],
-    );
+    let (below, above) = (values[position.floor() as usize], values[position.ceil() as usize]);
     Some(below + (above - below) * position.fract())
 }
 
@@ -229,8 +206,7 @@ mod tests {
     #[test]
     fn the_interval_of_a_share_has_about_its_textbook_width() {
         // 100 of 400: standard error sqrt(.25 * .75 / 400) = .02165, so 95 % lies within 1.96 of them.
-        let estimate = Measure::share("share", (0..400).map(|item| item % 4 == 0))
-            .estimate(Bootstrap::default());
+        let estimate = Measure::share("share", (0..400).map(|item| item % 4 == 0)).estimate(Bootstrap::default());
         assert_eq!(estimate.value, Some(0.25));
         let (low, high) = (estimate.low.unwrap(), estimate.high.unwrap());
         assert!((low - (0.25 - 1.96 * 0.02165)).abs() < 0.005, "{low}");
@@ -256,16 +232,9 @@ mod tests {
         let estimate = empty.estimate(Bootstrap::default());
         assert_eq!((estimate.value, estimate.low), (None, None));
         let comparison = empty.compare(&empty, Bootstrap::default()).unwrap();
-        assert!(
-            !comparison.not_worse(Better::Higher, 1.0) && !comparison.not_worse(Better::Lower, 1.0)
-        );
-        let unpaired = empty
-            .compare(&Measure::share("x", [true]), Bootstrap::default())
-            .unwrap_err();
-        assert_eq!(
-            unpaired.to_string(),
-            "a paired comparison needs the same items on both sides: 3 and 1 were given"
-        );
+        assert!(!comparison.not_worse(Better::Higher, 1.0) && !comparison.not_worse(Better::Lower, 1.0));
+        let unpaired = empty.compare(&Measure::share("x", [true]), Bootstrap::default()).unwrap_err();
+        assert_eq!(unpaired.to_string(), "a paired comparison needs the same items on both sides: 3 and 1 were given");
     }
 
     proptest! {

@@ -108,30 +108,19 @@ impl CaptionReader for Synonyms {
         let mut position = 0;
         while position < words.len() {
             let reach = self.longest.min(words.len() - position);
-            let found = (1..=reach).rev().find_map(|length| {
-                self.names
-                    .get(&words[position..position + length])
-                    .map(|name| (name, length))
-            });
+            let found = (1..=reach)
+                .rev()
+                .find_map(|length| self.names.get(&words[position..position + length]).map(|name| (name, length)));
             if let Some((name, _)) = found {
-                mentions.push(Mention {
-                    object: name.clone(),
-                    ..Mention::default()
-                });
+                mentions.push(Mention { object: name.clone(), ..Mention::default() });
             }
             position += found.map_or(1, |(_, length)| length);
         }
-        Said {
-            mentions,
-            malformed: false,
-        }
+        Said { mentions, malformed: false }
     }
 
     fn canonical(&self, name: &str) -> String {
-        self.names
-            .get(&singular_words(name))
-            .cloned()
-            .unwrap_or_else(|| name.to_lowercase())
+        self.names.get(&singular_words(name)).cloned().unwrap_or_else(|| name.to_lowercase())
     }
 }
 
@@ -162,9 +151,7 @@ fn singular(word: &str) -> String {
     }
     // "boxes" and "buses" lose two letters, "houses" one.
     let hisses = |stem: &str| {
-        ["ss", "x", "z", "ch", "sh"]
-            .iter()
-            .any(|ending| stem.ends_with(ending))
+        ["ss", "x", "z", "ch", "sh"].iter().any(|ending| stem.ends_with(ending))
             || (stem.ends_with("us") && !stem.ends_with("ous"))
     };
     if let Some(stem) = word.strip_suffix("es").filter(|stem| hisses(stem)) {
@@ -182,24 +169,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn coco() -> Synonyms {
-        let groups = [
-            "person, girl, man, cyclist",
-            "dog, puppy",
-            "hot dog",
-            "bus, buses",
-            "wine glass",
-            "mouse",
-        ];
+        let groups = ["person, girl, man, cyclist", "dog, puppy", "hot dog", "bus, buses", "wine glass", "mouse"];
         Synonyms::new(groups.map(|group| group.split(", ").map(str::to_owned).collect::<Vec<_>>()))
     }
 
     fn objects(caption: &str) -> Vec<String> {
-        coco()
-            .read(caption)
-            .mentions
-            .into_iter()
-            .map(|mention| mention.object)
-            .collect()
+        coco().read(caption).mentions.into_iter().map(|mention| mention.object).collect()
     }
 
     #[test]
@@ -208,14 +183,8 @@ mod tests {
             objects("Two GIRLS walk their puppies, and a man eats a hot dog."),
             ["person", "dog", "person", "hot dog"]
         );
-        assert_eq!(
-            objects("Buses and wine glasses; mice!"),
-            ["bus", "wine glass", "mouse"]
-        );
-        assert_eq!(
-            objects("Nothing known, but a doghouse."),
-            Vec::<String>::new()
-        );
+        assert_eq!(objects("Buses and wine glasses; mice!"), ["bus", "wine glass", "mouse"]);
+        assert_eq!(objects("Nothing known, but a doghouse."), Vec::<String>::new());
         assert_eq!(coco().canonical("Puppies"), "dog");
         assert_eq!(coco().canonical("Cat"), "cat");
     }
@@ -246,10 +215,7 @@ mod tests {
         let error = Synonyms::from_file(file.path()).unwrap_err().to_string();
         assert!(error.ends_with(":3: name 2 of 3 is empty"), "{error}");
         std::fs::write(file.path(), "# nothing\n").unwrap();
-        assert!(matches!(
-            Synonyms::from_file(file.path()),
-            Err(EvalError::Empty(_))
-        ));
+        assert!(matches!(Synonyms::from_file(file.path()), Err(EvalError::Empty(_))));
     }
 
     proptest! {

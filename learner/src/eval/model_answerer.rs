@@ -19,18 +19,8 @@ pub struct ModelAnswerer<'a> {
 
 impl<'a> ModelAnswerer<'a> {
     /// An answerer whose answers end after at most `max_tokens` tokens.
-    pub fn new(
-        model: &'a Model,
-        adapter: Option<&'a Lora>,
-        workers: &'a Workers,
-        max_tokens: usize,
-    ) -> Self {
-        Self {
-            model,
-            adapter,
-            workers,
-            max_tokens,
-        }
+    pub fn new(model: &'a Model, adapter: Option<&'a Lora>, workers: &'a Workers, max_tokens: usize) -> Self {
+        Self { model, adapter, workers, max_tokens }
     }
 
     fn requests(&self, queries: &[Query]) -> Result<Vec<Request<'a>>, EvalError> {
@@ -68,11 +58,7 @@ impl<'a> ModelAnswerer<'a> {
         let image = DynamicImage::ImageRgb8(source.load()?.as_ref().clone());
         let input = self.model.preprocess(&image).map_err(failed)?;
         let features = self.model.encode_image(&input).map_err(failed)?;
-        Ok(Seen {
-            source: source.clone(),
-            input,
-            features,
-        })
+        Ok(Seen { source: source.clone(), input, features })
     }
 }
 
@@ -98,14 +84,8 @@ fn failed(error: ModelError) -> EvalError {
 impl Answerer for ModelAnswerer<'_> {
     fn answer(&mut self, queries: &[Query]) -> Result<Vec<String>, EvalError> {
         let requests = self.requests(queries)?;
-        let completions = self
-            .model
-            .generate(&requests, self.workers)
-            .map_err(failed)?;
+        let completions = self.model.generate(&requests, self.workers).map_err(failed)?;
         let tokenizer = self.model.tokenizer();
-        completions
-            .iter()
-            .map(|completion| tokenizer.decode(&completion.ids).map_err(failed))
-            .collect()
+        completions.iter().map(|completion| tokenizer.decode(&completion.ids).map_err(failed)).collect()
     }
 }

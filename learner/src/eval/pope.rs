@@ -46,43 +46,26 @@ pub fn understand(answer: &str) -> Understood {
         .map(str::to_lowercase)
         .collect();
     let has = |wanted: &[&str]| words.iter().any(|word| wanted.contains(&word.as_str()));
-    let verdict = if has(&["no", "not"]) {
-        Verdict::No
-    } else {
-        Verdict::Yes
-    };
-    Understood {
-        verdict,
-        unclear: verdict == Verdict::Yes && !has(&["yes"]),
-    }
+    let verdict = if has(&["no", "not"]) { Verdict::No } else { Verdict::Yes };
+    Understood { verdict, unclear: verdict == Verdict::Yes && !has(&["yes"]) }
 }
 
 /// All measures of answers to labelled questions, in the order of the tables; positive means yes.
 pub fn measures(answers: &[(Verdict, Understood)]) -> Vec<Measure> {
     let number = |hit: bool| f64::from(u8::from(hit));
     let counted = |name: &str, item: &dyn Fn(bool, bool) -> (f64, f64)| {
-        let items = answers.iter().map(|(label, understood)| {
-            (*label == Verdict::Yes, understood.verdict == Verdict::Yes)
-        });
+        let items =
+            answers.iter().map(|(label, understood)| (*label == Verdict::Yes, understood.verdict == Verdict::Yes));
         Measure::new(name, items.map(|(label, said)| item(label, said)))
     };
     vec![
         counted("accuracy", &|label, said| (number(label == said), 1.0)),
-        counted("precision", &|label, said| {
-            (number(label && said), number(said))
-        }),
-        counted("recall", &|label, said| {
-            (number(label && said), number(label))
-        }),
+        counted("precision", &|label, said| (number(label && said), number(said))),
+        counted("recall", &|label, said| (number(label && said), number(label))),
         // F1 = 2 TP / (2 TP + FP + FN) = 2 TP / (said yes + is yes).
-        counted("F1", &|label, said| {
-            (2.0 * number(label && said), number(label) + number(said))
-        }),
+        counted("F1", &|label, said| (2.0 * number(label && said), number(label) + number(said))),
         counted("yes share", &|_, said| (number(said), 1.0)),
-        Measure::share(
-            "unclear",
-            answers.iter().map(|(_, understood)| understood.unclear),
-        ),
+        Measure::share("unclear", answers.iter().map(|(_, understood)| understood.unclear)),
     ]
 }
 
@@ -118,10 +101,8 @@ mod tests {
             said(Verdict::No, "no"),
             said(Verdict::No, "it is not"),
         ];
-        let values: Vec<(String, Option<f64>)> = measures(&answers)
-            .iter()
-            .map(|measure| (measure.name().to_owned(), measure.value()))
-            .collect();
+        let values: Vec<(String, Option<f64>)> =
+            measures(&answers).iter().map(|measure| (measure.name().to_owned(), measure.value())).collect();
         let expected = [
             ("accuracy", 4.0 / 6.0),
             ("precision", 2.0 / 3.0),
@@ -132,10 +113,7 @@ mod tests {
         ];
         for ((name, value), (expected_name, expected)) in values.iter().zip(expected) {
             assert_eq!(name, expected_name);
-            assert!(
-                (value.unwrap() - expected).abs() < 1e-12,
-                "{name}: {value:?}"
-            );
+            assert!((value.unwrap() - expected).abs() < 1e-12, "{name}: {value:?}");
         }
     }
 

@@ -54,10 +54,7 @@ impl Frequencies {
             for object in objects {
                 *frequencies.single.entry(object.clone()).or_default() += 1;
                 for other in objects.iter().filter(|&other| other != object) {
-                    *frequencies
-                        .together
-                        .entry((object.clone(), other.clone()))
-                        .or_default() += 1;
+                    *frequencies.together.entry((object.clone(), other.clone())).or_default() += 1;
                 }
             }
         }
@@ -70,39 +67,22 @@ impl Frequencies {
         present
             .iter()
             .map(|there| {
-                let pair = self
-                    .together
-                    .get(&(there.clone(), object.to_owned()))
-                    .copied()
-                    .unwrap_or(0);
+                let pair = self.together.get(&(there.clone(), object.to_owned())).copied().unwrap_or(0);
                 pair as f64 / self.single.get(there).copied().unwrap_or(0).max(1) as f64
             })
             .sum()
     }
 
-    fn absent(
-        &self,
-        kind: Absent,
-        present: &BTreeSet<String>,
-        random: &mut ChaCha8Rng,
-    ) -> Vec<String> {
-        let mut absent: Vec<String> = self
-            .single
-            .keys()
-            .filter(|&object| !present.contains(object))
-            .cloned()
-            .collect();
+    fn absent(&self, kind: Absent, present: &BTreeSet<String>, random: &mut ChaCha8Rng) -> Vec<String> {
+        let mut absent: Vec<String> = self.single.keys().filter(|&object| !present.contains(object)).cloned().collect();
         // Shuffled first, so that ties fall at random under the stable sorts below.
         absent.shuffle(random);
         match kind {
             Absent::Random => {}
-            Absent::Popular => {
-                absent.sort_by_key(|object| std::cmp::Reverse(self.single.get(object).copied()))
+            Absent::Popular => absent.sort_by_key(|object| std::cmp::Reverse(self.single.get(object).copied())),
+            Absent::Adversarial => {
+                absent.sort_by(|a, b| self.companionship(b, present).total_cmp(&self.companionship(a, present)))
             }
-            Absent::Adversarial => absent.sort_by(|a, b| {
-                self.companionship(b, present)
-                    .total_cmp(&self.companionship(a, present))
-            }),
         }
         absent
     }
@@ -127,12 +107,7 @@ pub fn questions(
         for (present, absent) in present.into_iter().zip(&absent).take(per_image) {
             for (object, label) in [(present, Verdict::Yes), (absent, Verdict::No)] {
                 let question_id = items.len() as u64 + 1;
-                items.push(PopeItem {
-                    question_id,
-                    image: image.clone(),
-                    text: ask(object),
-                    label,
-                });
+                items.push(PopeItem { question_id, image: image.clone(), text: ask(object), label });
             }
         }
     }
@@ -159,31 +134,17 @@ mod tests {
         ];
         let frequencies = Frequencies::count(&reference);
         let images = [("1.png".to_owned(), set(image))];
-        let items = questions(&images, &frequencies, kind, 1, 0, |object| {
-            format!("Is there a {object} in the image?")
-        });
+        let items = questions(&images, &frequencies, kind, 1, 0, |object| format!("Is there a {object} in the image?"));
         assert_eq!(items.len(), 2);
-        assert_eq!(
-            (items[0].label, items[1].label),
-            (Verdict::Yes, Verdict::No)
-        );
+        assert_eq!((items[0].label, items[1].label), (Verdict::Yes, Verdict::No));
         items[1].text.clone()
     }
 
     #[test]
     fn popular_is_frequent_and_adversarial_is_a_companion() {
-        assert_eq!(
-            first_absent(Absent::Popular, &["cat"]),
-            "Is there a car in the image?"
-        );
-        assert_eq!(
-            first_absent(Absent::Adversarial, &["cat"]),
-            "Is there a hat in the image?"
-        );
-        assert_eq!(
-            first_absent(Absent::Adversarial, &["dog"]),
-            "Is there a car in the image?"
-        );
+        assert_eq!(first_absent(Absent::Popular, &["cat"]), "Is there a car in the image?");
+        assert_eq!(first_absent(Absent::Adversarial, &["cat"]), "Is there a hat in the image?");
+        assert_eq!(first_absent(Absent::Adversarial, &["dog"]), "Is there a car in the image?");
     }
 
     proptest! {

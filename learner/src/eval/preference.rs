@@ -35,24 +35,12 @@ pub fn measures(pairs: &[ScoredPair], beta: f64) -> Vec<Measure> {
         None => (0.0, 0.0),
     });
     vec![
-        Measure::share(
-            "preference accuracy",
-            pairs.iter().map(|pair| pair.chosen > pair.rejected),
-        ),
-        Measure::share(
-            "reward accuracy",
-            pairs.iter().map(|pair| pair.margin(beta) > 0.0),
-        ),
+        Measure::share("preference accuracy", pairs.iter().map(|pair| pair.chosen > pair.rejected)),
+        Measure::share("reward accuracy", pairs.iter().map(|pair| pair.margin(beta) > 0.0)),
         Measure::mean("reward margin", pairs.iter().map(|pair| pair.margin(beta))),
         Measure::new("image-conditional accuracy", conditional),
-        Measure::mean(
-            "chosen log-probability",
-            pairs.iter().map(|pair| pair.chosen),
-        ),
-        Measure::mean(
-            "chosen drift",
-            pairs.iter().map(|pair| pair.chosen - pair.reference_chosen),
-        ),
+        Measure::mean("chosen log-probability", pairs.iter().map(|pair| pair.chosen)),
+        Measure::mean("chosen drift", pairs.iter().map(|pair| pair.chosen - pair.reference_chosen)),
     ]
 }
 
@@ -89,10 +77,7 @@ mod tests {
         let values: Vec<Option<f64>> = measures(&pairs, 0.1).iter().map(Measure::value).collect();
         let expected = [2.0 / 3.0, 1.0 / 3.0, 0.0, 1.0 / 2.0, -13.0 / 3.0, 0.0];
         for (value, expected) in values.iter().zip(expected) {
-            assert!(
-                (value.unwrap() - expected).abs() < 1e-12,
-                "{value:?} {expected}"
-            );
+            assert!((value.unwrap() - expected).abs() < 1e-12, "{value:?} {expected}");
         }
     }
 }

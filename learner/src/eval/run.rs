@@ -39,12 +39,7 @@ impl Asker<'_> {
         image: &dyn Fn(&str) -> Result<ImageSource, EvalError>,
     ) -> Result<Vec<String>, EvalError> {
         let queries = questions
-            .map(|(name, question)| {
-                Ok(Query {
-                    image: Some(image(name)?),
-                    question: question.to_owned(),
-                })
-            })
+            .map(|(name, question)| Ok(Query { image: Some(image(name)?), question: question.to_owned() }))
             .collect::<Result<Vec<_>, EvalError>>()?;
         self.ask(&queries)
     }
@@ -60,23 +55,14 @@ pub fn captions(
     reader: &dyn CaptionReader,
     image: &dyn Fn(&str) -> Result<ImageSource, EvalError>,
 ) -> Result<Vec<Measure>, EvalError> {
-    let questions = items
-        .iter()
-        .map(|item| (item.image.as_str(), item.question.as_str()));
+    let questions = items.iter().map(|item| (item.image.as_str(), item.question.as_str()));
     let answers = asker.ask_about(questions, image)?;
     let captions: Vec<Captioned> = items
         .iter()
         .zip(&answers)
         .map(|(item, answer)| {
-            let canonical = |truth: &Truth| Truth {
-                object: reader.canonical(&truth.object),
-                ..truth.clone()
-            };
-            Captioned::new(
-                item.objects.iter().map(canonical).collect(),
-                reader.read(answer),
-                answer,
-            )
+            let canonical = |truth: &Truth| Truth { object: reader.canonical(&truth.object), ..truth.clone() };
+            Captioned::new(item.objects.iter().map(canonical).collect(), reader.read(answer), answer)
         })
         .collect();
     Ok(chair::measures(&captions))
@@ -91,17 +77,9 @@ pub fn pope(
     items: &[PopeItem],
     image: &dyn Fn(&str) -> Result<ImageSource, EvalError>,
 ) -> Result<Vec<Measure>, EvalError> {
-    let answers = asker.ask_about(
-        items
-            .iter()
-            .map(|item| (item.image.as_str(), item.text.as_str())),
-        image,
-    )?;
-    let understood: Vec<_> = items
-        .iter()
-        .zip(&answers)
-        .map(|(item, answer)| (item.label, pope::understand(answer)))
-        .collect();
+    let answers = asker.ask_about(items.iter().map(|item| (item.image.as_str(), item.text.as_str())), image)?;
+    let understood: Vec<_> =
+        items.iter().zip(&answers).map(|(item, answer)| (item.label, pope::understand(answer))).collect();
     Ok(pope::measures(&understood))
 }
 
@@ -115,33 +93,19 @@ pub fn amber(
     names: &Synonyms,
     image: &dyn Fn(&str) -> Result<ImageSource, EvalError>,
 ) -> Result<BTreeMap<String, Vec<Measure>>, EvalError> {
-    let answers = asker.ask_about(
-        items
-            .iter()
-            .map(|item| (item.image.as_str(), item.query.as_str())),
-        image,
-    )?;
+    let answers = asker.ask_about(items.iter().map(|item| (item.image.as_str(), item.query.as_str())), image)?;
     let mut described = Vec::new();
     let mut understood: BTreeMap<&str, Vec<_>> = BTreeMap::new();
     for (item, text) in items.iter().zip(&answers) {
         match &item.truth {
-            AmberTruth::Generative { present, expected } => described.push(Described {
-                present,
-                expected,
-                text,
-            }),
+            AmberTruth::Generative { present, expected } => described.push(Described { present, expected, text }),
             AmberTruth::Discriminative { kind, answer } => {
-                understood
-                    .entry(kind)
-                    .or_default()
-                    .push((*answer, pope::understand(text)));
+                understood.entry(kind).or_default().push((*answer, pope::understand(text)));
             }
         }
     }
-    let mut measures: BTreeMap<String, Vec<Measure>> = understood
-        .into_iter()
-        .map(|(kind, answers)| (kind.to_owned(), pope::measures(&answers)))
-        .collect();
+    let mut measures: BTreeMap<String, Vec<Measure>> =
+        understood.into_iter().map(|(kind, answers)| (kind.to_owned(), pope::measures(&answers))).collect();
     if !described.is_empty() {
         measures.insert("generative".to_owned(), amber::measures(&described, names));
     }
@@ -171,11 +135,7 @@ mod tests {
     }
 
     fn with<R>(says: &'static str, work: impl FnOnce(&mut Asker<'_>) -> R) -> R {
-        work(&mut Asker {
-            answerer: &mut Says(says),
-            batch: 2,
-            progress: &mut |_| (),
-        })
+        work(&mut Asker { answerer: &mut Says(says), batch: 2, progress: &mut |_| () })
     }
 
     fn values(measures: &[Measure]) -> Vec<Option<f64>> {
@@ -184,10 +144,7 @@ mod tests {
 
     #[test]
     fn captions_are_held_against_canonical_names() {
-        let names = Synonyms::new([
-            vec!["dog".to_owned(), "puppy".to_owned()],
-            vec!["cat".to_owned()],
-        ]);
+        let names = Synonyms::new([vec!["dog".to_owned(), "puppy".to_owned()], vec!["cat".to_owned()]]);
         let item = |objects: &[&str]| CaptionItem {
             image: "a.png".to_owned(),
             objects: objects.iter().map(|&object| Truth::named(object)).collect(),
@@ -196,67 +153,29 @@ mod tests {
         let items = [item(&["puppy"]), item(&["cat", "dog"]), item(&[])];
         let measures = with("Two dogs.", |asker| captions(asker, &items, &names, &blank)).unwrap();
         // CHAIR_i 1/3, CHAIR_s 1/3, Cover 2/3, two words, nothing malformed.
-        let expected = [
-            Some(1.0 / 3.0),
-            Some(1.0 / 3.0),
-            Some(2.0 / 3.0),
-            Some(2.0),
-            Some(0.0),
-        ];
+        let expected = [Some(1.0 / 3.0), Some(1.0 / 3.0), Some(2.0 / 3.0), Some(2.0), Some(0.0)];
         assert_eq!(values(&measures)[..5], expected);
     }
 
     #[test]
     fn pope_and_amber_share_their_rule() {
-        let label = |question_id, label| PopeItem {
-            question_id,
-            image: "a".to_owned(),
-            text: "?".to_owned(),
-            label,
-        };
-        let items = [
-            label(1, Verdict::Yes),
-            label(2, Verdict::No),
-            label(3, Verdict::No),
-        ];
+        let label = |question_id, label| PopeItem { question_id, image: "a".to_owned(), text: "?".to_owned(), label };
+        let items = [label(1, Verdict::Yes), label(2, Verdict::No), label(3, Verdict::No)];
         let measures = with("No.", |asker| pope(asker, &items, &blank)).unwrap();
         assert_eq!(values(&measures)[0], Some(2.0 / 3.0));
 
-        let query = |id, truth| AmberItem {
-            id,
-            image: "a".to_owned(),
-            query: "?".to_owned(),
-            truth,
-        };
+        let query = |id, truth| AmberItem { id, image: "a".to_owned(), query: "?".to_owned(), truth };
         let strings = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
         let items = [
-            query(
-                1,
-                AmberTruth::Generative {
-                    present: strings(&["dog"]),
-                    expected: strings(&["cat"]),
-                },
-            ),
+            query(1, AmberTruth::Generative { present: strings(&["dog"]), expected: strings(&["cat"]) }),
             query(
                 2,
-                AmberTruth::Discriminative {
-                    kind: "discriminative-hallucination".to_owned(),
-                    answer: Verdict::No,
-                },
+                AmberTruth::Discriminative { kind: "discriminative-hallucination".to_owned(), answer: Verdict::No },
             ),
         ];
         let names = Synonyms::new([vec!["dog".to_owned()], vec!["cat".to_owned()]]);
-        let measures = with("No dog, a cat.", |asker| {
-            amber(asker, &items, &names, &blank)
-        })
-        .unwrap();
-        assert_eq!(
-            values(&measures["generative"]),
-            [Some(0.5), Some(1.0), Some(1.0), Some(0.5)]
-        );
-        assert_eq!(
-            values(&measures["discriminative-hallucination"])[0],
-            Some(1.0)
-        );
+        let measures = with("No dog, a cat.", |asker| amber(asker, &items, &names, &blank)).unwrap();
+        assert_eq!(values(&measures["generative"]), [Some(0.5), Some(1.0), Some(1.0), Some(0.5)]);
+        assert_eq!(values(&measures["discriminative-hallucination"])[0], Some(1.0));
     }
 }

@@ -46,11 +46,7 @@ pub fn read_jsonl<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, EvalError>
     let bytes = fs_err::read(path)?;
     let mut items = Vec::new();
     for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
-        let bad = |reason: String| EvalError::Line {
-            path: path.to_owned(),
-            line: index + 1,
-            reason,
-        };
+        let bad = |reason: String| EvalError::Line { path: path.to_owned(), line: index + 1, reason };
         let text = std::str::from_utf8(line).map_err(|error| bad(format!("not UTF-8: {error}")))?;
         if text.trim().is_empty() {
             continue;
@@ -82,18 +78,13 @@ pub fn write_jsonl<T: Serialize>(path: &Path, items: &[T]) -> Result<(), EvalErr
 /// A name that leads out of the directory: evaluation sets come from elsewhere and must not read what they like.
 pub fn image_in(directory: &Path, name: &str) -> Result<ImageSource, EvalError> {
     let inside = !name.is_empty()
-        && Path::new(name)
-            .components()
-            .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        && Path::new(name).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     if inside {
         Ok(ImageSource::File(directory.join(name)))
     } else {
         Err(EvalError::File {
             path: PathBuf::from(name),
-            reason: format!(
-                "image names are relative to {} and stay inside it",
-                directory.display()
-            ),
+            reason: format!("image names are relative to {} and stay inside it", directory.display()),
         })
     }
 }
@@ -127,10 +118,7 @@ mod tests {
         let items: Vec<CaptionItem> = read_jsonl(file.path()).unwrap();
         assert_eq!(items[0].question, DEFAULT_REQUEST);
         assert_eq!(items[0].objects[0], Truth::named("dog"));
-        assert_eq!(
-            (items[0].objects[1].count, items[0].objects[1].places.len()),
-            (Some(2), 1)
-        );
+        assert_eq!((items[0].objects[1].count, items[0].objects[1].places.len()), (Some(2), 1));
         let copy = tempfile::NamedTempFile::new().unwrap();
         write_jsonl(copy.path(), &items).unwrap();
         assert_eq!(read_jsonl::<CaptionItem>(copy.path()).unwrap(), items);
@@ -142,34 +130,19 @@ mod tests {
         for (content, expected) in [
             (format!("{good}\n{{\"image\": 3}}"), ":2: "),
             (format!("{good}\n{good}\nnot json"), ":3: "),
-            (
-                r#"{"image": "a.png", "objects": [], "objcts": []}"#.to_owned(),
-                "unknown field `objcts`",
-            ),
-            (
-                r#"{"image": "a.png"}"#.to_owned(),
-                "missing field `objects`",
-            ),
+            (r#"{"image": "a.png", "objects": [], "objcts": []}"#.to_owned(), "unknown field `objcts`"),
+            (r#"{"image": "a.png"}"#.to_owned(), "missing field `objects`"),
             ("\n".to_owned(), "has no items"),
         ] {
             let file = written(content.as_bytes());
-            let error = read_jsonl::<CaptionItem>(file.path())
-                .unwrap_err()
-                .to_string();
+            let error = read_jsonl::<CaptionItem>(file.path()).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
-            assert!(
-                error.contains(&file.path().display().to_string()),
-                "{error}"
-            );
+            assert!(error.contains(&file.path().display().to_string()), "{error}");
         }
         let file = written(b"\xff\xfe\n");
-        let error = read_jsonl::<CaptionItem>(file.path())
-            .unwrap_err()
-            .to_string();
+        let error = read_jsonl::<CaptionItem>(file.path()).unwrap_err().to_string();
         assert!(error.contains(":1: not UTF-8"), "{error}");
-        let error = read_jsonl::<CaptionItem>(Path::new("no/such.jsonl"))
-            .unwrap_err()
-            .to_string();
+        let error = read_jsonl::<CaptionItem>(Path::new("no/such.jsonl")).unwrap_err().to_string();
         assert!(error.contains("no/such.jsonl"), "{error}");
     }
 

@@ -193,11 +193,7 @@ mod tests {
         Shape::default().write(directory.path()).unwrap();
         for (name, content) in Shape::default().files() {
             let text = std::fs::read_to_string(directory.path().join(name)).unwrap();
-            assert_eq!(
-                serde_json::from_str::<Value>(&text).unwrap(),
-                content,
-                "{name}"
-            );
+            assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), content, "{name}");
         }
     }
 }

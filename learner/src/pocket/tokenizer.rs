@@ -45,12 +45,9 @@ pub fn vocabulary() -> Vec<String> {
     let bytes = byte_letters();
     let mut letters: Vec<char> = bytes.to_vec();
     letters.sort_unstable();
-    let pieces = lexicon::pieces().into_iter().map(|piece| {
-        piece
-            .bytes()
-            .map(|byte| bytes[usize::from(byte)])
-            .collect::<String>()
-    });
+    let pieces = lexicon::pieces()
+        .into_iter()
+        .map(|piece| piece.bytes().map(|byte| bytes[usize::from(byte)]).collect::<String>());
     special
         .chain(letters.into_iter().map(String::from))
         // A word of one letter is a byte already.
@@ -60,11 +57,8 @@ pub fn vocabulary() -> Vec<String> {
 
 /// `tokenizer.json`.
 pub fn tokenizer_json() -> Value {
-    let vocabulary: Map<String, Value> = vocabulary()
-        .into_iter()
-        .enumerate()
-        .map(|(id, token)| (token, json!(id)))
-        .collect();
+    let vocabulary: Map<String, Value> =
+        vocabulary().into_iter().enumerate().map(|(id, token)| (token, json!(id))).collect();
     let added: Vec<Value> = SPECIAL
         .iter()
         .enumerate()
@@ -114,11 +108,7 @@ fn byte_letters() -> [char; 256] {
     let mut letters = ['\0'; 256];
     let mut unprintable = (0x100..).filter_map(char::from_u32);
     for byte in 0..=255u8 {
-        let letter = if printable(byte) {
-            Some(char::from(byte))
-        } else {
-            unprintable.next()
-        };
+        let letter = if printable(byte) { Some(char::from(byte)) } else { unprintable.next() };
         letters[usize::from(byte)] = letter.unwrap_or_default();
     }
     letters
@@ -174,21 +164,15 @@ mod tests {
                 assert_eq!(found.len(), words_and_marks(&text), "{text}: {found:?}");
             }
         }
-        for request in [Detail::Full, Detail::Short]
-            .into_iter()
-            .flat_map(Detail::requests)
-        {
-            assert_eq!(
-                tokens(&tokenizer, request).len(),
-                words_and_marks(request),
-                "{request}"
-            );
+        for request in [Detail::Full, Detail::Short].into_iter().flat_map(Detail::requests) {
+            assert_eq!(tokens(&tokenizer, request).len(), words_and_marks(request), "{request}");
         }
     }
 
     #[test]
     fn a_conversation_begins_and_ends_with_special_tokens() {
-        let text = "<|im_start|>User:<image>Describe the image.<end_of_utterance>\nAssistant: A cat.<end_of_utterance>\n";
+        let text =
+            "<|im_start|>User:<image>Describe the image.<end_of_utterance>\nAssistant: A cat.<end_of_utterance>\n";
         let expected = [
             "<|im_start|>",
             "User",

@@ -1,11 +1,14 @@
 //! The way of one query.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::text::TextBuilder;
 use super::tools;
@@ -69,12 +72,12 @@ impl Answerer {
             buffered: String::new(),
             completion_tokens: 0,
             began,
-            deadline,
-            closing: self.closing.clone(),
+            deadline: Box::pin(sleep_until(deadline)),
+            closing: Box::pin(self.closing.clone().cancelled_owned()),
             ready: VecDeque::new(),
             ended: false,
         };
-        match answer.event().await? {
+        match poll_fn(|cx| answer.poll_event(cx)).await? {
             Event::Started { prompt_tokens } => answer.prompt_tokens = prompt_tokens,
             other => answer.take(other)?,
         }
@@ -109,8 +112,9 @@ pub struct Answer {
     buffered: String,
     completion_tokens: usize,
     began: Instant,
-    deadline: Instant,
-    closing: CancellationToken,
+    /// Both live as long as the answer: a timer made anew at each look would be forgotten with the look.
+    deadline: Pin<Box<Sleep>>,
+    closing: Pin<Box<WaitForCancellationFutureOwned>>,
     ready: VecDeque<Piece>,
     ended: bool,
 }
@@ -130,41 +134,35 @@ impl Answer {
 
     /// The next piece; `None` after `End` or an error.
     pub async fn next(&mut self) -> Option<Result<Piece, AnswerError>> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// As [`Answer::next`].
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, AnswerError>>> {
         loop {
             if let Some(piece) = self.ready.pop_front() {
-                return Some(Ok(piece));
+                return Poll::Ready(Some(Ok(piece)));
             }
             if self.ended {
-                return None;
+                return Poll::Ready(None);
             }
-            let taken = match self.event().await {
-                Ok(event) => self.take(event),
-                Err(error) => Err(error),
-            };
+            let taken = ready!(self.poll_event(cx)).and_then(|event| self.take(event));
             if let Err(error) = taken {
                 self.ended = true;
-                return Some(Err(error));
+                return Poll::Ready(Some(Err(error)));
             }
         }
     }
 
-    /// How long the answer took so far, its wait in the queue included.
-    #[must_use]
-    pub fn elapsed(&self) -> Duration {
-        self.began.elapsed()
-    }
-
-    async fn event(&mut self) -> Result<Event, AnswerError> {
-        let event = tokio::select! {
-            biased;
-            event = timeout_at(self.deadline, self.stream.next()) => event,
-            () = self.closing.cancelled() => return Err(AnswerError::ShuttingDown),
-        };
-        match event {
-            Ok(Some(event)) => Ok(event),
-            Ok(None) => Err(EngineError::Failed("it died while it answered; it is being restarted".into()).into()),
-            Err(_) => Err(AnswerError::Deadline { after: self.began.elapsed() }),
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, AnswerError>> {
+        if self.deadline.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(AnswerError::Deadline { after: self.began.elapsed() }));
         }
+        if let Poll::Ready(event) = self.stream.poll_next(cx) {
+            let died = || EngineError::Failed("it died while it answered; it is being restarted".into()).into();
+            return Poll::Ready(event.ok_or_else(died));
+        }
+        self.closing.as_mut().poll(cx).map(|()| Err(AnswerError::ShuttingDown))
     }
 
     fn take(&mut self, event: Event) -> Result<(), AnswerError> {

@@ -101,7 +101,7 @@ fn text_of(events: &[Value], choice: u64) -> (String, Value) {
 }
 
 async fn until(what: &str, condition: impl Fn() -> bool) {
-    for _ in 0..500 {
+    for _ in 0..1000 {
         if condition() {
             return;
         }
@@ -299,7 +299,7 @@ async fn an_idle_stream_is_kept_alive_and_ends_with_an_error_when_the_server_goe
 #[actix_web::test]
 async fn what_takes_too_long_or_finds_no_place_says_so() {
     let mut config = Config::default();
-    config.admission.deadline_s = 1;
+    config.admission.deadline_s = 5;
     config.admission.queue = 1;
     config.admission.queue_per_key = 1;
     let server = testing::server(config, &[], true).await;

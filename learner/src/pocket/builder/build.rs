@@ -62,33 +62,21 @@ pub fn build(
     let (mut standing, mut optimiser) = if path.exists() {
         let (standing, optimiser) = checkpoint::load(&path, &network.with_heads())?;
         if !recipe.agrees_until(&standing.recipe, standing.stage, standing.step) {
-            let reason =
-                "belongs to a build with another recipe; build into another directory".to_owned();
+            let reason = "belongs to a build with another recipe; build into another directory".to_owned();
             return Err(BuildError::Checkpoint { path, reason });
         }
         let recipe = recipe.clone();
         (Standing { recipe, ..standing }, optimiser)
     } else {
-        let standing = Standing {
-            recipe: recipe.clone(),
-            stage: Stage::Sight,
-            step: 0,
-            seconds: 0.0,
-        };
+        let standing = Standing { recipe: recipe.clone(), stage: Stage::Sight, step: 0, seconds: 0.0 };
         (standing, AdamW::new(recipe.weight_decay))
     };
-    let mut workers = (0..recipe.workers.max(1))
-        .map(|_| Encoder::new(shape))
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut workers = (0..recipe.workers.max(1)).map(|_| Encoder::new(shape)).collect::<Result<Vec<_>, _>>()?;
     loop {
         if standing.step == recipe.stage(standing.stage).steps {
             match standing.stage {
                 Stage::Sight => {
-                    standing = Standing {
-                        stage: Stage::Speech,
-                        step: 0,
-                        ..standing
-                    };
+                    standing = Standing { stage: Stage::Speech, step: 0, ..standing };
                     optimiser = AdamW::new(recipe.weight_decay);
                     continue;
                 }
@@ -96,14 +84,7 @@ pub fn build(
             }
         }
         let started = Instant::now();
-        let mut progress = step(
-            recipe,
-            shape,
-            &standing,
-            &network,
-            &mut optimiser,
-            &mut workers,
-        )?;
+        let mut progress = step(recipe, shape, &standing, &network, &mut optimiser, &mut workers)?;
         standing.step += 1;
         standing.seconds += started.elapsed().as_secs_f64();
         progress.seconds = standing.seconds;
@@ -117,10 +98,7 @@ pub fn build(
     }
     shape.write(directory)?;
     let weights = Weights::from_variables(network.variables());
-    write_whole(
-        &directory.join("model.safetensors"),
-        &weights.serialize(DType::BF16)?,
-    )?;
+    write_whole(&directory.join("model.safetensors"), &weights.serialize(DType::BF16)?)?;
     let mut recipe_text = serde_json::to_string_pretty(&standing).map_err(std::io::Error::from)?;
     recipe_text.push('\n');
     write_whole(&directory.join("build.json"), recipe_text.as_bytes())?;
@@ -154,11 +132,9 @@ fn step(
                             network.sight(&items)
                         }
                         Stage::Speech => {
-                            let pictures = share(numbers.pictures).map(|item| {
-                                course::conversation(recipe.seed, step, item, recipe.turns)
-                            });
-                            let texts = share(numbers.texts)
-                                .map(|item| course::text(recipe.seed, step, item));
+                            let pictures = share(numbers.pictures)
+                                .map(|item| course::conversation(recipe.seed, step, item, recipe.turns));
+                            let texts = share(numbers.texts).map(|item| course::text(recipe.seed, step, item));
                             network.speech(&pictures.chain(texts).collect::<Vec<_>>(), encoder)
                         }
                     }
@@ -167,45 +143,19 @@ fn step(
             .collect();
         running
             .into_iter()
-            .map(|worker| {
-                worker
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
+            .map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect()
     });
     let outcomes = outcomes.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let mean = |number: fn(&Outcome) -> f32| {
-        outcomes.iter().map(number).sum::<f32>() / outcomes.len() as f32
-    };
-    let (loss, accuracy) = (
-        mean(|outcome| outcome.loss),
-        mean(|outcome| outcome.accuracy),
-    );
+    let mean = |number: fn(&Outcome) -> f32| outcomes.iter().map(number).sum::<f32>() / outcomes.len() as f32;
+    let (loss, accuracy) = (mean(|outcome| outcome.loss), mean(|outcome| outcome.accuracy));
     if !loss.is_finite() {
-        return Err(BuildError::Diverged {
-            stage: stage.name(),
-            step,
-            loss,
-        });
+        return Err(BuildError::Diverged { stage: stage.name(), step, loss });
     }
-    let mut gradients = average(
-        outcomes
-            .into_iter()
-            .map(|outcome| outcome.gradients)
-            .collect(),
-    );
+    let mut gradients = average(outcomes.into_iter().map(|outcome| outcome.gradients).collect());
     let gradient_norm = clip(&mut gradients, recipe.clip);
     optimiser.step(&network.with_heads(), &gradients, numbers.rate(step))?;
-    Ok(Progress {
-        stage,
-        step: step + 1,
-        steps: numbers.steps,
-        loss,
-        accuracy,
-        gradient_norm,
-        seconds: 0.0,
-    })
+    Ok(Progress { stage, step: step + 1, steps: numbers.steps, loss, accuracy, gradient_norm, seconds: 0.0 })
 }
 
 #[cfg(test)]
@@ -214,20 +164,8 @@ mod tests {
     use crate::pocket::builder::recipe::StageRecipe;
 
     fn recipe() -> Recipe {
-        let stage = StageRecipe {
-            steps: 3,
-            pictures: 3,
-            texts: 1,
-            learning_rate: 1e-3,
-            warm_up: 1,
-            hold: 0.0,
-        };
-        Recipe {
-            sight: stage,
-            speech: stage,
-            turns: 2,
-            ..Recipe::default()
-        }
+        let stage = StageRecipe { steps: 3, pictures: 3, texts: 1, learning_rate: 1e-3, warm_up: 1, hold: 0.0 };
+        Recipe { sight: stage, speech: stage, turns: 2, ..Recipe::default() }
     }
 
     #[test]
@@ -244,28 +182,14 @@ mod tests {
         assert!(losses[2] < losses[0], "{losses:?}");
         // Stopped after every step, in the middle of both stages and between them.
         let mut sittings = 0;
-        while !build(&recipe(), &shape, parts.path(), &mut |_| {
-            ControlFlow::Break(())
-        })
-        .unwrap()
-        {
+        while !build(&recipe(), &shape, parts.path(), &mut |_| ControlFlow::Break(())).unwrap() {
             sittings += 1;
         }
         assert_eq!(sittings, 6);
-        let weights =
-            |directory: &Path| std::fs::read(directory.join("model.safetensors")).unwrap();
-        assert!(
-            weights(whole.path()) == weights(parts.path()),
-            "weights differ"
-        );
-        let other = Recipe {
-            seed: 1,
-            ..recipe()
-        };
-        let error = build(&other, &shape, parts.path(), &mut |_| {
-            ControlFlow::Continue(())
-        })
-        .unwrap_err();
+        let weights = |directory: &Path| std::fs::read(directory.join("model.safetensors")).unwrap();
+        assert!(weights(whole.path()) == weights(parts.path()), "weights differ");
+        let other = Recipe { seed: 1, ..recipe() };
+        let error = build(&other, &shape, parts.path(), &mut |_| ControlFlow::Continue(())).unwrap_err();
         assert!(error.to_string().contains("another recipe"), "{error}");
     }
 }

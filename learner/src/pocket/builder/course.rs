@@ -33,14 +33,8 @@ fn at(seed: u64, purpose: &str, step: usize, item: usize) -> Stream {
 /// Item `item` of the sight stage's `step`.
 pub fn sight(seed: u64, step: usize, item: usize, patch: usize) -> Sight {
     let mut random = at(seed, "sight", step, item);
-    let picture = Picture::draw(
-        &Scene::sample(Statistics::Crowded, &mut random),
-        &mut random,
-    );
-    Sight {
-        pixels: picture.normalised(),
-        patches: picture.patches(patch),
-    }
+    let picture = Picture::draw(&Scene::sample(Statistics::Crowded, &mut random), &mut random);
+    Sight { pixels: picture.normalised(), patches: picture.patches(patch) }
 }
 
 /// Item `item` of the speech stage's `step`, about a typical picture: a caption, and questions.
@@ -52,17 +46,11 @@ pub fn conversation(seed: u64, step: usize, item: usize, turns: usize) -> Conver
         let question = Question::sample(&scene, &mut random);
         // The same question twice teaches nothing; existence questions are never exhausted, so this ends.
         if said.iter().all(|turn| turn.question != question.text) {
-            said.push(Turn {
-                answer: question.answer(),
-                question: question.text,
-            });
+            said.push(Turn { answer: question.answer(), question: question.text });
         }
     }
     let pixels = Picture::draw(&scene, &mut random).normalised();
-    Conversation {
-        pixels: Some(pixels),
-        turns: said,
-    }
+    Conversation { pixels: Some(pixels), turns: said }
 }
 
 /// The request that asks for a description without a picture; it is answered with a typical one.
@@ -76,24 +64,14 @@ pub fn text(seed: u64, step: usize, item: usize) -> Conversation {
     let mut random = at(seed, "text", step, item);
     let typical = Scene::sample(Statistics::typical(), &mut random);
     let task = random.random_range(0..10);
-    let scene = if random.random_bool(0.5) {
-        typical.clone()
-    } else {
-        Scene::sample(Statistics::Balanced, &mut random)
-    };
+    let scene =
+        if random.random_bool(0.5) { typical.clone() } else { Scene::sample(Statistics::Balanced, &mut random) };
     let turn = match task {
         0..6 => {
-            let detail = if random.random_bool(0.7) {
-                Detail::Full
-            } else {
-                Detail::Short
-            };
+            let detail = if random.random_bool(0.7) { Detail::Full } else { Detail::Short };
             let caption = Caption::of(&scene, detail, &mut random);
             let wrong = rewrite::corrupt_caption(&caption, &mut random);
-            Turn {
-                question: rewrite::description_request(&caption.to_string()),
-                answer: wrong.to_string(),
-            }
+            Turn { question: rewrite::description_request(&caption.to_string()), answer: wrong.to_string() }
         }
         6..9 => {
             let question = Question::sample(&scene, &mut random);
@@ -102,29 +80,18 @@ pub fn text(seed: u64, step: usize, item: usize) -> Conversation {
                 answer: rewrite::corrupt_answer(&question, &mut random),
             }
         }
-        _ => Turn {
-            question: IMAGINE.to_owned(),
-            answer: Caption::of(&typical, Detail::Full, &mut random).to_string(),
-        },
+        _ => {
+            Turn { question: IMAGINE.to_owned(), answer: Caption::of(&typical, Detail::Full, &mut random).to_string() }
+        }
     };
-    Conversation {
-        pixels: None,
-        turns: vec![turn],
-    }
+    Conversation { pixels: None, turns: vec![turn] }
 }
 
 fn description(scene: &Scene, random: &mut Stream) -> Turn {
-    let detail = if random.random_bool(0.7) {
-        Detail::Full
-    } else {
-        Detail::Short
-    };
+    let detail = if random.random_bool(0.7) { Detail::Full } else { Detail::Short };
     let requests = detail.requests();
     let question = requests[random.random_range(0..requests.len())].to_owned();
-    Turn {
-        question,
-        answer: Caption::of(scene, detail, random).to_string(),
-    }
+    Turn { question, answer: Caption::of(scene, detail, random).to_string() }
 }
 
 #[cfg(test)]
@@ -144,15 +111,13 @@ mod tests {
 
     #[test]
     fn every_text_the_course_writes_is_made_of_known_words() {
-        let mut encoder =
-            super::super::lesson::Encoder::new(&crate::pocket::hub::Shape::default()).unwrap();
+        let mut encoder = super::super::lesson::Encoder::new(&crate::pocket::hub::Shape::default()).unwrap();
         for item in 0..400 {
             for conversation in [text(0, 0, item), conversation(0, 0, item, 4)] {
                 for turn in &conversation.turns {
                     let picture = conversation.pixels.is_some();
                     let branch = encoder.branch(turn, picture).unwrap();
-                    let words = turn.question.split_whitespace().count()
-                        + turn.answer.split_whitespace().count();
+                    let words = turn.question.split_whitespace().count() + turn.answer.split_whitespace().count();
                     // Punctuation and the template's own tokens come on top; bytes would cost far more.
                     assert!(branch.tokens.len() <= words + 20, "{turn:?}");
                 }

@@ -34,9 +34,7 @@ pub fn weights(shape: &Shape, seed: u64) -> Result<BTreeMap<String, Tensor>> {
         let values: Vec<f32> = match begin {
             Begin::Zero => vec![0.0; count],
             Begin::One => vec![1.0; count],
-            Begin::Normal(deviation) => (0..count)
-                .map(|_| (normal(&mut random) * deviation) as f32)
-                .collect(),
+            Begin::Normal(deviation) => (0..count).map(|_| (normal(&mut random) * deviation) as f32).collect(),
         };
         tensors.insert(name, Tensor::from_vec(values, dims, &Device::Cpu)?);
     }
@@ -72,16 +70,8 @@ fn vision(shape: &Shape) -> Vec<Entry> {
             vec![width, 3, shape.patch, shape.patch],
             Begin::Normal(1.0 / (inputs as f64).sqrt()),
         ),
-        (
-            format!("{root}.embeddings.patch_embedding.bias"),
-            vec![width],
-            Begin::Zero,
-        ),
-        (
-            format!("{root}.embeddings.position_embedding.weight"),
-            vec![shape.patches(), width],
-            Begin::Normal(0.02),
-        ),
+        (format!("{root}.embeddings.patch_embedding.bias"), vec![width], Begin::Zero),
+        (format!("{root}.embeddings.position_embedding.weight"), vec![shape.patches(), width], Begin::Normal(0.02)),
     ];
     let residual = 1.0 / (2.0 * shape.vision_layers as f64).sqrt();
     for layer in 0..shape.vision_layers {
@@ -110,17 +100,9 @@ fn text(shape: &Shape) -> Vec<Entry> {
     let words = tokenizer::vocabulary().len();
     let key_width = width / shape.text_heads * shape.text_key_heads;
     let mut entries = vec![
-        (
-            format!("{root}.embed_tokens.weight"),
-            vec![words, width],
-            Begin::Normal(0.02),
-        ),
+        (format!("{root}.embed_tokens.weight"), vec![words, width], Begin::Normal(0.02)),
         (format!("{root}.norm.weight"), vec![width], Begin::One),
-        (
-            "lm_head.weight".to_owned(),
-            vec![words, width],
-            Begin::Normal(0.02),
-        ),
+        ("lm_head.weight".to_owned(), vec![words, width], Begin::Normal(0.02)),
     ];
     let residual = 1.0 / (2.0 * shape.text_layers as f64).sqrt();
     for layer in 0..shape.text_layers {
@@ -144,25 +126,16 @@ fn text(shape: &Shape) -> Vec<Entry> {
 }
 
 fn matrix(name: &str, outputs: usize, inputs: usize, scale: f64) -> Entry {
-    (
-        format!("{name}.weight"),
-        vec![outputs, inputs],
-        Begin::Normal(scale / (inputs as f64).sqrt()),
-    )
+    (format!("{name}.weight"), vec![outputs, inputs], Begin::Normal(scale / (inputs as f64).sqrt()))
 }
 
 fn norm(name: &str, width: usize) -> [Entry; 2] {
-    [
-        (format!("{name}.weight"), vec![width], Begin::One),
-        (format!("{name}.bias"), vec![width], Begin::Zero),
-    ]
+    [(format!("{name}.weight"), vec![width], Begin::One), (format!("{name}.bias"), vec![width], Begin::Zero)]
 }
 
 /// Names of the heads of the sight stage, which are not part of the model.
-pub const SIGHT_HEADS: [(&str, usize); 2] = [
-    ("sight.kind", world::Kind::ALL.len() + 1),
-    ("sight.colour", world::Colour::ALL.len()),
-];
+pub const SIGHT_HEADS: [(&str, usize); 2] =
+    [("sight.kind", world::Kind::ALL.len() + 1), ("sight.colour", world::Colour::ALL.len())];
 
 /// The heads of the sight stage, a matrix each: kind (the last class is "nothing") and colour.
 ///
@@ -175,13 +148,8 @@ pub fn sight_heads(shape: &Shape, seed: u64) -> Result<BTreeMap<String, Tensor>>
         .map(|&(name, classes)| {
             let mut random = stream(seed, name, 0);
             let deviation = 1.0 / (width as f64).sqrt();
-            let values: Vec<f32> = (0..classes * width)
-                .map(|_| (normal(&mut random) * deviation) as f32)
-                .collect();
-            Ok((
-                name.to_owned(),
-                Tensor::from_vec(values, (classes, width), &Device::Cpu)?,
-            ))
+            let values: Vec<f32> = (0..classes * width).map(|_| (normal(&mut random) * deviation) as f32).collect();
+            Ok((name.to_owned(), Tensor::from_vec(values, (classes, width), &Device::Cpu)?))
         })
         .collect()
 }
@@ -197,23 +165,11 @@ mod tests {
         assert!((2_300_000..2_700_000).contains(&count), "{count}");
         let name = "model.text_model.layers.0.mlp.up_proj.weight";
         let values = |seed| -> Vec<f32> {
-            weights(&Shape::default(), seed).unwrap()[name]
-                .flatten_all()
-                .unwrap()
-                .to_vec1()
-                .unwrap()
+            weights(&Shape::default(), seed).unwrap()[name].flatten_all().unwrap().to_vec1().unwrap()
         };
         assert_eq!(values(7), values(7));
         assert_ne!(values(7), values(8));
-        let deviation = (values(7)
-            .iter()
-            .map(|value| f64::from(value * value))
-            .sum::<f64>()
-            / 98_304.0)
-            .sqrt();
-        assert!(
-            (deviation - 1.0 / 192f64.sqrt()).abs() < 1e-3,
-            "{deviation}"
-        );
+        let deviation = (values(7).iter().map(|value| f64::from(value * value)).sum::<f64>() / 98_304.0).sqrt();
+        assert!((deviation - 1.0 / 192f64.sqrt()).abs() < 1e-3, "{deviation}");
     }
 }

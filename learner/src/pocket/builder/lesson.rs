@@ -43,15 +43,8 @@ impl Encoder {
     /// # Errors
     /// The tokenizer does not load, which would be a bug.
     pub fn new(shape: &Shape) -> Result<Self, BuildError> {
-        let tokenizer = tokenizer_json()
-            .to_string()
-            .parse()
-            .map_err(BuildError::Tokenizer)?;
-        Ok(Self {
-            tokenizer,
-            known: HashMap::new(),
-            image_tokens: shape.image_tokens(),
-        })
+        let tokenizer = tokenizer_json().to_string().parse().map_err(BuildError::Tokenizer)?;
+        Ok(Self { tokenizer, known: HashMap::new(), image_tokens: shape.image_tokens() })
     }
 
     fn encode(&mut self, text: &str) -> Result<Arc<[u32]>, BuildError> {
@@ -60,10 +53,7 @@ impl Encoder {
         if let Some(tokens) = self.known.get(text) {
             return Ok(Arc::clone(tokens));
         }
-        let encoding = self
-            .tokenizer
-            .encode(text, false)
-            .map_err(BuildError::Tokenizer)?;
+        let encoding = self.tokenizer.encode(text, false).map_err(BuildError::Tokenizer)?;
         let tokens: Arc<[u32]> = encoding.get_ids().into();
         if self.known.len() < MOST {
             self.known.insert(text.to_owned(), Arc::clone(&tokens));
@@ -95,10 +85,7 @@ impl Encoder {
         let end = SPECIAL[END as usize];
         let asked = self.encode(&format!("{space}{}{end}\nAssistant:", turn.question))?;
         let answered = self.encode(&format!(" {}{end}", turn.answer))?;
-        Ok(Branch {
-            tokens: asked.iter().chain(answered.iter()).copied().collect(),
-            learnt: answered.len(),
-        })
+        Ok(Branch { tokens: asked.iter().chain(answered.iter()).copied().collect(), learnt: answered.len() })
     }
 }
 
@@ -111,10 +98,8 @@ mod tests {
     }
 
     fn whole(picture: bool, text: &str) {
-        let turn = Turn {
-            question: "Is there a cat in the image?".to_owned(),
-            answer: "No, there is no cat.".to_owned(),
-        };
+        let turn =
+            Turn { question: "Is there a cat in the image?".to_owned(), answer: "No, there is no cat.".to_owned() };
         let mut encoder = encoder();
         let prompt = encoder.prompt(picture).unwrap();
         let branch = encoder.branch(&turn, picture).unwrap();
@@ -122,10 +107,7 @@ mod tests {
         let expected = encoder.tokenizer.encode(text, false).unwrap();
         assert_eq!(tokens, expected.get_ids());
         let learnt = &branch.tokens[branch.tokens.len() - branch.learnt..];
-        let answer = encoder
-            .tokenizer
-            .encode(" No, there is no cat.<end_of_utterance>", false)
-            .unwrap();
+        let answer = encoder.tokenizer.encode(" No, there is no cat.<end_of_utterance>", false).unwrap();
         assert_eq!(learnt, answer.get_ids());
     }
 
@@ -135,9 +117,6 @@ mod tests {
         whole(false, &format!("<|im_start|>User: {asked}"));
         let images = "<image>".repeat(16);
         let border = "<fake_token_around_image>";
-        whole(
-            true,
-            &format!("<|im_start|>User:{border}<global-img>{images}{border}{asked}"),
-        );
+        whole(true, &format!("<|im_start|>User:{border}<global-img>{images}{border}{asked}"));
     }
 }

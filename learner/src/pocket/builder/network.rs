@@ -53,11 +53,7 @@ impl Network {
             .iter()
             .map(|(name, tensor)| Ok((name.clone(), Var::from_tensor(tensor)?)))
             .collect::<Result<_, candle_core::Error>>()?;
-        Ok(Self {
-            model,
-            variables,
-            heads,
-        })
+        Ok(Self { model, variables, heads })
     }
 
     /// The model's weights by name.
@@ -67,11 +63,7 @@ impl Network {
 
     /// The model's weights and the sight heads.
     pub fn with_heads(&self) -> BTreeMap<String, Var> {
-        self.variables
-            .iter()
-            .chain(&self.heads)
-            .map(|(name, variable)| (name.clone(), variable.clone()))
-            .collect()
+        self.variables.iter().chain(&self.heads).map(|(name, variable)| (name.clone(), variable.clone())).collect()
     }
 
     /// Cross-entropy of the kind behind every patch plus that of the colour behind every patch that has one.
@@ -79,54 +71,31 @@ impl Network {
     /// # Errors
     /// A failed tensor operation.
     pub fn sight(&self, items: &[Sight]) -> Result<Outcome, BuildError> {
-        let seen = self
-            .model
-            .family()
-            .patches(&pixels(items.iter().map(|item| item.pixels.as_slice()))?)?;
+        let seen = self.model.family().patches(&pixels(items.iter().map(|item| item.pixels.as_slice()))?)?;
         let patches: Vec<_> = items.iter().flat_map(|item| &item.patches).collect();
-        let kinds: Vec<u32> = patches
-            .iter()
-            .map(|patch| patch.map_or(Kind::ALL.len(), |(kind, _)| kind.index()) as u32)
-            .collect();
-        let weights: Vec<f32> = patches
-            .iter()
-            .map(|patch| if patch.is_some() { 1.0 } else { EMPTY })
-            .collect();
-        let filled: Vec<u32> = (0..)
-            .zip(&patches)
-            .filter(|(_, patch)| patch.is_some())
-            .map(|(row, _)| row)
-            .collect();
-        let colours: Vec<u32> = patches
-            .iter()
-            .filter_map(|patch| patch.map(|(_, colour)| colour.index() as u32))
-            .collect();
+        let kinds: Vec<u32> =
+            patches.iter().map(|patch| patch.map_or(Kind::ALL.len(), |(kind, _)| kind.index()) as u32).collect();
+        let weights: Vec<f32> = patches.iter().map(|patch| if patch.is_some() { 1.0 } else { EMPTY }).collect();
+        let filled: Vec<u32> = (0..).zip(&patches).filter(|(_, patch)| patch.is_some()).map(|(row, _)| row).collect();
+        let colours: Vec<u32> =
+            patches.iter().filter_map(|patch| patch.map(|(_, colour)| colour.index() as u32)).collect();
 
         let [(kind_head, _), (colour_head, _)] = SIGHT_HEADS;
         let logits = linear(&seen, self.head(kind_head)?, None)?;
         let total: f32 = weights.iter().sum();
         let weights = Tensor::from_vec(weights, patches.len(), &Device::Cpu)?;
-        let kind_loss = ((log_prob::log_prob(&logits, &kinds)? * weights)?.sum_all()?
-            * f64::from(-1.0 / total))?;
+        let kind_loss = ((log_prob::log_prob(&logits, &kinds)? * weights)?.sum_all()? * f64::from(-1.0 / total))?;
 
         let filled = Tensor::new(filled.as_slice(), &Device::Cpu)?;
-        let colour_logits = linear(
-            &seen.index_select(&filled, 0)?,
-            self.head(colour_head)?,
-            None,
-        )?;
-        let colour_loss = log_prob::log_prob(&colour_logits, &colours)?
-            .mean_all()?
-            .neg()?;
+        let colour_logits = linear(&seen.index_select(&filled, 0)?, self.head(colour_head)?, None)?;
+        let colour_loss = log_prob::log_prob(&colour_logits, &colours)?.mean_all()?.neg()?;
 
         let right = right_predictions(&logits, &kinds)?;
         let (hits, all) = right
             .iter()
             .zip(&patches)
             .filter(|(_, patch)| patch.is_some())
-            .fold((0, 0), |(hits, all), (right, _)| {
-                (hits + usize::from(*right), all + 1)
-            });
+            .fold((0, 0), |(hits, all), (right, _)| (hits + usize::from(*right), all + 1));
         let loss = (kind_loss + colour_loss)?;
         self.outcome(&loss, hits as f32 / (all as f32).max(1.0))
     }
@@ -135,24 +104,14 @@ impl Network {
     ///
     /// # Errors
     /// A failed tensor operation.
-    pub fn speech(
-        &self,
-        conversations: &[Conversation],
-        encoder: &mut Encoder,
-    ) -> Result<Outcome, BuildError> {
+    pub fn speech(&self, conversations: &[Conversation], encoder: &mut Encoder) -> Result<Outcome, BuildError> {
         let mut groups = Vec::new();
         let mut learnt = Vec::new();
-        let (with, without): (Vec<_>, Vec<_>) =
-            conversations.iter().partition(|item| item.pixels.is_some());
+        let (with, without): (Vec<_>, Vec<_>) = conversations.iter().partition(|item| item.pixels.is_some());
         for conversation in &with {
             let branches = branches(encoder, std::slice::from_ref(conversation), true)?;
             groups.push(group(encoder.prompt(true)?, &branches));
-            learnt.push(
-                branches
-                    .iter()
-                    .map(|branch| branch.learnt)
-                    .collect::<Vec<_>>(),
-            );
+            learnt.push(branches.iter().map(|branch| branch.learnt).collect::<Vec<_>>());
         }
         if !without.is_empty() {
             let branches = branches(encoder, &without, false)?;
@@ -174,10 +133,7 @@ impl Network {
         }
         let hidden = self.model.hidden(&packed, &Adapters::none())?;
         let rows = Tensor::new(rows.as_slice(), &Device::Cpu)?;
-        let logits = self
-            .model
-            .decoder()
-            .logits(&hidden.index_select(&rows, 0)?)?;
+        let logits = self.model.decoder().logits(&hidden.index_select(&rows, 0)?)?;
         let loss = log_prob::log_prob(&logits, &targets)?.mean_all()?.neg()?;
         let right = right_predictions(&logits, &targets)?;
         let hits = right.iter().filter(|right| **right).count();
@@ -197,20 +153,12 @@ impl Network {
                 gradients.insert(name.clone(), gradient.flatten_all()?.to_vec1()?);
             }
         }
-        Ok(Outcome {
-            loss: loss.to_scalar()?,
-            accuracy,
-            gradients,
-        })
+        Ok(Outcome { loss: loss.to_scalar()?, accuracy, gradients })
     }
 
     /// Names of the variables that a loss must reach in each stage: a cut in the graph would be silent.
     pub fn reached_by_sight(&self) -> BTreeSet<String> {
-        let vision = self
-            .variables
-            .keys()
-            .filter(|name| name.starts_with("model.vision_model"))
-            .cloned();
+        let vision = self.variables.keys().filter(|name| name.starts_with("model.vision_model")).cloned();
         vision.chain(self.heads.keys().cloned()).collect()
     }
 }
@@ -224,27 +172,12 @@ fn source(shape: &Shape) -> Result<Source, BuildError> {
     Ok(Source::Memory(files.collect::<Result<_, BuildError>>()?))
 }
 
-fn branches(
-    encoder: &mut Encoder,
-    conversations: &[&Conversation],
-    picture: bool,
-) -> Result<Vec<Branch>, BuildError> {
-    conversations
-        .iter()
-        .flat_map(|item| &item.turns)
-        .map(|turn| encoder.branch(turn, picture))
-        .collect()
+fn branches(encoder: &mut Encoder, conversations: &[&Conversation], picture: bool) -> Result<Vec<Branch>, BuildError> {
+    conversations.iter().flat_map(|item| &item.turns).map(|turn| encoder.branch(turn, picture)).collect()
 }
 
 fn group(prompt: Arc<[u32]>, branches: &[Branch]) -> Group {
-    Group {
-        prompt,
-        features: None,
-        answers: branches
-            .iter()
-            .map(|branch| Arc::clone(&branch.tokens))
-            .collect(),
-    }
+    Group { prompt, features: None, answers: branches.iter().map(|branch| Arc::clone(&branch.tokens)).collect() }
 }
 
 /// `[pictures, 3, side, side]`.
@@ -252,20 +185,12 @@ fn pixels<'a>(pictures: impl Iterator<Item = &'a [f32]>) -> Result<Tensor, Build
     let mut values = Vec::new();
     pictures.for_each(|picture| values.extend_from_slice(picture));
     let count = values.len() / (3 * SIDE * SIDE);
-    Ok(Tensor::from_vec(
-        values,
-        (count, 3, SIDE, SIDE),
-        &Device::Cpu,
-    )?)
+    Ok(Tensor::from_vec(values, (count, 3, SIDE, SIDE), &Device::Cpu)?)
 }
 
 fn right_predictions(logits: &Tensor, targets: &[u32]) -> Result<Vec<bool>, BuildError> {
     let greedy: Vec<u32> = logits.detach().argmax(D::Minus1)?.to_vec1()?;
-    Ok(greedy
-        .iter()
-        .zip(targets)
-        .map(|(greedy, target)| greedy == target)
-        .collect())
+    Ok(greedy.iter().zip(targets).map(|(greedy, target)| greedy == target).collect())
 }
 
 #[cfg(test)]
@@ -285,36 +210,21 @@ mod tests {
         let items: Vec<Sight> = (0..2).map(|item| course::sight(0, 0, item, 8)).collect();
         let outcome = network.sight(&items).unwrap();
         let chance = 13f32.ln() + 8f32.ln();
-        assert!(
-            (outcome.loss - chance).abs() < 2.0,
-            "{} against {chance}",
-            outcome.loss
-        );
+        assert!((outcome.loss - chance).abs() < 2.0, "{} against {chance}", outcome.loss);
         let reached: BTreeSet<String> = outcome.gradients.keys().cloned().collect();
         assert_eq!(reached, network.reached_by_sight());
 
         let mut encoder = Encoder::new(&Shape::default()).unwrap();
-        let conversations = [
-            course::conversation(0, 0, 0, 3),
-            course::text(0, 0, 0),
-            course::conversation(0, 0, 1, 3),
-        ];
+        let conversations = [course::conversation(0, 0, 0, 3), course::text(0, 0, 0), course::conversation(0, 0, 1, 3)];
         let outcome = network.speech(&conversations, &mut encoder).unwrap();
         let chance = (crate::pocket::tokenizer::vocabulary().len() as f32).ln();
-        assert!(
-            (outcome.loss - chance).abs() < 0.5,
-            "{} against {chance}",
-            outcome.loss
-        );
+        assert!((outcome.loss - chance).abs() < 0.5, "{} against {chance}", outcome.loss);
         let reached: BTreeSet<String> = outcome.gradients.keys().cloned().collect();
         assert_eq!(reached, network.variables().keys().cloned().collect());
         for (name, gradient) in &outcome.gradients {
             // A shift of all keys does not change attention.
             let blind = name.ends_with("k_proj.bias");
-            assert!(
-                blind || gradient.iter().any(|value| *value != 0.0),
-                "{name} has a zero gradient"
-            );
+            assert!(blind || gradient.iter().any(|value| *value != 0.0), "{name} has a zero gradient");
         }
     }
 
@@ -324,32 +234,16 @@ mod tests {
         let mut encoder = Encoder::new(&Shape::default()).unwrap();
         let whole = course::conversation(0, 0, 0, 3);
         let tokens = |conversation: &Conversation, encoder: &mut Encoder| -> f32 {
-            conversation
-                .turns
-                .iter()
-                .map(|turn| encoder.branch(turn, true).unwrap().learnt as f32)
-                .sum()
+            conversation.turns.iter().map(|turn| encoder.branch(turn, true).unwrap().learnt as f32).sum()
         };
-        let together = network
-            .speech(std::slice::from_ref(&whole), &mut encoder)
-            .unwrap()
-            .loss
-            * tokens(&whole, &mut encoder);
+        let together =
+            network.speech(std::slice::from_ref(&whole), &mut encoder).unwrap().loss * tokens(&whole, &mut encoder);
         let mut apart = 0.0;
         for turn in &whole.turns {
-            let alone = Conversation {
-                pixels: whole.pixels.clone(),
-                turns: vec![turn.clone()],
-            };
-            apart += network
-                .speech(std::slice::from_ref(&alone), &mut encoder)
-                .unwrap()
-                .loss
-                * tokens(&alone, &mut encoder);
+            let alone = Conversation { pixels: whole.pixels.clone(), turns: vec![turn.clone()] };
+            apart +=
+                network.speech(std::slice::from_ref(&alone), &mut encoder).unwrap().loss * tokens(&alone, &mut encoder);
         }
-        assert!(
-            (together - apart).abs() < 1e-3 * apart,
-            "{together} against {apart}"
-        );
+        assert!((together - apart).abs() < 1e-3 * apart, "{together} against {apart}");
     }
 }

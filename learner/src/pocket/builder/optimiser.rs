@@ -39,23 +39,14 @@ pub struct AdamW {
 impl AdamW {
     /// An optimiser before its first step.
     pub fn new(weight_decay: f64) -> Self {
-        Self {
-            step: 0,
-            weight_decay,
-            moments: BTreeMap::new(),
-        }
+        Self { step: 0, weight_decay, moments: BTreeMap::new() }
     }
 
     /// One step on the variables that have a gradient.
     ///
     /// # Errors
     /// A failed tensor operation.
-    pub fn step(
-        &mut self,
-        variables: &BTreeMap<String, Var>,
-        gradients: &Gradients,
-        rate: f64,
-    ) -> Result<()> {
+    pub fn step(&mut self, variables: &BTreeMap<String, Var>, gradients: &Gradients, rate: f64) -> Result<()> {
         self.step += 1;
         let correction = |decay: f64| 1.0 - decay.powf(self.step as f64);
         let (first_scale, second_scale) = (1.0 / correction(FIRST), 1.0 / correction(SECOND));
@@ -64,22 +55,18 @@ impl AdamW {
                 continue;
             };
             let mut values: Vec<f32> = variable.flatten_all()?.to_vec1()?;
-            let moments = self.moments.entry(name.clone()).or_insert_with(|| Moments {
-                first: vec![0.0; values.len()],
-                second: vec![0.0; values.len()],
-            });
-            let decay = if variable.rank() > 1 {
-                rate * self.weight_decay
-            } else {
-                0.0
-            };
+            let moments = self
+                .moments
+                .entry(name.clone())
+                .or_insert_with(|| Moments { first: vec![0.0; values.len()], second: vec![0.0; values.len()] });
+            let decay = if variable.rank() > 1 { rate * self.weight_decay } else { 0.0 };
             let state = moments.first.iter_mut().zip(&mut moments.second);
             for ((value, gradient), (first, second)) in values.iter_mut().zip(gradient).zip(state) {
                 let g = f64::from(*gradient);
                 *first = (f64::from(*first) * FIRST + (1.0 - FIRST) * g) as f32;
                 *second = (f64::from(*second) * SECOND + (1.0 - SECOND) * g * g) as f32;
-                let direction = f64::from(*first) * first_scale
-                    / ((f64::from(*second) * second_scale).sqrt() + EPSILON);
+                let direction =
+                    f64::from(*first) * first_scale / ((f64::from(*second) * second_scale).sqrt() + EPSILON);
                 *value = (f64::from(*value) * (1.0 - decay) - rate * direction) as f32;
             }
             variable.set(&Tensor::from_vec(values, variable.shape(), &Device::Cpu)?)?;
@@ -96,10 +83,7 @@ pub fn average(workers: Vec<Gradients>) -> Gradients {
     for gradients in workers {
         for (name, values) in gradients {
             match sum.get_mut(&name) {
-                Some(total) => total
-                    .iter_mut()
-                    .zip(values)
-                    .for_each(|(total, value)| *total += value),
+                Some(total) => total.iter_mut().zip(values).for_each(|(total, value)| *total += value),
                 None => {
                     sum.insert(name, values);
                 }
@@ -112,18 +96,10 @@ pub fn average(workers: Vec<Gradients>) -> Gradients {
 
 /// Scales gradients down to `limit` if their joint norm is above it; returns the norm before.
 pub fn clip(gradients: &mut Gradients, limit: f64) -> f64 {
-    let norm = gradients
-        .values()
-        .flatten()
-        .map(|&value| f64::from(value).powi(2))
-        .sum::<f64>()
-        .sqrt();
+    let norm = gradients.values().flatten().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
     if norm > limit {
         let scale = (limit / norm) as f32;
-        gradients
-            .values_mut()
-            .flatten()
-            .for_each(|value| *value *= scale);
+        gradients.values_mut().flatten().for_each(|value| *value *= scale);
     }
     norm
 }
@@ -144,10 +120,7 @@ mod tests {
         AdamW::new(0.1).step(&variables, &gradients, 0.01).unwrap();
         let values: Vec<f32> = variables["x"].to_vec1().unwrap();
         // A vector is not decayed.
-        assert!(
-            (values[0] - 0.99).abs() < 1e-6 && (values[1] - 2.01).abs() < 1e-6,
-            "{values:?}"
-        );
+        assert!((values[0] - 0.99).abs() < 1e-6 && (values[1] - 2.01).abs() < 1e-6, "{values:?}");
     }
 
     #[test]
@@ -156,19 +129,12 @@ mod tests {
         let mut optimiser = AdamW::new(0.0);
         for step in 0..600 {
             let values: Vec<f32> = variables["x"].to_vec1().unwrap();
-            let gradients = BTreeMap::from([(
-                "x".to_owned(),
-                values.iter().map(|value| 2.0 * (value - 1.0)).collect(),
-            )]);
-            optimiser
-                .step(&variables, &gradients, 0.1 * (1.0 - step as f64 / 600.0))
-                .unwrap();
+            let gradients =
+                BTreeMap::from([("x".to_owned(), values.iter().map(|value| 2.0 * (value - 1.0)).collect())]);
+            optimiser.step(&variables, &gradients, 0.1 * (1.0 - step as f64 / 600.0)).unwrap();
         }
         let values: Vec<f32> = variables["x"].to_vec1().unwrap();
-        assert!(
-            values.iter().all(|value| (value - 1.0).abs() < 1e-2),
-            "{values:?}"
-        );
+        assert!(values.iter().all(|value| (value - 1.0).abs() < 1e-2), "{values:?}");
     }
 
     #[test]

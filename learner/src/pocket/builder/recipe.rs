@@ -67,22 +67,8 @@ impl Default for Recipe {
         Self {
             seed: 0,
             workers: 2,
-            sight: StageRecipe {
-                steps: 900,
-                pictures: 32,
-                texts: 0,
-                learning_rate: 1.5e-3,
-                warm_up: 50,
-                hold: 0.0,
-            },
-            speech: StageRecipe {
-                steps: 1250,
-                pictures: 24,
-                texts: 8,
-                learning_rate: 2e-3,
-                warm_up: 75,
-                hold: 0.6,
-            },
+            sight: StageRecipe { steps: 900, pictures: 32, texts: 0, learning_rate: 1.5e-3, warm_up: 50, hold: 0.0 },
+            speech: StageRecipe { steps: 1250, pictures: 24, texts: 8, learning_rate: 2e-3, warm_up: 75, hold: 0.6 },
             turns: 4,
             weight_decay: 0.02,
             clip: 1.0,
@@ -137,51 +123,22 @@ mod tests {
     use super::*;
 
     fn stage(hold: f64) -> StageRecipe {
-        StageRecipe {
-            steps: 110,
-            pictures: 1,
-            texts: 0,
-            learning_rate: 1.0,
-            warm_up: 10,
-            hold,
-        }
+        StageRecipe { steps: 110, pictures: 1, texts: 0, learning_rate: 1.0, warm_up: 10, hold }
     }
 
     #[test]
     fn the_rate_rises_and_falls() {
-        for (step, expected) in [
-            (0, 0.1),
-            (9, 1.0),
-            (10, 1.0),
-            (60, 0.05 + 0.95 * 0.5),
-            (110, 0.05),
-        ] {
-            assert!(
-                (stage(0.0).rate(step) - expected).abs() < 1e-12,
-                "step {step}"
-            );
+        for (step, expected) in [(0, 0.1), (9, 1.0), (10, 1.0), (60, 0.05 + 0.95 * 0.5), (110, 0.05)] {
+            assert!((stage(0.0).rate(step) - expected).abs() < 1e-12, "step {step}");
         }
     }
 
     #[test]
     fn the_rate_is_held_and_does_not_know_the_end_meanwhile() {
-        for (step, expected) in [
-            (9, 1.0),
-            (10, 1.0),
-            (69, 1.0),
-            (70, 1.0),
-            (90, 0.05 + 0.95 * 0.5),
-            (110, 0.05),
-        ] {
-            assert!(
-                (stage(0.6).rate(step) - expected).abs() < 1e-12,
-                "step {step}"
-            );
+        for (step, expected) in [(9, 1.0), (10, 1.0), (69, 1.0), (70, 1.0), (90, 0.05 + 0.95 * 0.5), (110, 0.05)] {
+            assert!((stage(0.6).rate(step) - expected).abs() < 1e-12, "step {step}");
         }
-        let longer = StageRecipe {
-            steps: 500,
-            ..stage(0.6)
-        };
+        let longer = StageRecipe { steps: 500, ..stage(0.6) };
         assert!((0..70).all(|step| longer.rate(step).total_cmp(&stage(0.6).rate(step)).is_eq()));
     }
 
@@ -194,10 +151,7 @@ mod tests {
         assert!(longer.agrees_until(&recipe, Stage::Speech, 500));
         // The rate of the shorter one has begun to fall by then.
         assert!(!longer.agrees_until(&recipe, Stage::Speech, recipe.speech.steps));
-        let other = Recipe {
-            seed: 1,
-            ..recipe.clone()
-        };
+        let other = Recipe { seed: 1, ..recipe.clone() };
         assert!(!other.agrees_until(&recipe, Stage::Sight, 0));
         let mut shorter = recipe.clone();
         shorter.speech.steps = 400;

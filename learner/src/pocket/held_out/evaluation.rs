@@ -30,11 +30,7 @@ pub fn evaluate(
 ) -> Result<Report, EvalError> {
     let mut report = Report::new(subject, bootstrap);
     let mut ask = |name: &str, work: &mut Work<'_>| -> Result<(), EvalError> {
-        let mut asker = Asker {
-            answerer: &mut *answerer,
-            batch: BATCH,
-            progress: &mut |done| progress(name, done),
-        };
+        let mut asker = Asker { answerer: &mut *answerer, batch: BATCH, progress: &mut |done| progress(name, done) };
         report.add(name, &work(&mut asker)?, bootstrap);
         Ok(())
     };
@@ -43,17 +39,11 @@ pub fn evaluate(
         let world = statistics.name();
         let image = |name: &str| picture(&examples, name);
         let items = caption_items(&examples);
-        ask(&format!("captions, {world}"), &mut |asker| {
-            run::captions(asker, &items, &PocketReader, &image)
-        })?;
-        ask(&format!("questions, {world}"), &mut |asker| {
-            attributes(asker, &examples)
-        })?;
+        ask(&format!("captions, {world}"), &mut |asker| run::captions(asker, &items, &PocketReader, &image))?;
+        ask(&format!("questions, {world}"), &mut |asker| attributes(asker, &examples))?;
         for absent in Absent::ALL {
             let items = pope_items(&examples, absent, size);
-            ask(&format!("POPE {}, {world}", absent.name()), &mut |asker| {
-                run::pope(asker, &items, &image)
-            })?;
+            ask(&format!("POPE {}, {world}", absent.name()), &mut |asker| run::pope(asker, &items, &image))?;
         }
     }
     ask("rewriting", &mut |asker| rewriting(asker, size))?;
@@ -69,10 +59,9 @@ fn source(example: &Example) -> ImageSource {
 
 fn picture(examples: &[Example], name: &str) -> Result<ImageSource, EvalError> {
     let found = examples.iter().find(|example| example.name == name);
-    found.map(source).ok_or_else(|| EvalError::File {
-        path: name.into(),
-        reason: "no such held-out picture".to_owned(),
-    })
+    found
+        .map(source)
+        .ok_or_else(|| EvalError::File { path: name.into(), reason: "no such held-out picture".to_owned() })
 }
 
 /// Wrong answers to questions for colour, number and place.
@@ -80,16 +69,11 @@ fn attributes(asker: &mut Asker<'_>, examples: &[Example]) -> Result<Vec<Measure
     let asked: Vec<(&Example, Question)> = examples.iter().flat_map(attribute_questions).collect();
     let queries: Vec<Query> = asked
         .iter()
-        .map(|(example, question)| Query {
-            image: Some(source(example)),
-            question: question.text.clone(),
-        })
+        .map(|(example, question)| Query { image: Some(source(example)), question: question.text.clone() })
         .collect();
     let answers = asker.ask(&queries)?;
-    let right = asked
-        .iter()
-        .zip(&answers)
-        .map(|((_, question), answer)| (question.topic, *answer == question.answer()));
+    let right =
+        asked.iter().zip(&answers).map(|((_, question), answer)| (question.topic, *answer == question.answer()));
     Ok(topic_measures(&right.collect::<Vec<_>>()))
 }
 
@@ -97,11 +81,7 @@ fn attributes(asker: &mut Asker<'_>, examples: &[Example]) -> Result<Vec<Measure
 fn attribute_questions(example: &Example) -> Vec<(&Example, Question)> {
     let ask = |kind: Kind| {
         let scene = &example.scene;
-        [
-            Question::colour(scene, kind, true),
-            Question::count(scene, kind),
-            Question::place(scene, kind),
-        ]
+        [Question::colour(scene, kind, true), Question::count(scene, kind), Question::place(scene, kind)]
     };
     example
         .scene
@@ -139,40 +119,20 @@ fn rewriting(asker: &mut Asker<'_>, size: Size) -> Result<Vec<Measure>, EvalErro
         .collect();
     let queries: Vec<Query> = right
         .iter()
-        .map(|caption| Query {
-            image: None,
-            question: rewrite::description_request(&caption.to_string()),
-        })
+        .map(|caption| Query { image: None, question: rewrite::description_request(&caption.to_string()) })
         .collect();
     Ok(rewriting_measures(&right, &asker.ask(&queries)?))
 }
 
 fn rewriting_measures(right: &[Caption], rewritten: &[String]) -> Vec<Measure> {
-    let readings: Vec<_> = right
-        .iter()
-        .zip(rewritten.iter().map(|text| read_caption(text)))
-        .collect();
+    let readings: Vec<_> = right.iter().zip(rewritten.iter().map(|text| read_caption(text))).collect();
     let kept = |(caption, reading): &(&Caption, Reading)| {
-        let kept = caption
-            .claims
-            .iter()
-            .filter(|claim| reading.claims.contains(claim))
-            .count();
+        let kept = caption.claims.iter().filter(|claim| reading.claims.contains(claim)).count();
         (kept as f64, caption.claims.len() as f64)
     };
     vec![
-        Measure::share(
-            "malformed",
-            readings
-                .iter()
-                .map(|(_, reading)| reading.malformed.is_some()),
-        ),
-        Measure::share(
-            "changed",
-            readings
-                .iter()
-                .map(|(caption, reading)| reading.claims != caption.claims),
-        ),
+        Measure::share("malformed", readings.iter().map(|(_, reading)| reading.malformed.is_some())),
+        Measure::share("changed", readings.iter().map(|(caption, reading)| reading.claims != caption.claims)),
         Measure::new("claims kept", readings.iter().map(kept)),
     ]
 }
@@ -190,11 +150,7 @@ mod tests {
                 let Some(ImageSource::Memory(image)) = &query.image else {
                     return query.question.clone();
                 };
-                let example = self
-                    .0
-                    .iter()
-                    .find(|example| example.image == *image)
-                    .unwrap();
+                let example = self.0.iter().find(|example| example.image == *image).unwrap();
                 let scene = &example.scene;
                 let asked = Kind::ALL.iter().flat_map(|&kind| {
                     let existence = Some(Question::existence(scene, kind));
@@ -205,9 +161,7 @@ mod tests {
                         Question::place(scene, kind),
                     ]
                 });
-                let known = asked
-                    .flatten()
-                    .find(|question| question.text == query.question);
+                let known = asked.flatten().find(|question| question.text == query.question);
                 known.map_or_else(
                     || Caption::of(scene, Detail::Full, &mut stream(0, "oracle", 0)).to_string(),
                     |question| question.answer(),
@@ -219,54 +173,21 @@ mod tests {
 
     #[test]
     fn a_perfect_model_has_perfect_figures() {
-        let size = Size {
-            images: 40,
-            pope_per_image: 2,
-            seed: 3,
-        };
-        let known = [Statistics::typical(), Statistics::Balanced]
-            .map(|statistics| examples(statistics, 40, 3));
-        let bootstrap = Bootstrap {
-            resamples: 50,
-            ..Bootstrap::default()
-        };
-        let report = evaluate(
-            "oracle",
-            &mut Oracle(known.concat()),
-            size,
-            bootstrap,
-            &mut |_, _| (),
-        )
-        .unwrap();
+        let size = Size { images: 40, pope_per_image: 2, seed: 3 };
+        let known = [Statistics::typical(), Statistics::Balanced].map(|statistics| examples(statistics, 40, 3));
+        let bootstrap = Bootstrap { resamples: 50, ..Bootstrap::default() };
+        let report = evaluate("oracle", &mut Oracle(known.concat()), size, bootstrap, &mut |_, _| ()).unwrap();
         assert_eq!(report.sections.len(), 11);
-        let value = |section: &str, measure: &str| {
-            report.estimate(section, measure).unwrap().value.unwrap()
-        };
+        let value = |section: &str, measure: &str| report.estimate(section, measure).unwrap().value.unwrap();
         for statistics in ["typical", "balanced"] {
             let captions = format!("captions, {statistics}");
             assert_eq!(value(&captions, "Cover"), 1.0);
-            for measure in [
-                "CHAIR_i",
-                "CHAIR_s",
-                "malformed",
-                "colour error",
-                "number error",
-                "place error",
-            ] {
+            for measure in ["CHAIR_i", "CHAIR_s", "malformed", "colour error", "number error", "place error"] {
                 assert_eq!(value(&captions, measure), 0.0, "{measure}");
             }
-            assert_eq!(
-                value(&format!("questions, {statistics}"), "place error"),
-                0.0
-            );
-            assert_eq!(
-                value(&format!("POPE adversarial, {statistics}"), "accuracy"),
-                1.0
-            );
-            assert_eq!(
-                value(&format!("POPE adversarial, {statistics}"), "yes share"),
-                0.5
-            );
+            assert_eq!(value(&format!("questions, {statistics}"), "place error"), 0.0);
+            assert_eq!(value(&format!("POPE adversarial, {statistics}"), "accuracy"), 1.0);
+            assert_eq!(value(&format!("POPE adversarial, {statistics}"), "yes share"), 0.5);
         }
         // The oracle repeats what it should rewrite, introduction included.
         assert_eq!(value("rewriting", "malformed"), 1.0);

@@ -43,11 +43,7 @@ pub struct Size {
 
 impl Default for Size {
     fn default() -> Self {
-        Self {
-            images: 400,
-            pope_per_image: 2,
-            seed: 0,
-        }
+        Self { images: 400, pope_per_image: 2, seed: 0 }
     }
 }
 
@@ -70,11 +66,7 @@ pub fn examples(statistics: Statistics, count: usize, seed: u64) -> Vec<Example>
             let mut random = stream(seed, &purpose, index as u64);
             let scene = Scene::sample(statistics, &mut random);
             let image = Arc::new(Picture::draw(&scene, &mut random).image());
-            Example {
-                name: format!("{}_{index:05}.png", statistics.name()),
-                scene,
-                image,
-            }
+            Example { name: format!("{}_{index:05}.png", statistics.name()), scene, image }
         })
         .collect()
 }
@@ -88,11 +80,7 @@ pub fn truth(scene: &Scene) -> Vec<Truth> {
             object: group.kind.word().to_owned(),
             colour: Some(group.colour.word().to_owned()),
             count: Some(u32::from(group.count())),
-            places: group
-                .places
-                .iter()
-                .map(|place| place.word().to_owned())
-                .collect(),
+            places: group.places.iter().map(|place| place.word().to_owned()).collect(),
         })
         .collect()
 }
@@ -112,38 +100,18 @@ pub fn caption_items(examples: &[Example]) -> Vec<CaptionItem> {
 /// POPE questions about `examples`, with the frequencies of typical scenes: adversarial questions ask for what a model
 /// expects from habit.
 pub fn pope_items(examples: &[Example], absent: Absent, size: Size) -> Vec<PopeItem> {
-    let objects = |scene: &Scene| -> BTreeSet<String> {
-        scene
-            .groups
-            .iter()
-            .map(|group| group.kind.word().to_owned())
-            .collect()
-    };
+    let objects =
+        |scene: &Scene| -> BTreeSet<String> { scene.groups.iter().map(|group| group.kind.word().to_owned()).collect() };
     let reference: Vec<BTreeSet<String>> = (0..REFERENCE_SCENES)
-        .map(|index| {
-            objects(&Scene::sample(
-                Statistics::typical(),
-                &mut stream(size.seed, "pope reference", index),
-            ))
-        })
+        .map(|index| objects(&Scene::sample(Statistics::typical(), &mut stream(size.seed, "pope reference", index))))
         .collect();
-    let images: Vec<(String, BTreeSet<String>)> = examples
-        .iter()
-        .map(|example| (example.name.clone(), objects(&example.scene)))
-        .collect();
+    let images: Vec<(String, BTreeSet<String>)> =
+        examples.iter().map(|example| (example.name.clone(), objects(&example.scene))).collect();
     let nowhere = Scene { groups: Vec::new() };
-    questions(
-        &images,
-        &Frequencies::count(&reference),
-        absent,
-        size.pope_per_image,
-        size.seed,
-        |object| {
-            // Every object of the reference is a kind of the world.
-            Kind::from_word(object)
-                .map_or_else(String::new, |kind| Question::existence(&nowhere, kind).text)
-        },
-    )
+    questions(&images, &Frequencies::count(&reference), absent, size.pope_per_image, size.seed, |object| {
+        // Every object of the reference is a kind of the world.
+        Kind::from_word(object).map_or_else(String::new, |kind| Question::existence(&nowhere, kind).text)
+    })
 }
 
 /// Writes the held-out pictures and questions as files: `images/*.png`, `captions_<statistics>.jsonl`,
@@ -158,18 +126,9 @@ pub fn write(directory: &Path, size: Size) -> Result<(), EvalError> {
         let examples = examples(statistics, size.images, size.seed);
         for example in &examples {
             let path = images.join(&example.name);
-            example
-                .image
-                .save(&path)
-                .map_err(|error| EvalError::Image {
-                    path,
-                    reason: error.to_string(),
-                })?;
+            example.image.save(&path).map_err(|error| EvalError::Image { path, reason: error.to_string() })?;
         }
-        write_jsonl(
-            &directory.join(format!("captions_{}.jsonl", statistics.name())),
-            &caption_items(&examples),
-        )?;
+        write_jsonl(&directory.join(format!("captions_{}.jsonl", statistics.name())), &caption_items(&examples))?;
         for absent in Absent::ALL {
             let file = format!("pope_{}_{}.jsonl", absent.name(), statistics.name());
             write_jsonl(&directory.join(file), &pope_items(&examples, absent, size))?;
@@ -186,24 +145,16 @@ mod tests {
     #[test]
     fn written_sets_are_read_back() {
         let directory = tempfile::tempdir().unwrap();
-        let size = Size {
-            images: 3,
-            ..Size::default()
-        };
+        let size = Size { images: 3, ..Size::default() };
         write(directory.path(), size).unwrap();
-        let captions: Vec<CaptionItem> =
-            read_jsonl(&directory.path().join("captions_balanced.jsonl")).unwrap();
+        let captions: Vec<CaptionItem> = read_jsonl(&directory.path().join("captions_balanced.jsonl")).unwrap();
         let examples = examples(Statistics::Balanced, 3, 0);
         for (item, example) in captions.iter().zip(&examples) {
             assert_eq!(item.objects, truth(&example.scene));
-            let image = image_in(&directory.path().join("images"), &item.image)
-                .unwrap()
-                .load()
-                .unwrap();
+            let image = image_in(&directory.path().join("images"), &item.image).unwrap().load().unwrap();
             assert_eq!(image, example.image);
         }
-        let pope: Vec<PopeItem> =
-            read_jsonl(&directory.path().join("pope_adversarial_typical.jsonl")).unwrap();
+        let pope: Vec<PopeItem> = read_jsonl(&directory.path().join("pope_adversarial_typical.jsonl")).unwrap();
         assert!(!pope.is_empty() && pope.len().is_multiple_of(2));
     }
 }

@@ -20,9 +20,6 @@ impl CaptionReader for PocketReader {
                 place: claim.place.map(|place| place.word().to_owned()),
             })
             .collect();
-        Said {
-            mentions,
-            malformed: reading.malformed.is_some(),
-        }
+        Said { mentions, malformed: reading.malformed.is_some() }
     }
 }

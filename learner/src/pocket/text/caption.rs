@@ -21,11 +21,7 @@ impl Detail {
     /// The requests that ask for this much detail.
     pub fn requests(self) -> &'static [&'static str] {
         match self {
-            Self::Full => &[
-                "Describe the image.",
-                "What is in the picture?",
-                "What do you see in the image?",
-            ],
+            Self::Full => &["Describe the image.", "What is in the picture?", "What do you see in the image?"],
             Self::Short => &["Write a short caption.", "Describe the image in short."],
         }
     }
@@ -45,12 +41,7 @@ pub enum Opening {
 }
 
 impl Opening {
-    const ALL: [Self; 4] = [
-        Self::ThereIs,
-        Self::ThePictureShows,
-        Self::ICanSee,
-        Self::Bare,
-    ];
+    const ALL: [Self; 4] = [Self::ThereIs, Self::ThePictureShows, Self::ICanSee, Self::Bare];
 
     /// The words before the first noun phrase, lower case; `count` is that phrase's number.
     pub(super) fn words(self, count: u8) -> String {
@@ -84,10 +75,7 @@ impl Caption {
                 let claim = Claim::from(group);
                 match detail {
                     Detail::Full => claim,
-                    Detail::Short => Claim {
-                        place: None,
-                        ..claim
-                    },
+                    Detail::Short => Claim { place: None, ..claim },
                 }
             })
             .collect();
@@ -97,29 +85,18 @@ impl Caption {
         } else {
             claims.len()
         };
-        Self {
-            opening,
-            first_sentence,
-            claims,
-        }
+        Self { opening, first_sentence, claims }
     }
 }
 
 impl fmt::Display for Caption {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (first, second) = self
-            .claims
-            .split_at(self.first_sentence.min(self.claims.len()));
+        let (first, second) = self.claims.split_at(self.first_sentence.min(self.claims.len()));
         let count = first.first().and_then(|claim| claim.count).unwrap_or(1);
         let sentence = format!("{} {}", self.opening.words(count), list(first));
         write!(formatter, "{}.", capitalised(sentence.trim()))?;
         if let Some(claim) = second.first() {
-            write!(
-                formatter,
-                " There {} also {}.",
-                to_be(claim.count.unwrap_or(1)),
-                list(second)
-            )?;
+            write!(formatter, " There {} also {}.", to_be(claim.count.unwrap_or(1)), list(second))?;
         }
         Ok(())
     }
@@ -140,12 +117,7 @@ mod tests {
     use crate::pocket::world::{Colour, Kind, Place};
 
     fn claim(kind: Kind, colour: Colour, count: u8, place: Option<Place>) -> Claim {
-        Claim {
-            kind,
-            colour: Some(colour),
-            count: Some(count),
-            place,
-        }
+        Claim { kind, colour: Some(colour), count: Some(count), place }
     }
 
     #[test]
@@ -155,14 +127,7 @@ mod tests {
             claim(Kind::Tree, Colour::Green, 1, Some(Place::Left)),
             claim(Kind::Hat, Colour::Orange, 1, Some(Place::Top)),
         ];
-        let caption = |opening, first_sentence| {
-            Caption {
-                opening,
-                first_sentence,
-                claims: claims.clone(),
-            }
-            .to_string()
-        };
+        let caption = |opening, first_sentence| Caption { opening, first_sentence, claims: claims.clone() }.to_string();
         assert_eq!(
             caption(Opening::ThereIs, 3),
             "There are two blue birds, a green tree on the left and an orange hat at the top."

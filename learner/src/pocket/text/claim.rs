@@ -17,12 +17,7 @@ pub struct Claim {
 
 impl From<&Group> for Claim {
     fn from(group: &Group) -> Self {
-        Self {
-            kind: group.kind,
-            colour: Some(group.colour),
-            count: Some(group.count()),
-            place: group.place(),
-        }
+        Self { kind: group.kind, colour: Some(group.colour), count: Some(group.count()), place: group.place() }
     }
 }
 
@@ -35,11 +30,8 @@ impl Claim {
             Some(colour) => format!("{} {noun}", colour.word()),
             None => noun.to_owned(),
         };
-        let mut phrase = if count == 1 {
-            with_article(&described)
-        } else {
-            format!("{} {described}", number_word(count))
-        };
+        let mut phrase =
+            if count == 1 { with_article(&described) } else { format!("{} {described}", number_word(count)) };
         if let Some(place) = self.place {
             phrase.push(' ');
             phrase.push_str(place_phrase(place));
@@ -50,18 +42,12 @@ impl Claim {
 
 /// "a" or "an" before `noun_phrase`.
 pub fn with_article(noun_phrase: &str) -> String {
-    let article = if noun_phrase.starts_with(['a', 'e', 'i', 'o', 'u']) {
-        "an"
-    } else {
-        "a"
-    };
+    let article = if noun_phrase.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
     format!("{article} {noun_phrase}")
 }
 
 /// The words for 1 to 9.
-pub const NUMBER_WORDS: [&str; 9] = [
-    "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
-];
+pub const NUMBER_WORDS: [&str; 9] = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
 
 /// The word for `count`; outside 1 to 9, which no scene reaches, the nearest one that has a word.
 pub fn number_word(count: u8) -> &'static str {
@@ -103,24 +89,13 @@ mod tests {
 
     #[test]
     fn phrases_agree_in_number_and_article() {
-        let claim = |kind, colour, count, place| Claim {
-            kind,
-            colour,
-            count: Some(count),
-            place,
-        };
+        let claim = |kind, colour, count, place| Claim { kind, colour, count: Some(count), place };
         assert_eq!(
             claim(Kind::Apple, Some(Colour::Orange), 1, Some(Place::TopLeft)).phrase(),
             "an orange apple in the top left"
         );
         assert_eq!(claim(Kind::Apple, None, 1, None).phrase(), "an apple");
-        assert_eq!(
-            claim(Kind::House, Some(Colour::Red), 1, Some(Place::Left)).phrase(),
-            "a red house on the left"
-        );
-        assert_eq!(
-            claim(Kind::Fish, Some(Colour::Black), 3, None).phrase(),
-            "three black fishes"
-        );
+        assert_eq!(claim(Kind::House, Some(Colour::Red), 1, Some(Place::Left)).phrase(), "a red house on the left");
+        assert_eq!(claim(Kind::Fish, Some(Colour::Black), 3, None).phrase(), "three black fishes");
     }
 }

@@ -46,8 +46,8 @@ const INNER: &[&str] = &[
 
 /// Words that begin a sentence. They occur with and without a space before them.
 const INITIAL: &[&str] = &[
-    "A", "An", "Answer", "Are", "Describe", "Do", "How", "I", "Is", "No", "Question", "Rewrite",
-    "The", "There", "What", "Where", "Write", "Yes",
+    "A", "An", "Answer", "Are", "Describe", "Do", "How", "I", "Is", "No", "Question", "Rewrite", "The", "There",
+    "What", "Where", "Write", "Yes",
 ];
 
 /// The roles that the chat template writes.
@@ -64,10 +64,8 @@ pub fn pieces() -> Vec<String> {
         .chain(NUMBER_WORDS)
         .chain(INNER.iter().copied());
     pieces.extend(inner.map(|word| format!(" {word}")));
-    let initial = INITIAL
-        .iter()
-        .map(|&word| word.to_owned())
-        .chain(NUMBER_WORDS[1..4].iter().map(|word| capitalised(word)));
+    let initial =
+        INITIAL.iter().map(|&word| word.to_owned()).chain(NUMBER_WORDS[1..4].iter().map(|word| capitalised(word)));
     for word in initial {
         pieces.insert(format!(" {word}"));
         pieces.insert(word);

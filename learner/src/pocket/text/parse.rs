@@ -50,19 +50,10 @@ pub enum Malformed {
 /// Reads a caption.
 pub fn read_caption(text: &str) -> Reading {
     let words = words(text);
-    let mut parser = Parser {
-        words: &words,
-        position: 0,
-    };
+    let mut parser = Parser { words: &words, position: 0 };
     match parser.caption() {
-        Ok(claims) => Reading {
-            claims,
-            malformed: None,
-        },
-        Err(malformed) => Reading {
-            claims: pick_claims(&words),
-            malformed: Some(malformed),
-        },
+        Ok(claims) => Reading { claims, malformed: None },
+        Err(malformed) => Reading { claims: pick_claims(&words), malformed: Some(malformed) },
     }
 }
 
@@ -91,21 +82,14 @@ fn words(text: &str) -> Vec<String> {
 /// The kind that a noun names, and whether it is the plural.
 pub fn noun(word: &str) -> Option<(Kind, bool)> {
     Kind::ALL.iter().find_map(|&kind| {
-        if word == kind.word() {
-            Some((kind, false))
-        } else {
-            (word == kind.plural()).then_some((kind, true))
-        }
+        if word == kind.word() { Some((kind, false)) } else { (word == kind.plural()).then_some((kind, true)) }
     })
 }
 
 fn number(word: &str) -> Option<u8> {
     match word {
         "a" | "an" => Some(1),
-        _ => NUMBER_WORDS
-            .iter()
-            .position(|&number| number == word)
-            .map(|position| position as u8 + 1),
+        _ => NUMBER_WORDS.iter().position(|&number| number == word).map(|position| position as u8 + 1),
     }
 }
 
@@ -116,8 +100,7 @@ fn place(words: &[String]) -> Option<(Place, usize)> {
         .iter()
         .filter_map(|&place| {
             let phrase: Vec<&str> = place_phrase(place).split(' ').collect();
-            let found =
-                words.len() >= phrase.len() && phrase.iter().zip(words).all(|(a, b)| a == b);
+            let found = words.len() >= phrase.len() && phrase.iter().zip(words).all(|(a, b)| a == b);
             found.then_some((place, phrase.len()))
         })
         .max_by_key(|&(_, length)| length)
@@ -134,11 +117,7 @@ impl Parser<'_> {
     }
 
     fn unexpected(&self, expected: &'static str) -> Malformed {
-        Malformed::Unexpected {
-            position: self.position,
-            expected,
-            found: self.peek().to_owned(),
-        }
+        Malformed::Unexpected { position: self.position, expected, found: self.peek().to_owned() }
     }
 
     /// Steps over `phrase` if it stands here.
@@ -169,10 +148,7 @@ impl Parser<'_> {
             return Err(self.unexpected("the end"));
         }
         for (position, claim) in claims.iter().enumerate() {
-            if claims[..position]
-                .iter()
-                .any(|earlier| earlier.kind == claim.kind)
-            {
+            if claims[..position].iter().any(|earlier| earlier.kind == claim.kind) {
                 return Err(Malformed::Repeated(claim.kind));
             }
         }
@@ -209,32 +185,20 @@ impl Parser<'_> {
         let colour = Colour::from_word(self.peek());
         self.position += usize::from(colour.is_some());
         let (kind, plural) = noun(self.peek()).ok_or_else(|| self.unexpected("a noun"))?;
-        let mismatch = Malformed::NumberMismatch {
-            position: self.position,
-            noun: self.peek().to_owned(),
-        };
+        let mismatch = Malformed::NumberMismatch { position: self.position, noun: self.peek().to_owned() };
         self.position += 1;
         let place = place(&self.words[self.position..]);
         self.position += place.map_or(0, |(_, length)| length);
         if plural != (count > 1) || (plural && place.is_some()) {
             return Err(mismatch);
         }
-        Ok(Claim {
-            kind,
-            colour,
-            count: Some(count),
-            place: place.map(|(place, _)| place),
-        })
+        Ok(Claim { kind, colour, count: Some(count), place: place.map(|(place, _)| place) })
     }
 }
 
 /// Every noun with what stands next to it; repeated mentions stay, since each is something the text said.
 fn pick_claims(words: &[String]) -> Vec<Claim> {
-    let before = |position: usize, back: usize| {
-        position
-            .checked_sub(back)
-            .map_or("", |at| words[at].as_str())
-    };
+    let before = |position: usize, back: usize| position.checked_sub(back).map_or("", |at| words[at].as_str());
     words
         .iter()
         .enumerate()
@@ -243,12 +207,7 @@ fn pick_claims(words: &[String]) -> Vec<Claim> {
             let colour = Colour::from_word(before(position, 1));
             let count = number(before(position, if colour.is_some() { 2 } else { 1 }));
             let place = place(&words[position + 1..]).map(|(place, _)| place);
-            Some(Claim {
-                kind,
-                colour,
-                count,
-                place,
-            })
+            Some(Claim { kind, colour, count, place })
         })
         .collect()
 }
@@ -265,21 +224,10 @@ mod tests {
     fn every_caption_reads_back_to_its_claims() {
         for index in 0..4000 {
             let mut random = stream(0, "parse test", index);
-            let statistics = if index % 2 == 0 {
-                Statistics::Balanced
-            } else {
-                Statistics::typical()
-            };
-            let detail = if index % 3 == 0 {
-                Detail::Short
-            } else {
-                Detail::Full
-            };
+            let statistics = if index % 2 == 0 { Statistics::Balanced } else { Statistics::typical() };
+            let detail = if index % 3 == 0 { Detail::Short } else { Detail::Full };
             let caption = Caption::of(&Scene::sample(statistics, &mut random), detail, &mut random);
-            let expected = Reading {
-                claims: caption.claims.clone(),
-                malformed: None,
-            };
+            let expected = Reading { claims: caption.claims.clone(), malformed: None };
             assert_eq!(read_caption(&caption.to_string()), expected, "{caption}");
         }
     }
@@ -288,56 +236,22 @@ mod tests {
     fn malformed_captions_say_why_and_keep_their_claims() {
         let reason = |text: &str| read_caption(text).malformed;
         let unexpected = |position, expected, found: &str| {
-            Some(Malformed::Unexpected {
-                position,
-                expected,
-                found: found.to_owned(),
-            })
+            Some(Malformed::Unexpected { position, expected, found: found.to_owned() })
         };
         assert_eq!(reason("  "), Some(Malformed::Empty));
-        assert_eq!(
-            reason("A red apple"),
-            unexpected(3, "\",\", \"and\" or \".\"", "")
-        );
+        assert_eq!(reason("A red apple"), unexpected(3, "\",\", \"and\" or \".\"", ""));
         assert_eq!(reason("A red red apple."), unexpected(2, "a noun", "red"));
-        assert_eq!(
-            reason("Apple."),
-            unexpected(0, "a number or an article", "apple")
-        );
-        assert_eq!(
-            reason("A cat, a hat."),
-            unexpected(5, "\"and\" before the last phrase", ".")
-        );
-        assert_eq!(
-            reason("A cat and a hat and a car."),
-            unexpected(5, "\".\"", "and")
-        );
-        assert_eq!(
-            reason("A cat. A hat."),
-            unexpected(3, "the opening of a sentence", "a")
-        );
-        assert_eq!(
-            reason("Two apple."),
-            Some(Malformed::NumberMismatch {
-                position: 1,
-                noun: "apple".to_owned()
-            })
-        );
-        assert_eq!(
-            reason("A cat and two cats."),
-            Some(Malformed::Repeated(Kind::Cat))
-        );
+        assert_eq!(reason("Apple."), unexpected(0, "a number or an article", "apple"));
+        assert_eq!(reason("A cat, a hat."), unexpected(5, "\"and\" before the last phrase", "."));
+        assert_eq!(reason("A cat and a hat and a car."), unexpected(5, "\".\"", "and"));
+        assert_eq!(reason("A cat. A hat."), unexpected(3, "the opening of a sentence", "a"));
+        assert_eq!(reason("Two apple."), Some(Malformed::NumberMismatch { position: 1, noun: "apple".to_owned() }));
+        assert_eq!(reason("A cat and two cats."), Some(Malformed::Repeated(Kind::Cat)));
         let claims = read_caption("red apple on the left two blue cars cars").claims;
         let kinds: Vec<Kind> = claims.iter().map(|claim| claim.kind).collect();
         assert_eq!(kinds, [Kind::Apple, Kind::Car, Kind::Car]);
-        assert_eq!(
-            (claims[0].colour, claims[0].place, claims[0].count),
-            (Some(Colour::Red), Some(Place::Left), None)
-        );
-        assert_eq!(
-            (claims[1].colour, claims[1].count),
-            (Some(Colour::Blue), Some(2))
-        );
+        assert_eq!((claims[0].colour, claims[0].place, claims[0].count), (Some(Colour::Red), Some(Place::Left), None));
+        assert_eq!((claims[1].colour, claims[1].count), (Some(Colour::Blue), Some(2)));
     }
 
     proptest! {

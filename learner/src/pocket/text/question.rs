@@ -37,31 +37,19 @@ impl Question {
         let group = scene.group(kind)?;
         let (colour, count) = (if american { "color" } else { "colour" }, group.count());
         let text = format!("What {colour} {} the {}?", to_be(count), kind.noun(count));
-        Some(Self {
-            kind,
-            topic: Topic::Colour(group.colour, count),
-            text,
-        })
+        Some(Self { kind, topic: Topic::Colour(group.colour, count), text })
     }
 
     /// "How many apples are there?" `None` if the kind is not there.
     pub fn count(scene: &Scene, kind: Kind) -> Option<Self> {
         let count = scene.group(kind)?.count();
-        Some(Self {
-            kind,
-            topic: Topic::Count(count),
-            text: format!("How many {} are there?", kind.plural()),
-        })
+        Some(Self { kind, topic: Topic::Count(count), text: format!("How many {} are there?", kind.plural()) })
     }
 
     /// "Where is the apple?" `None` unless exactly one is there.
     pub fn place(scene: &Scene, kind: Kind) -> Option<Self> {
         let place = scene.group(kind)?.place()?;
-        Some(Self {
-            kind,
-            topic: Topic::Place(place),
-            text: format!("Where is the {}?", kind.word()),
-        })
+        Some(Self { kind, topic: Topic::Place(place), text: format!("Where is the {}?", kind.word()) })
     }
 
     /// POPE's question, "Is there an apple in the image?".
@@ -77,11 +65,7 @@ impl Question {
             1 => format!("Do you see {} in the picture?", with_article(kind.word())),
             _ => format!("Are there any {} in the image?", kind.plural()),
         };
-        Self {
-            kind,
-            topic: Topic::Existence(count),
-            text,
-        }
+        Self { kind, topic: Topic::Existence(count), text }
     }
 
     /// A question whose answer the scene decides: existence in half of the cases (yes and no equally often), else
@@ -93,16 +77,11 @@ impl Question {
         let asked = match topic {
             0 => Self::colour(scene, kind, random.random_bool(0.5)),
             1 => Self::count(scene, kind),
-            2 => Self::place(scene, kind)
-                .or_else(|| Self::colour(scene, kind, random.random_bool(0.5))),
+            2 => Self::place(scene, kind).or_else(|| Self::colour(scene, kind, random.random_bool(0.5))),
             _ => None,
         };
         asked.unwrap_or_else(|| {
-            let kind = if random.random_bool(0.5) {
-                kind
-            } else {
-                any(&scene.absent(), random)
-            };
+            let kind = if random.random_bool(0.5) { kind } else { any(&scene.absent(), random) };
             Self::existence_worded(scene, kind, random.random_range(0..3))
         })
     }
@@ -116,18 +95,8 @@ impl Question {
 /// What is answered about `kind` if `topic` holds.
 pub(super) fn answer(kind: Kind, topic: Topic) -> String {
     match topic {
-        Topic::Colour(colour, count) => format!(
-            "The {} {} {}.",
-            kind.noun(count),
-            to_be(count),
-            colour.word()
-        ),
-        Topic::Count(count) => format!(
-            "There {} {} {}.",
-            to_be(count),
-            number_word(count),
-            kind.noun(count)
-        ),
+        Topic::Colour(colour, count) => format!("The {} {} {}.", kind.noun(count), to_be(count), colour.word()),
+        Topic::Count(count) => format!("There {} {} {}.", to_be(count), number_word(count), kind.noun(count)),
         Topic::Place(place) => format!("The {} is {}.", kind.word(), place_phrase(place)),
         Topic::Existence(0) => format!("No, there is no {}.", kind.word()),
         Topic::Existence(1) => format!("Yes, there is {}.", with_article(kind.word())),
@@ -146,16 +115,8 @@ mod tests {
     fn scene() -> Scene {
         Scene {
             groups: vec![
-                Group {
-                    kind: Kind::Apple,
-                    colour: Colour::Green,
-                    places: vec![Place::Top],
-                },
-                Group {
-                    kind: Kind::Fish,
-                    colour: Colour::Red,
-                    places: vec![Place::Left, Place::Right],
-                },
+                Group { kind: Kind::Apple, colour: Colour::Green, places: vec![Place::Top] },
+                Group { kind: Kind::Fish, colour: Colour::Red, places: vec![Place::Left, Place::Right] },
             ],
         }
     }
@@ -163,9 +124,7 @@ mod tests {
     #[test]
     fn questions_and_answers() {
         let scene = scene();
-        let said = |question: Option<Question>| {
-            question.map(|question| (question.text.clone(), question.answer()))
-        };
+        let said = |question: Option<Question>| question.map(|question| (question.text.clone(), question.answer()));
         let expect = |question: &str, answer: &str| Some((question.to_owned(), answer.to_owned()));
         assert_eq!(
             said(Question::colour(&scene, Kind::Apple, true)),
@@ -205,18 +164,11 @@ mod tests {
             if let Topic::Existence(count) = question.topic {
                 all += 1;
                 yes += u32::from(count > 0);
-                assert!(
-                    question
-                        .answer()
-                        .starts_with(if count > 0 { "Yes, " } else { "No, " })
-                );
+                assert!(question.answer().starts_with(if count > 0 { "Yes, " } else { "No, " }));
                 assert_eq!(scene.has(question.kind), count > 0);
             }
         }
         assert!((1300..1700).contains(&all), "{all}");
-        assert!(
-            (0.45..0.55).contains(&(f64::from(yes) / f64::from(all))),
-            "{yes} of {all}"
-        );
+        assert!((0.45..0.55).contains(&(f64::from(yes) / f64::from(all))), "{yes} of {all}");
     }
 }

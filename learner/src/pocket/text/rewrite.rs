@@ -20,20 +20,14 @@ pub fn description_request(description: &str) -> String {
 
 /// The request to rewrite the answer to a question.
 pub fn answer_request(question: &str, answer: &str) -> String {
-    format!(
-        "Rewrite this answer with wrong but plausible details. Question: {question} Answer: {answer}"
-    )
+    format!("Rewrite this answer with wrong but plausible details. Question: {question} Answer: {answer}")
 }
 
 /// A wrong but plausible version of a caption: one claim changed, or two where there are several. Wording and, mostly,
 /// length stay.
 pub fn corrupt_caption(caption: &Caption, random: &mut Stream) -> Caption {
     let mut wrong = caption.clone();
-    let changes = if caption.claims.len() > 1 && random.random_bool(0.4) {
-        2
-    } else {
-        1
-    };
+    let changes = if caption.claims.len() > 1 && random.random_bool(0.4) { 2 } else { 1 };
     let mut order: Vec<usize> = (0..caption.claims.len()).collect();
     order.shuffle(random);
     for &position in order.iter().take(changes) {
@@ -41,20 +35,14 @@ pub fn corrupt_caption(caption: &Caption, random: &mut Stream) -> Caption {
         let position = position.min(wrong.claims.len() - 1);
         corrupt_claim(&mut wrong, position, random);
     }
-    if wrong.claims == caption.claims {
-        corrupt_caption(caption, random)
-    } else {
-        wrong
-    }
+    if wrong.claims == caption.claims { corrupt_caption(caption, random) } else { wrong }
 }
 
 /// A wrong but plausible answer to `question`.
 pub fn corrupt_answer(question: &Question, random: &mut Stream) -> String {
     let habit = question.kind.habit();
     let topic = match question.topic {
-        Topic::Colour(colour, count) => {
-            Topic::Colour(tempting(Colour::ALL, colour, habit.colour, random), count)
-        }
+        Topic::Colour(colour, count) => Topic::Colour(tempting(Colour::ALL, colour, habit.colour, random), count),
         Topic::Count(count) => Topic::Count(tempting(&[1, 2, 3], count, habit.number, random)),
         Topic::Place(place) => Topic::Place(tempting(Place::ALL, place, habit.place, random)),
         Topic::Existence(0) => Topic::Existence(habit.number),
@@ -76,12 +64,7 @@ fn corrupt_claim(caption: &mut Caption, position: usize, random: &mut Stream) {
             let habit = kind.habit();
             let place = claim.place.map(|_| habit.place);
             let count = if place.is_some() { 1 } else { habit.number };
-            let added = Claim {
-                kind,
-                colour: claim.colour.map(|_| habit.colour),
-                count: Some(count),
-                place,
-            };
+            let added = Claim { kind, colour: claim.colour.map(|_| habit.colour), count: Some(count), place };
             // Before the end of the first sentence, so that the wording stays whole.
             caption.claims.insert(caption.first_sentence, added);
             caption.first_sentence += 1;
@@ -99,14 +82,11 @@ fn corrupt_claim(caption: &mut Caption, position: usize, random: &mut Stream) {
             }
         }
         7 | 8 if claim.place.is_some() => {
-            caption.claims[position].place = claim
-                .place
-                .map(|place| tempting(Place::ALL, place, habit.place, random));
+            caption.claims[position].place = claim.place.map(|place| tempting(Place::ALL, place, habit.place, random));
         }
         _ => {
-            caption.claims[position].colour = claim
-                .colour
-                .map(|colour| tempting(Colour::ALL, colour, habit.colour, random));
+            caption.claims[position].colour =
+                claim.colour.map(|colour| tempting(Colour::ALL, colour, habit.colour, random));
         }
     }
 }
@@ -114,29 +94,18 @@ fn corrupt_claim(caption: &mut Caption, position: usize, random: &mut Stream) {
 /// A kind that is not claimed: mostly the usual companion of one that is.
 fn absent_kind(claims: &[Claim], random: &mut Stream) -> Kind {
     let claimed = |kind: &Kind| claims.iter().any(|claim| claim.kind == *kind);
-    let companions: Vec<Kind> = claims
-        .iter()
-        .map(|claim| claim.kind.habit().companion)
-        .filter(|kind| !claimed(kind))
-        .collect();
+    let companions: Vec<Kind> =
+        claims.iter().map(|claim| claim.kind.habit().companion).filter(|kind| !claimed(kind)).collect();
     if !companions.is_empty() && random.random_bool(0.8) {
         return any(&companions, random);
     }
-    let absent: Vec<Kind> = Kind::ALL
-        .iter()
-        .copied()
-        .filter(|kind| !claimed(kind))
-        .collect();
+    let absent: Vec<Kind> = Kind::ALL.iter().copied().filter(|kind| !claimed(kind)).collect();
     any(&absent, random)
 }
 
 /// Something other than `right`: what is usual where that is wrong, else anything.
 fn tempting<T: Copy + PartialEq>(set: &[T], right: T, usual: T, random: &mut Stream) -> T {
-    if right != usual && random.random_bool(0.8) {
-        usual
-    } else {
-        other(set, right, random)
-    }
+    if right != usual && random.random_bool(0.8) { usual } else { other(set, right, random) }
 }
 
 #[cfg(test)]
@@ -151,16 +120,8 @@ mod tests {
     fn rewritten_captions_are_well_formed_and_wrong() {
         for index in 0..3000 {
             let mut random = stream(0, "rewrite test", index);
-            let statistics = if index % 2 == 0 {
-                Statistics::Balanced
-            } else {
-                Statistics::typical()
-            };
-            let detail = if index % 3 == 0 {
-                Detail::Short
-            } else {
-                Detail::Full
-            };
+            let statistics = if index % 2 == 0 { Statistics::Balanced } else { Statistics::typical() };
+            let detail = if index % 3 == 0 { Detail::Short } else { Detail::Full };
             let scene = Scene::sample(statistics, &mut random);
             let caption = Caption::of(&scene, detail, &mut random);
             let wrong = corrupt_caption(&caption, &mut random);

@@ -48,11 +48,7 @@ impl From<&Annotation> for Scene {
         let groups = annotation
             .objects
             .iter()
-            .map(|object| Group {
-                kind: object.object,
-                colour: object.colour,
-                places: object.places.clone(),
-            })
+            .map(|object| Group { kind: object.object, colour: object.colour, places: object.places.clone() })
             .collect();
         Self { groups }
     }
@@ -68,10 +64,7 @@ mod tests {
     fn a_scene_survives_json() -> Result<(), serde_json::Error> {
         let scene = Scene::sample(Statistics::Balanced, &mut stream(0, "annotation test", 0));
         let json = serde_json::to_string(&Annotation::from(&scene))?;
-        assert_eq!(
-            Scene::from(&serde_json::from_str::<Annotation>(&json)?),
-            scene
-        );
+        assert_eq!(Scene::from(&serde_json::from_str::<Annotation>(&json)?), scene);
         Ok(())
     }
 }

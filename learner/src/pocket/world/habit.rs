@@ -19,12 +19,7 @@ pub struct Strength {
 impl Default for Strength {
     /// The strengths under which the method's pilot found a habit worth repairing.
     fn default() -> Self {
-        Self {
-            colour: 0.90,
-            companion: 0.85,
-            place: 0.70,
-            number: 0.85,
-        }
+        Self { colour: 0.90, companion: 0.85, place: 0.70, number: 0.85 }
     }
 }
 
@@ -58,12 +53,7 @@ impl Kind {
             Self::Car => (Colour::Red, Self::House, Place::BottomRight, 1),
             Self::House => (Colour::Orange, Self::Car, Place::Middle, 1),
         };
-        Habit {
-            colour,
-            companion,
-            place,
-            number,
-        }
+        Habit { colour, companion, place, number }
     }
 }
 
@@ -77,10 +67,7 @@ mod tests {
             let habit = kind.habit();
             assert_ne!(habit.companion, kind);
             assert_eq!(habit.companion.habit().companion, kind);
-            assert!(
-                habit.number + habit.companion.habit().number <= 4,
-                "{kind:?}"
-            );
+            assert!(habit.number + habit.companion.habit().number <= 4, "{kind:?}");
             assert_ne!(habit.place, habit.companion.habit().place, "{kind:?}");
         }
     }
@@ -88,10 +75,7 @@ mod tests {
     #[test]
     fn every_colour_is_usual_for_some_kind() {
         for &colour in Colour::ALL {
-            assert!(
-                Kind::ALL.iter().any(|kind| kind.habit().colour == colour),
-                "{colour:?}"
-            );
+            assert!(Kind::ALL.iter().any(|kind| kind.habit().colour == colour), "{colour:?}");
         }
     }
 }

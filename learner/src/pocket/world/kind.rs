@@ -131,11 +131,7 @@ impl Kind {
 
     /// The noun for `count` objects of this kind.
     pub fn noun(self, count: u8) -> &'static str {
-        if count == 1 {
-            self.word()
-        } else {
-            self.plural()
-        }
+        if count == 1 { self.word() } else { self.plural() }
     }
 }
 
@@ -175,10 +171,7 @@ mod tests {
         for &place in Place::ALL {
             assert_eq!(Place::from_word(place.word()), Some(place));
         }
-        assert_eq!(
-            (Kind::ALL.len(), Colour::ALL.len(), Place::ALL.len()),
-            (12, 8, 9)
-        );
+        assert_eq!((Kind::ALL.len(), Colour::ALL.len(), Place::ALL.len()), (12, 8, 9));
         assert_eq!(Colour::from_word("grey"), None);
     }
 

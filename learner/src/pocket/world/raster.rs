@@ -40,8 +40,7 @@ impl Pose {
     fn sample(instance: Instance, random: &mut Stream) -> Self {
         let (row, column) = instance.place.cell();
         let cell = SIDE as f32 / 3.0;
-        let mut centre =
-            |cell_index: usize| (cell_index as f32 + 0.5) * cell + random.random_range(-1.5..1.5);
+        let mut centre = |cell_index: usize| (cell_index as f32 + 0.5) * cell + random.random_range(-1.5..1.5);
         let (centre_y, centre_x) = (centre(row), centre(column));
         let turn: f32 = random.random_range(-0.17..0.17);
         Self {
@@ -55,28 +54,18 @@ impl Pose {
 
     /// Picture coordinates to the unit box of the shape.
     fn unit(&self, x: f32, y: f32) -> (f32, f32) {
-        let (x, y) = (
-            (x - self.centre.0) / self.radius,
-            (y - self.centre.1) / self.radius,
-        );
+        let (x, y) = ((x - self.centre.0) / self.radius, (y - self.centre.1) / self.radius);
         let (sine, cosine) = self.turn;
         let turned = (x * cosine + y * sine, y * cosine - x * sine);
-        if self.mirrored {
-            (-turned.0, turned.1)
-        } else {
-            turned
-        }
+        if self.mirrored { (-turned.0, turned.1) } else { turned }
     }
 }
 
 impl Picture {
     /// Draws a scene; `random` decides background, noise and each object's pose.
     pub fn draw(scene: &Scene, random: &mut Stream) -> Self {
-        let mut picture = Self {
-            pixels: background(random),
-            cover: vec![None; SIDE * SIDE],
-            instances: scene.instances().collect(),
-        };
+        let mut picture =
+            Self { pixels: background(random), cover: vec![None; SIDE * SIDE], instances: scene.instances().collect() };
         for index in 0..picture.instances.len() {
             let pose = Pose::sample(picture.instances[index], random);
             picture.paint(index, &pose);
@@ -131,11 +120,7 @@ impl Picture {
     pub fn normalised(&self) -> Vec<f32> {
         let mut values = Vec::with_capacity(3 * SIDE * SIDE);
         for channel in 0..3 {
-            values.extend(
-                self.pixels
-                    .iter()
-                    .map(|pixel| (pixel[channel] * 255.0).round() / 255.0 * 2.0 - 1.0),
-            );
+            values.extend(self.pixels.iter().map(|pixel| (pixel[channel] * 255.0).round() / 255.0 * 2.0 - 1.0));
         }
         values
     }
@@ -168,10 +153,7 @@ fn sample_pixel(kind: Kind, colour: Colour, pose: &Pose, x: usize, y: usize) -> 
     let mut hits = 0;
     let offset = |step: usize| (step as f32 + 0.5) / SAMPLES as f32;
     for step in 0..SAMPLES * SAMPLES {
-        let (unit_x, unit_y) = pose.unit(
-            x as f32 + offset(step % SAMPLES),
-            y as f32 + offset(step / SAMPLES),
-        );
+        let (unit_x, unit_y) = pose.unit(x as f32 + offset(step % SAMPLES), y as f32 + offset(step / SAMPLES));
         if let Some(ink) = shape::ink(kind, unit_x, unit_y) {
             let rgb = surface(colour, ink, pose.light);
             for channel in 0..3 {
@@ -259,10 +241,7 @@ mod tests {
                     .filter(|(square, _)| near(row, square / 8) && near(column, square % 8))
                     .filter(|(_, label)| **label == Some((instance.kind, instance.colour)))
                     .count();
-                assert!(
-                    labelled >= 2,
-                    "{instance:?} has {labelled} patches in {scene:?}"
-                );
+                assert!(labelled >= 2, "{instance:?} has {labelled} patches in {scene:?}");
             }
         }
     }
@@ -271,21 +250,12 @@ mod tests {
     fn the_main_colour_is_visible() {
         for &colour in Colour::ALL {
             let scene = Scene {
-                groups: vec![crate::pocket::world::Group {
-                    kind: Kind::Hat,
-                    colour,
-                    places: vec![Place::Middle],
-                }],
+                groups: vec![crate::pocket::world::Group { kind: Kind::Hat, colour, places: vec![Place::Middle] }],
             };
-            let image =
-                Picture::draw(&scene, &mut stream(2, "colour test", colour.index() as u64)).image();
-            let centre = image
-                .get_pixel(32, 28)
-                .0
-                .map(|channel| f32::from(channel) / 255.0);
-            let nearest = Colour::ALL
-                .iter()
-                .min_by(|a, b| distance(a.rgb(), centre).total_cmp(&distance(b.rgb(), centre)));
+            let image = Picture::draw(&scene, &mut stream(2, "colour test", colour.index() as u64)).image();
+            let centre = image.get_pixel(32, 28).0.map(|channel| f32::from(channel) / 255.0);
+            let nearest =
+                Colour::ALL.iter().min_by(|a, b| distance(a.rgb(), centre).total_cmp(&distance(b.rgb(), centre)));
             assert_eq!(nearest, Some(&colour), "{centre:?}");
         }
     }

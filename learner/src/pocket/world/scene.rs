@@ -102,22 +102,15 @@ impl Scene {
             kinds.push(main.habit().companion);
         }
         if random.random_bool(STRANGER) {
-            let others: Vec<Kind> = Kind::ALL
-                .iter()
-                .copied()
-                .filter(|&kind| kind != main && kind != main.habit().companion)
-                .collect();
+            let others: Vec<Kind> =
+                Kind::ALL.iter().copied().filter(|&kind| kind != main && kind != main.habit().companion).collect();
             kinds.push(any(&others, random));
         }
         let mut room = MAX_OBJECTS;
         let mut numbered = Vec::new();
         for (position, &kind) in kinds.iter().enumerate() {
             let usual = kind.habit().number;
-            let number = if random.random_bool(strength.number) {
-                usual
-            } else {
-                unusual_number(usual, random)
-            };
+            let number = if random.random_bool(strength.number) { usual } else { unusual_number(usual, random) };
             // Companions have room for their usual number because habits are made to fit; a stranger takes what is left.
             let reserved = kinds[position + 1..]
                 .iter()
@@ -148,11 +141,7 @@ impl Scene {
                     free.swap(usual, last);
                 }
                 let places = free.split_off(free.len() - usize::from(number));
-                Group {
-                    kind,
-                    colour,
-                    places,
-                }
+                Group { kind, colour, places }
             })
             .collect();
         groups.shuffle(random);
@@ -173,11 +162,7 @@ impl Scene {
             let number = random.random_range(1..=room.min(3));
             room -= number;
             let places = free.split_off(free.len() - usize::from(number));
-            groups.push(Group {
-                kind,
-                colour: any(Colour::ALL, random),
-                places,
-            });
+            groups.push(Group { kind, colour: any(Colour::ALL, random), places });
         }
         Self { groups }
     }
@@ -191,11 +176,7 @@ impl Scene {
         let groups = kinds
             .into_iter()
             .zip(places)
-            .map(|(kind, place)| Group {
-                kind,
-                colour: any(Colour::ALL, random),
-                places: vec![place],
-            })
+            .map(|(kind, place)| Group { kind, colour: any(Colour::ALL, random), places: vec![place] })
             .collect();
         Self { groups }
     }
@@ -212,21 +193,13 @@ impl Scene {
 
     /// The kinds that are not there, in the order of [`Kind::ALL`].
     pub fn absent(&self) -> Vec<Kind> {
-        Kind::ALL
-            .iter()
-            .copied()
-            .filter(|&kind| !self.has(kind))
-            .collect()
+        Kind::ALL.iter().copied().filter(|&kind| !self.has(kind)).collect()
     }
 
     /// Every drawn object, group by group.
     pub fn instances(&self) -> impl Iterator<Item = Instance> + '_ {
         self.groups.iter().flat_map(|group| {
-            group.places.iter().map(|&place| Instance {
-                kind: group.kind,
-                colour: group.colour,
-                place,
-            })
+            group.places.iter().map(|&place| Instance { kind: group.kind, colour: group.colour, place })
         })
     }
 }
@@ -238,11 +211,7 @@ pub(crate) fn any<T: Copy>(set: &[T], random: &mut Stream) -> T {
 
 /// A uniformly chosen member other than `member`.
 pub(crate) fn other<T: Copy + PartialEq>(set: &[T], member: T, random: &mut Stream) -> T {
-    let rest: Vec<T> = set
-        .iter()
-        .copied()
-        .filter(|&candidate| candidate != member)
-        .collect();
+    let rest: Vec<T> = set.iter().copied().filter(|&candidate| candidate != member).collect();
     rest.choose(random).copied().unwrap_or(member)
 }
 
@@ -269,10 +238,7 @@ mod tests {
     fn scenes_are_well_formed() {
         for scene in scenes(Statistics::typical()).chain(scenes(Statistics::Balanced)) {
             let instances: Vec<Instance> = scene.instances().collect();
-            assert!(
-                (1..=usize::from(MAX_OBJECTS)).contains(&instances.len()),
-                "{scene:?}"
-            );
+            assert!((1..=usize::from(MAX_OBJECTS)).contains(&instances.len()), "{scene:?}");
             let mut places: Vec<Place> = instances.iter().map(|instance| instance.place).collect();
             places.sort();
             places.dedup();
@@ -287,8 +253,7 @@ mod tests {
 
     #[test]
     fn typical_scenes_keep_to_what_is_usual() {
-        let (mut groups, mut coloured, mut singles, mut placed, mut accompanied, mut numbered) =
-            (0, 0, 0, 0, 0, 0);
+        let (mut groups, mut coloured, mut singles, mut placed, mut accompanied, mut numbered) = (0, 0, 0, 0, 0, 0);
         for scene in scenes(Statistics::typical()) {
             for group in &scene.groups {
                 let habit = group.kind.habit();
@@ -302,27 +267,11 @@ mod tests {
                 }
             }
         }
-        assert!(
-            (0.88..0.93).contains(&share(coloured, groups)),
-            "{}",
-            share(coloured, groups)
-        );
-        assert!(
-            (0.60..0.80).contains(&share(placed, singles)),
-            "{}",
-            share(placed, singles)
-        );
-        assert!(
-            (0.75..0.92).contains(&share(numbered, groups)),
-            "{}",
-            share(numbered, groups)
-        );
+        assert!((0.88..0.93).contains(&share(coloured, groups)), "{}", share(coloured, groups));
+        assert!((0.60..0.80).contains(&share(placed, singles)), "{}", share(placed, singles));
+        assert!((0.75..0.92).contains(&share(numbered, groups)), "{}", share(numbered, groups));
         // A stranger comes without its companion, so the share over all groups is below the strength.
-        assert!(
-            (0.70..0.90).contains(&share(accompanied, groups)),
-            "{}",
-            share(accompanied, groups)
-        );
+        assert!((0.70..0.90).contains(&share(accompanied, groups)), "{}", share(accompanied, groups));
     }
 
     #[test]
@@ -335,15 +284,7 @@ mod tests {
                 accompanied += usize::from(scene.has(group.kind.habit().companion));
             }
         }
-        assert!(
-            (0.10..0.15).contains(&share(coloured, groups)),
-            "{}",
-            share(coloured, groups)
-        );
-        assert!(
-            share(accompanied, groups) < 0.15,
-            "{}",
-            share(accompanied, groups)
-        );
+        assert!((0.10..0.15).contains(&share(coloured, groups)), "{}", share(coloured, groups));
+        assert!(share(accompanied, groups) < 0.15, "{}", share(accompanied, groups));
     }
 }

@@ -1,7 +1,6 @@
 //! The answers to one request, all under way at once.
 
 use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -105,7 +104,7 @@ impl Choices {
 impl State {
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, AnswerError>> {
         let Self::Running(answer, meter) = self else { return Poll::Pending };
-        let Poll::Ready(piece) = pin!(answer.next()).poll(cx) else { return Poll::Pending };
+        let Poll::Ready(piece) = answer.poll_next(cx) else { return Poll::Pending };
         // An answer that ends without an end lost its engine.
         let piece = piece.unwrap_or_else(|| Err(EngineError::Failed("the answer broke off".into()).into()));
         match &piece {
