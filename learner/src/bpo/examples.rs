@@ -8,7 +8,7 @@ pub type ExampleError = Box<dyn std::error::Error + Send + Sync>;
 /// One pair, ready for a policy.
 #[derive(Clone, Debug)]
 pub struct Example {
-    /// Prompt with the clean image; answers are [chosen] for an annotation and [chosen, rejected] for a pair.
+    /// Prompt with the clean image; answers are the chosen one of an annotation, and chosen and rejected of a pair.
     pub clean: Group,
     /// Prompt with the distorted image and the chosen answer; `None` when it was not asked for or there is no image.
     pub distorted: Option<Group>,

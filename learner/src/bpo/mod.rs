@@ -8,7 +8,7 @@
 //! - [`pair`], [`data`], [`dataset`]: preference pairs, the files they are read from, and the frozen set of a run.
 //! - [`launch`]: `train --run DIR` on a real model.
 //! - [`run`]: a run directory from start to end; [`prepare`]: its pairs as tokens and image features.
-//! - [`trainer`]: the steps of a run; [`order`] and [`seed`] decide what it sees when, [`reference`] holds log π_ref.
+//! - [`trainer`]: the steps of a run; [`order`] and [`seed`] decide what it sees when, [`mod@reference`] holds log π_ref.
 //! - [`checkpoint`]: saving and resuming; [`guard`] and [`early_stop`]: ending before the end.
 //! - [`metrics`], [`history`], [`progress`], [`report`]: its numbers, their file, who is told, and the page afterwards.
 //! - [`files`]: writing a file whole or not at all.

@@ -13,7 +13,7 @@
 //! - [`network`]: the crate's Idefics3 as a function of variables, with both losses.
 //! - [`optimiser`]: AdamW with a state that can be saved.
 //! - [`checkpoint`]: that state in a file.
-//! - [`build`]: the loop.
+//! - [`mod@build`]: the loop.
 
 pub mod build;
 pub mod checkpoint;

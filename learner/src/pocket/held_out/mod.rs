@@ -1,7 +1,7 @@
 //! Held-out pictures of the pocket world, and everything that a model can be asked about them.
 //!
 //! # Layout
-//! - [`Size`], [`Example`], [`examples`], [`caption_items`], [`pope_items`], [`write`]: the pictures and the questions, also as files.
+//! - [`Size`], [`Example`], [`examples`], [`caption_items`], [`pope_items`], [`write()`]: the pictures and the questions, also as files.
 //! - [`PocketReader`]: from a caption to its mentions (`reader`).
 //! - [`evaluate`]: asks everything and measures (`evaluation`).
 

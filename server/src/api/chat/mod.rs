@@ -1,7 +1,7 @@
 //! POST /v1/chat/completions.
 //!
 //! # Layout
-//! - [`request`]: OpenAI's request, checked by hand; [`messages`], [`tools`] and [`format`] are its larger parts.
+//! - [`request`]: OpenAI's request, checked by hand; [`messages`], [`tools`] and [`mod@format`] are its larger parts.
 //! - [`query`]: what depends on the model and the images; from a request to queries.
 //! - [`choices`]: the answers to one request, all under way at once.
 //! - [`response`]: one body; [`stream`]: server-sent events.
