@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 /// Requests of one block.
-const REQUESTS: usize = 96;
+const REQUESTS: usize = 64;
 /// Blocks of each kind for each concurrency.
 const BLOCKS: usize = 4;
 /// Tokens of each answer.
@@ -146,9 +146,9 @@ async fn ask_endpoint(client: reqwest::Client, url: String, n: usize) -> Result<
     Ok(())
 }
 
-/// A checkpoint of the golden one's kind, about a hundred times its size: every width is multiplied, weights are random.
+/// A checkpoint of the golden one's kind, about twelve times its size: every width is multiplied, weights are random.
 fn grow(from: &Path, to: &Path) -> Result<()> {
-    const FACTOR: usize = 8;
+    const FACTOR: usize = 4;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;
         std::fs::copy(entry.path(), to.join(entry.file_name()))?;
