@@ -38,9 +38,13 @@ impl Settings {
     }
 
     /// The golden checkpoint, on the CPU in f32; its adapters can be loaded.
+    ///
+    /// On one thread: so small a model gains nothing from two, and on a busy machine two that wait for each other are
+    /// several times slower.
     #[must_use]
     pub fn golden() -> Self {
-        Self::golden_without_device().section("model", "device = \"cpu\"\ndtype = \"f32\"")
+        let settings = Self::golden_without_device().section("model", "device = \"cpu\"\ndtype = \"f32\"");
+        settings.environment("RAYON_NUM_THREADS", "1")
     }
 
     /// The golden checkpoint, wherever the server puts it.
