@@ -6,13 +6,14 @@
 //! - [`run`]: what the binary does.
 //! - [`settings`]: the flags that set configuration keys, shared by the commands that read the configuration.
 //! - [`logging`]: where log lines go.
-//! - [`serve`], [`check_config`], [`openapi`]: the commands.
+//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`]: the commands.
 
 mod check_config;
 mod logging;
 mod openapi;
 mod serve;
 mod settings;
+mod train;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::ConfigError;
 use settings::SettingsArgs;
+use train::TrainArgs;
 
 /// Wrong command line or configuration; clap uses the same for its own errors.
 const USAGE: u8 = 2;
@@ -45,6 +47,8 @@ enum Command {
     CheckConfig(SettingsArgs),
     /// Print the description of the HTTP API as OpenAPI 3.1 JSON.
     Openapi,
+    /// Train one run, or go on with it, without a server.
+    Train(TrainArgs),
 }
 
 /// Does what the command line asks for. This is all that `main` calls.
@@ -58,6 +62,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Serve(settings) => serve::run(settings),
         Command::CheckConfig(settings) => check_config::run(settings),
         Command::Openapi => openapi::run(),
+        Command::Train(arguments) => train::run(&arguments),
     }
 }
 
@@ -120,6 +125,8 @@ mod tests {
             ("reground fly", "fly"),
             ("reground --port 1 openapi", "--port"),
             ("reground openapi --port 1", "--port"),
+            ("reground train", "--run"),
+            ("reground train --run r --images pictures", "--import"),
         ] {
             let error = parse(line).unwrap_err();
             assert!(error.to_string().contains(named), "{line}: {error}");

@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 
+use candle_core::{DType, Device};
+use image::{DynamicImage, Rgb, RgbImage};
+use reground_learner::adapter::PeftAdapter;
+use reground_learner::model::{Lora, Message as LearnerMessage, Model, Request, Sampling as LearnerSampling, Workers};
 use serde_json::Value;
 
 use super::MistralrsEngine;
@@ -177,4 +181,46 @@ async fn near_the_limit_every_length_is_answered_or_refused() {
         }
     }
     check(&base, "base").await;
+}
+
+/// A picture of coloured noise, the same for the same size.
+fn noise(width: u32, height: u32) -> DynamicImage {
+    let shade = |x: u32, y: u32, channel: u32| {
+        let mixed = (x * 7919 + y * 104_729 + channel * 1_299_709).wrapping_mul(2_654_435_761);
+        (mixed >> 24) as u8
+    };
+    DynamicImage::ImageRgb8(RgbImage::from_fn(width, height, |x, y| Rgb([0, 1, 2].map(|channel| shade(x, y, channel)))))
+}
+
+/// What was served is what is trained: mistralrs and the learner's own model read the same picture, of any size, alike.
+#[tokio::test(flavor = "multi_thread")]
+async fn served_log_probabilities_are_the_learners() {
+    const SIZES: [(u32, u32); 10] =
+        [(64, 64), (128, 128), (1, 1), (63, 65), (200, 100), (100, 200), (640, 480), (17, 250), (300, 20), (512, 511)];
+    let engine = engine().await;
+    let learner = Model::load(&golden("model"), DType::F32, &Device::Cpu).unwrap();
+    let lora = Lora::load(learner.decoder(), &PeftAdapter::read(&golden("adapter")).unwrap()).unwrap();
+    let workers = Workers::new(2).unwrap();
+    for (generation, adapter) in
+        [(load(&engine, None).await, None), (load(&engine, Some("adapter")).await, Some(&lora))]
+    {
+        for (width, height) in SIZES {
+            let image = noise(width, height);
+            let seen = learner.preprocess(&image).unwrap();
+            let group = learner.group(&[LearnerMessage::user("describe the image", 1)], &[seen], &[]).unwrap();
+            let sampling = LearnerSampling::greedy();
+            let request = Request { prompt: group.prompt, features: group.features, adapter, sampling, max_tokens: 12 };
+            let trained = learner.generate(&[request], &workers).unwrap().remove(0);
+
+            let pair = serde_json::json!({"image": "image_0.png", "question": "describe the image"});
+            let mut request = question(&pair, Some(trained.ids.clone()), 12);
+            request.messages[0].content[0] = Content::Image(Arc::new(image));
+            let (_, served, _) = answer(&generation, request).await;
+            assert_eq!(served.len(), trained.log_probs.len());
+            for (token, trained) in served.iter().zip(&trained.log_probs) {
+                let difference = (token.logprob - trained).abs();
+                assert!(difference < 1e-3, "{} at {width}x{height}: off by {difference}", generation.id());
+            }
+        }
+    }
 }
