@@ -156,7 +156,7 @@ impl Generation for MistralrsGeneration {
                 me.revive(&loaded);
             }
             // Free only now that the sequence has left the engine; a dead engine's place once it is taken out.
-            drop(place);
+            drop((place, loaded));
             // A failed step can be reported twice, and the engine dies if nobody is there to listen.
             while responses.recv().await.is_some() {}
         });
@@ -167,7 +167,7 @@ impl Generation for MistralrsGeneration {
 /// The engine's thread is gone.
 struct Died;
 
-/// Hands a request to the engine, stays until the sequence has left it, and reports the end.
+/// Hands a request to the engine, waits until the sequence has left it, and reports the end.
 async fn attend(
     loaded: &Loaded,
     request: Request,
