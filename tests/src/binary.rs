@@ -1,7 +1,7 @@
 //! Where the binary is.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
@@ -13,6 +13,16 @@ use crate::say;
 pub(crate) fn path() -> Result<PathBuf> {
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     FOUND.get_or_init(|| find().map_err(|error| format!("{error:#}"))).clone().map_err(|error| anyhow!(error))
+}
+
+/// A command of the binary, with nothing to read.
+///
+/// # Errors
+/// There is no binary and it cannot be built.
+pub fn command(name: &str) -> Result<Command> {
+    let mut command = Command::new(path()?);
+    command.arg(name).stdin(Stdio::null());
+    Ok(command)
 }
 
 fn find() -> Result<PathBuf> {

@@ -8,6 +8,7 @@
 //! - [`Golden`]: the checkpoint in `golden/idefics3` and the numbers that PyTorch computed on it.
 //! - [`pictures`]: images, good and bad ones.
 //! - [`load`]: many requests at once, bounded in number and time.
+//! - [`command`]: the binary's other commands.
 //! - [`say!`]: progress that a test shows while it runs.
 
 pub mod load;
@@ -20,6 +21,7 @@ mod progress;
 mod server;
 mod sse;
 
+pub use binary::command;
 pub use client::{Client, ErrorBody, Reply, Stream, Streamed};
 pub use golden::{Golden, Pair, Token, Which};
 pub use progress::print;

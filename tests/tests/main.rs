@@ -14,3 +14,4 @@ mod sdk;
 mod shutdown;
 mod slow_readers;
 mod together;
+mod train;
