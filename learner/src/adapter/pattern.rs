@@ -3,16 +3,24 @@
 //! Python's `re` and Rust's `regex` agree on everything that adapters are seen to use; look-around and back-references
 //! exist only in Python, and a pattern that needs them does not compile here.
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
+
+/// Bytes that a compiled pattern may take. Those of real adapters take a few thousand; patterns are compiled for each module
+/// again, and one of nested repetitions takes tens of milliseconds each time.
+const MAX_SIZE: usize = 256 << 10;
 
 /// A pattern of `rank_pattern` / `alpha_pattern`: PEFT's `re.match(rf"(.*\.)?({key})$", module)`.
 pub(super) fn suffix(pattern: &str) -> Result<Regex, regex::Error> {
-    Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
+    compile(&format!(r"^(?:.*\.)?(?:{pattern})$"))
 }
 
 /// A `target_modules` that is one string: PEFT's `re.fullmatch`.
 pub(super) fn full(pattern: &str) -> Result<Regex, regex::Error> {
-    Regex::new(&format!(r"^(?:{pattern})$"))
+    compile(&format!(r"^(?:{pattern})$"))
+}
+
+fn compile(expression: &str) -> Result<Regex, regex::Error> {
+    RegexBuilder::new(expression).size_limit(MAX_SIZE).build()
 }
 
 /// An entry of a `target_modules` list: the whole path, or its last components.
@@ -41,5 +49,17 @@ mod tests {
         let anchored = suffix("^model.layers.0.q_proj").unwrap();
         assert!(anchored.is_match("model.layers.0.q_proj"));
         assert!(!anchored.is_match("vision.model.layers.0.q_proj"));
+    }
+
+    #[test]
+    fn a_pattern_that_is_slow_to_compile_is_refused() {
+        // Compiled for each of a hundred modules, the first took three seconds.
+        for slow in [r"(\w{40}){3}", r"(.{99}){99}"] {
+            assert!(suffix(slow).is_err() && full(slow).is_err(), "{slow}");
+        }
+        let long = (0..99).map(|layer| format!(r"model\.layers\.{layer}\.self_attn\.[qkvo]_proj")).collect::<Vec<_>>();
+        for fine in [r".*\.(text|vision)_model\.\w+\.\d+\.(q|k|v|o)_proj", &long.join("|")] {
+            assert!(suffix(fine).is_ok() && full(fine).is_ok(), "{fine}");
+        }
     }
 }

@@ -11,8 +11,7 @@ use std::fs;
 use libfuzzer_sys::fuzz_target;
 use reground_learner::adapter::{CONFIG_FILE, MAX_RANK, PeftAdapter, WEIGHTS_FILE};
 
-const SETTINGS: &[u8] =
-    br#"{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":["q_proj","v_proj"]}"#;
+const SETTINGS: &[u8] = br#"{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":["q_proj","v_proj"]}"#;
 
 fuzz_target!(|data: &[u8]| {
     let (settings, tensors) = match data.iter().position(|byte| *byte == 0) {

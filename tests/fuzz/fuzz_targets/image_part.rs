@@ -19,13 +19,7 @@ use libfuzzer_sys::fuzz_target;
 use reground::config::ImagesConfig;
 use reground::images::{Hop, ImageReader, Reply, Resolver, Transport, TransportError, is_public};
 
-const TYPES: [&str; 5] = [
-    "image/png",
-    "image/jpeg",
-    "image/webp",
-    "image/gif",
-    "image/bmp",
-];
+const TYPES: [&str; 5] = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
 
 /// Small, so that a run meets the limits often and never decodes for long.
 fn config() -> ImagesConfig {
@@ -92,10 +86,7 @@ fn world() -> &'static World {
         World {
             reader: ImageReader::with_network(&config(), web.clone(), web.clone()),
             web,
-            runtime: tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime"),
+            runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime"),
         }
     })
 }
