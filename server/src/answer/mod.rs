@@ -120,7 +120,7 @@ pub enum AnswerError {
         retry_after: Duration,
     },
     /// The deadline passed.
-    #[error("the answer was not ready within {} s", after.as_secs())]
+    #[error("the answer was not ready within {} s", after.as_secs_f64().round())]
     Deadline {
         /// How long was waited.
         after: Duration,
