@@ -16,6 +16,8 @@ use super::EngineError;
 pub struct Vocabulary {
     /// Each token's bytes; empty for control tokens.
     bytes: Vec<Box<[u8]>>,
+    /// Bytes of the longest token or control token's name, at least 1.
+    longest: usize,
     /// Control tokens by id, as text (`<image>`, `<end_of_utterance>`).
     control: BTreeMap<u32, String>,
     /// Tokens that end a turn; the first one is used to end an answer early.
@@ -59,7 +61,9 @@ impl Vocabulary {
             .map_err(|error| EngineError::Load(format!("tokenizer.json: {error:#}")))?;
         grammars.quiet();
 
-        Ok(Self { bytes, control, end_of_turn, tokenizer, grammars })
+        let names = control.values().map(String::len);
+        let longest = bytes.iter().map(|bytes| bytes.len()).chain(names).max().unwrap_or(1).max(1);
+        Ok(Self { bytes, longest, control, end_of_turn, tokenizer, grammars })
     }
 
     /// Number of tokens, control tokens included.
@@ -96,6 +100,12 @@ impl Vocabulary {
     #[must_use]
     pub fn end_of_turn(&self) -> &[u32] {
         &self.end_of_turn
+    }
+
+    /// Fewest tokens that a text of so many bytes can have.
+    #[must_use]
+    pub fn fewest(&self, bytes: usize) -> usize {
+        bytes / self.longest
     }
 
     /// Tokens of a text. Control tokens in it count as one each, as they do for the model.
@@ -168,6 +178,9 @@ mod tests {
         assert_eq!(vocabulary.bytes(4), b"", "control tokens are no text");
         assert_eq!(vocabulary.name(4), b"<image>");
         assert_eq!(vocabulary.count("<image>"), 1);
+        for text in ["the circle is red", "<image>", "<fake_token_around_image>"] {
+            assert!(vocabulary.fewest(text.len()) <= vocabulary.count(text), "{text}");
+        }
     }
 
     #[test]

@@ -62,6 +62,15 @@ impl MistralrsGeneration {
     /// Tokens of the prompt without the template's own. Refuses what surely does not fit before the engine sees it: mistralrs
     /// checks the length before it puts the images into the prompt.
     fn check_length(&self, request: &Generate) -> Result<usize, EngineError> {
+        // Megabytes are not worth the time and memory that counting them takes.
+        let bytes = request.messages.iter().flat_map(|message| &message.content).fold(0, |sum, part| match part {
+            Content::Text(text) => sum + text.len(),
+            Content::Image(_) => sum,
+        });
+        let fewest = self.info.vocabulary.fewest(bytes);
+        if fewest >= self.info.max_len {
+            return Err(EngineError::TooLong { prompt: fewest, max_len: self.info.max_len });
+        }
         let prompt = request.messages.iter().flat_map(|message| &message.content).fold(0, |sum, part| match part {
             Content::Text(text) => sum + self.info.vocabulary.count(text),
             Content::Image(_) => sum + self.info.image_tokens,
