@@ -71,6 +71,13 @@ async fn a_request_has_an_id_in_and_out() -> Result<()> {
     made.sort();
     made.dedup();
     ensure!(made.len() == 4, "ids come twice");
+    // The log comes through a pipe of its own, a little after the answer.
+    for _ in 0..500 {
+        if server.log_tail().contains("mine-1.2:3_4") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
     ensure!(server.log_tail().contains("mine-1.2:3_4"), "the id is not in the log\n{}", server.log_tail());
     let mut streamed = chat();
     streamed["stream"] = json!(true);
