@@ -286,7 +286,9 @@ mod tests {
             assert!(stream.poll_next(&mut cx).is_pending());
             sender.send(token(id));
             assert!(woken());
-            assert!(matches!(stream.poll_next(&mut cx), Poll::Ready(Some(Event::Token(Token { id: got, .. }))) if got == id));
+            assert!(
+                matches!(stream.poll_next(&mut cx), Poll::Ready(Some(Event::Token(Token { id: got, .. }))) if got == id)
+            );
         }
     }
 
@@ -306,7 +308,9 @@ mod tests {
         sender.send(Event::Finished(Finish::Stop));
         assert!(woken());
         for id in 0..3 {
-            assert!(matches!(stream.poll_next(&mut cx), Poll::Ready(Some(Event::Token(Token { id: got, .. }))) if got == id));
+            assert!(
+                matches!(stream.poll_next(&mut cx), Poll::Ready(Some(Event::Token(Token { id: got, .. }))) if got == id)
+            );
         }
         assert!(matches!(stream.poll_next(&mut cx), Poll::Ready(Some(Event::Finished(Finish::Stop)))));
     }

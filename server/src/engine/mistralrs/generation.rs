@@ -134,8 +134,7 @@ impl Generation for MistralrsGeneration {
         let vocabulary = self.info.vocabulary.clone();
         let sampler = Sampler::new(&request, vocabulary.clone())?;
         let (stream, events) = TokenStream::channel();
-        let tap =
-            Arc::new(Tap::new(sampler, events, vocabulary.clone(), self.info.max_len, prompt, max_tokens));
+        let tap = Arc::new(Tap::new(sampler, events, vocabulary.clone(), self.info.max_len, prompt, max_tokens));
 
         let sampling_params = SamplingParams {
             // Greedy over the tap's logits, which leave one token.
