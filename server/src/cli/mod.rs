@@ -6,11 +6,14 @@
 //! - [`run`]: what the binary does.
 //! - [`settings`]: the flags that set configuration keys, shared by the commands that read the configuration.
 //! - [`logging`]: where log lines go.
-//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`]: the commands.
+//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`], [`adapters`]: the commands; [`remote`]: the server that
+//!   some of them talk to.
 
+mod adapters;
 mod check_config;
 mod logging;
 mod openapi;
+mod remote;
 mod serve;
 mod settings;
 mod train;
@@ -21,6 +24,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::ConfigError;
+use adapters::AdaptersArgs;
 use settings::SettingsArgs;
 use train::TrainArgs;
 
@@ -47,6 +51,8 @@ enum Command {
     CheckConfig(SettingsArgs),
     /// Print the description of the HTTP API as OpenAPI 3.1 JSON.
     Openapi,
+    /// The adapters of a running server: list, import, activate, canary, rollback, remove.
+    Adapters(AdaptersArgs),
     /// Train one run, or go on with it, without a server.
     Train(TrainArgs),
 }
@@ -62,6 +68,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Serve(settings) => serve::run(settings),
         Command::CheckConfig(settings) => check_config::run(settings),
         Command::Openapi => openapi::run(),
+        Command::Adapters(arguments) => adapters::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
     }
 }
