@@ -79,13 +79,14 @@ def main():
     parser.add_argument("--micro", type=int, default=16, help="pairs in one forward pass; the batch is accumulated")
     parser.add_argument("--checkpointing", action="store_true", help="TRL's default: compute activations again")
     parser.add_argument("--bf16", action="store_true", help="TRL's default: bfloat16 where autocast uses it")
+    parser.add_argument("--bf16-weights", action="store_true", help="hold the frozen base in bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     runtime = memory("VmRSS")
 
     directory = arguments.fixture / "model"
-    model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32)
+    model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.bfloat16 if arguments.bf16_weights else torch.float32)
     config = DPOConfig(
         output_dir=str(arguments.fixture / "trl"), use_cpu=True, seed=0, report_to="none", save_strategy="no",
         logging_steps=1, disable_tqdm=True, dataloader_pin_memory=False, max_length=None,

@@ -166,6 +166,10 @@ pub(super) fn load(
         example.clean.answers.truncate(if rejected { 2 } else { 1 });
         Ok(example)
     };
+    let first = || indices.first().copied().unwrap_or(0);
+    examples
+        .prepare(indices, distorted)
+        .map_err(|source| TrainError::Example { what: format!("the forward pass of example {}", first()), source })?;
     indices.iter().map(one).collect()
 }
 

@@ -37,7 +37,7 @@ impl Default for PolicyOptions {
 pub struct LoraPolicy {
     model: Arc<Model>,
     lora: Lora,
-    workers: Workers,
+    workers: Arc<Workers>,
     options: PolicyOptions,
 }
 
@@ -54,12 +54,17 @@ impl LoraPolicy {
     /// # Errors
     /// The system refuses a thread.
     pub fn new(model: Arc<Model>, lora: Lora, options: PolicyOptions) -> std::result::Result<Self, ModelError> {
-        Ok(Self { model, lora, workers: Workers::new(options.threads)?, options })
+        Ok(Self { model, lora, workers: Arc::new(Workers::new(options.threads)?), options })
     }
 
     /// The base.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
+    }
+
+    /// Its threads. What else needs some should share them: a thread keeps memory that it freed, and gives it to no other.
+    pub fn workers(&self) -> &Arc<Workers> {
+        &self.workers
     }
 
     /// The adapter as it is now.
