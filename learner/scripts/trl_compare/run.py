@@ -18,14 +18,28 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 OURS = "this project"
-# What could make TRL faster or smaller on a CPU; each goes through every round.
+# What could make TRL faster or smaller on a CPU.
+KINDS = {
+    "f32": [],
+    "bf16": ["--bf16"],
+    "bf16, base in bf16": ["--bf16", "--bf16-weights"],
+    "bf16, gradient checkpointing": ["--bf16", "--checkpointing"],
+}
 SETTINGS = {
-    "TRL, f32": [],
-    "TRL, bf16": ["--bf16"],
-    "TRL, f32, forward passes of 4 pairs": ["--micro", "4"],
-    "TRL, bf16, forward passes of 4 pairs": ["--bf16", "--micro", "4"],
-    "TRL, bf16, forward passes of 1 pair": ["--bf16", "--micro", "1"],
-    "TRL, bf16, gradient checkpointing (TRL's default)": ["--bf16", "--checkpointing"],
+    f"TRL, {kind}, forward passes of {micro}": [*flags, "--micro", str(micro)]
+    for kind, flags in KINDS.items() for micro in (16, 4, 2, 1)
+}
+# Those that a trial of all found fastest and smallest (and f32, which this project computes in), and the pairs of a forward
+# pass that do best here.
+BEST = {
+    "pocket": (8, [
+        "TRL, f32, forward passes of 16", "TRL, f32, forward passes of 4", "TRL, bf16, forward passes of 16",
+        "TRL, bf16, base in bf16, forward passes of 16",
+    ]),
+    "smolvlm-256m": (2, [
+        "TRL, f32, forward passes of 2", "TRL, bf16, forward passes of 2", "TRL, bf16, base in bf16, forward passes of 2",
+        "TRL, bf16, base in bf16, forward passes of 1",
+    ]),
 }
 RUN = """\
 [model]
@@ -56,7 +70,7 @@ loss_ratio = 0.0
 
 def ours(arguments, command, fixture, epochs):
     with tempfile.TemporaryDirectory(dir=fixture) as run:
-        values = {"fixture": fixture, "epochs": float(epochs), "micro": arguments.micro}
+        values = {"fixture": fixture, "epochs": float(epochs), "micro": BEST[arguments.shape][0]}
         (Path(run) / "run.toml").write_text(RUN.format(**{**vars(arguments), **values}))
         out = subprocess.run([*command, "train", run, str(fixture / "pairs.jsonl")], check=True, capture_output=True, text=True)
     events = [json.loads(line) for line in out.stdout.splitlines()]
@@ -94,8 +108,10 @@ def fixture(arguments, command, root, pairs):
 
 def same_work(arguments, command, root):
     """One batch, several steps on it: the order of the data is no matter, so both must see the same losses."""
-    made = fixture(arguments, command, root, arguments.batch)
-    here, there = ours(arguments, command, made, 3)["losses"], trl(arguments, made, 3, [])["losses"]
+    batch = 16 if arguments.shape == "pocket" else 2
+    arguments = argparse.Namespace(**{**vars(arguments), "batch": batch})
+    made = fixture(arguments, command, root, batch)
+    here, there = ours(arguments, command, made, 3)["losses"], trl(arguments, made, 3, ["--micro", "2"])["losses"]
     print("loss of three steps on one batch, TRL in f32: ", ", ".join(f"{loss:.6f}" for loss in there))
     print("loss of three steps on one batch, here:        ", ", ".join(f"{loss:.6f}" for loss in here))
     worst = max(abs(a - b) for a, b in zip(here, there, strict=True))
@@ -108,10 +124,9 @@ def main():
     parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=16, help="pairs in an optimiser step")
-    parser.add_argument("--micro", type=int, default=8, help="this project's train.micro_batch")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--settings", default="", help="only TRL's settings with this in their name")
+    parser.add_argument("--settings", default="", help="names of TRL's settings, separated by ; or all")
     parser.add_argument("--skip-check", action="store_true", help="do not compare losses first")
     parser.add_argument("--binary", help="a built trl_compare example")
     parser.add_argument("--work", type=Path, help="directory for model and pairs; kept. Default: a temporary one")
@@ -119,7 +134,8 @@ def main():
     command = [arguments.binary] if arguments.binary else [
         "cargo", "run", "--quiet", "--release", "-p", "reground-learner", "--example", "trl_compare", "--",
     ]
-    settings = {name: flags for name, flags in SETTINGS.items() if arguments.settings in name}
+    names = arguments.settings.split(";") if arguments.settings else BEST[arguments.shape][1]
+    settings = {name: SETTINGS[name] for name in (SETTINGS if arguments.settings == "all" else names)}
     with tempfile.TemporaryDirectory() as temporary:
         root = (arguments.work or Path(temporary)).absolute()
         root.mkdir(exist_ok=True, parents=True)
