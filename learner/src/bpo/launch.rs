@@ -184,7 +184,7 @@ impl Encoder for ModelEncoder {
     }
 
     fn at_once(&self) -> usize {
-        self.workers.count()
+        2 * self.workers.count()
     }
 
     fn prompt(&self, conversation: &[Message], images: &[ImageInput]) -> Result<Vec<u32>, ExampleError> {

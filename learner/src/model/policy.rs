@@ -167,7 +167,8 @@ impl Policy for LoraPolicy {
     }
 
     fn score(&self, groups: &[Group], adapter: bool) -> Result<Vec<Vec<f64>>> {
-        let lora = adapter.then_some(&self.lora);
+        // A new adapter changes nothing, and the reference of most runs is base + new adapter.
+        let lora = if adapter && !self.lora.is_zero()? { Some(&self.lora) } else { None };
         let mut sums = vec![Vec::new(); groups.len()];
         for (batch, of_batch, _) in self.run(groups, Training { lora, seed: None }, false)?.into_iter().flatten() {
             for (index, of_group) in batch.iter().zip(of_batch) {

@@ -187,7 +187,7 @@ fn several_images_at_once_have_the_features_of_one_after_the_other() {
     assert!(alone[0] != alone[1], "the images differ");
     for threads in [1, 2, 3] {
         let encoder = ModelEncoder::new(Arc::clone(&model), Arc::new(Workers::new(threads).unwrap()));
-        assert_eq!(encoder.at_once(), threads);
+        assert!(encoder.at_once() >= threads);
         let together: Vec<_> = encoder.all_features(&images).unwrap().iter().map(bits).collect();
         assert!(together == alone, "{threads} threads");
     }
