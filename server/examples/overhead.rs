@@ -1,10 +1,14 @@
 //! What the endpoint costs over the bare engine: `cargo run --release -p reground --example overhead`.
 //!
-//! The same model and the same prompts go through mistralrs directly (`send_request` in this process) and through the
-//! endpoint over HTTP, in alternating blocks of one run. One sequence is inside the engine at a time on both sides, because
-//! more give wrong answers on a CPU; the bare calls queue on a semaphore. The model has random weights and the shape below.
+//! The same model and the same prompts go through mistralrs directly (`send_request` in the same process) and through the
+//! endpoint over HTTP (client and server in one process). Each side runs in processes of its own, in turn: two engines in
+//! one process share a thread pool, and what one leaves behind there slows the other by more than what is measured here.
+//! One sequence is inside the engine at a time on both sides, because more give wrong answers on a CPU; the bare calls
+//! queue on a semaphore. The model has random weights and the shape below.
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,79 +17,132 @@ use candle_core::{Device, Tensor, safetensors};
 use futures::future::join_all;
 use mistralrs::{Model, ModelBuilder, ModelDType, RequestBuilder, TextMessageRole};
 use reground::config::Config;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-/// Requests of one block.
+/// Processes of each side.
+const ROUNDS: usize = 5;
+/// Requests of one process at each concurrency, after `WARM` uncounted ones.
 const REQUESTS: usize = 64;
-/// Blocks of each kind for each concurrency.
-const BLOCKS: usize = 4;
-/// Tokens of each answer.
-const TOKENS: usize = 48;
+const WARM: usize = 8;
+const CONCURRENCY: [usize; 3] = [1, 8, 32];
+/// Tokens of each answer: a description of a few sentences.
+const TOKENS: usize = 128;
+/// What a process measures.
+const SIDES: [&str; 2] = ["bare", "endpoint"];
 
 #[tokio::main]
 async fn main() -> Result<()> {
+    match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
+        [side, directory] => measure(side, directory).await,
+        _ => compare(),
+    }
+}
+
+/// Runs the processes in turn and prints the table.
+fn compare() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/idefics3/model");
     grow(&golden, directory.path())?;
+    let mut rounds = vec![];
+    for round in 0..ROUNDS {
+        let mut sides = SIDES;
+        // Who comes first changes, so that drift cancels.
+        sides.rotate_left(round % 2);
+        let mut measured = HashMap::new();
+        for side in sides {
+            eprintln!("round {} of {ROUNDS}: {side}", round + 1);
+            let output = Command::new(std::env::current_exe()?).arg(side).arg(directory.path()).output()?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            measured.insert(side, serde_json::from_slice::<Vec<Figures>>(&output.stdout)?);
+        }
+        rounds.push(measured);
+    }
 
-    let bare = Arc::new(
-        ModelBuilder::new(directory.path().display())
+    println!("{ROUNDS} processes a side, {REQUESTS} requests at each concurrency, {TOKENS} tokens an answer\n");
+    println!(
+        "| concurrency | bare requests/s | endpoint requests/s | endpoint/bare (least to most of the rounds) | bare p50 ms | endpoint p50 ms | bare p99 ms (of the rounds) | endpoint p99 ms (of the rounds) |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    for (at, concurrency) in CONCURRENCY.into_iter().enumerate() {
+        let [bare, endpoint] = SIDES.map(|side| rounds.iter().map(|round| &round[side][at]).collect::<Vec<_>>());
+        let ratios = sorted(bare.iter().zip(&endpoint).map(|(bare, endpoint)| endpoint.rate() / bare.rate()));
+        let tails = |side: &[&Figures]| {
+            let tails = sorted(side.iter().map(|figures| figures.percentile(99)));
+            tails.iter().map(|tail| format!("{tail:.0}")).collect::<Vec<_>>().join(" ")
+        };
+        let (bare_all, endpoint_all) = (Figures::pooled(&bare), Figures::pooled(&endpoint));
+        println!(
+            "| {concurrency} | {:.2} | {:.2} | {:.3} ({:.3} to {:.3}) | {:.1} | {:.1} | {:.1} ({}) | {:.1} ({}) |",
+            bare_all.rate(),
+            endpoint_all.rate(),
+            endpoint_all.rate() / bare_all.rate(),
+            ratios[0],
+            ratios[ROUNDS - 1],
+            bare_all.percentile(50),
+            endpoint_all.percentile(50),
+            bare_all.percentile(99),
+            tails(&bare),
+            endpoint_all.percentile(99),
+            tails(&endpoint),
+        );
+    }
+    Ok(())
+}
+
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_unstable_by(f64::total_cmp);
+    values
+}
+
+/// Measures one side and prints the figures of each concurrency as JSON.
+async fn measure(side: &str, directory: &str) -> Result<()> {
+    let mut figures = Vec::new();
+    if side == "bare" {
+        let bare = ModelBuilder::new(directory)
             .with_device(Device::Cpu)
             .with_dtype(ModelDType::F32)
             .with_max_num_seqs(1)
             .with_prefix_cache_n(None)
             .build()
-            .await?,
-    );
-    let mut config = Config::default();
-    config.server.port = 0;
-    config.model.source = directory.path().display().to_string();
-    config.log.filter = "warn".into();
-    let server = reground::serve::start(config).await?;
-    let url = format!("http://{}/v1/chat/completions", server.address());
-    let client = reqwest::Client::new();
-
-    println!("{REQUESTS} requests a block, {BLOCKS} blocks a side, {TOKENS} tokens an answer\n");
-    println!(
-        "| concurrency | bare requests/s | endpoint requests/s | endpoint/bare | bare p50 ms | endpoint p50 ms | bare p99 ms | endpoint p99 ms |"
-    );
-    println!("|---|---|---|---|---|---|---|---|");
-    for concurrency in [1, 8, 32] {
-        let (mut direct, mut served) = (Figures::default(), Figures::default());
-        // A first block of each warms caches and is not counted.
-        for block in 0..=BLOCKS {
-            let bare_block = block_of(concurrency, |n| ask_bare(bare.clone(), n)).await?;
-            let served_block = block_of(concurrency, |n| ask_endpoint(client.clone(), url.clone(), n)).await?;
-            if block > 0 {
-                direct.add(bare_block);
-                served.add(served_block);
-            }
+            .await?;
+        let bare = Arc::new(bare);
+        for concurrency in CONCURRENCY {
+            block_of(WARM, concurrency, |n| ask_bare(bare.clone(), n)).await?;
+            figures.push(block_of(REQUESTS, concurrency, |n| ask_bare(bare.clone(), n)).await?);
         }
-        let (bare_rate, served_rate) = (direct.rate(), served.rate());
-        println!(
-            "| {concurrency} | {bare_rate:.1} | {served_rate:.1} | {:.3} | {:.1} | {:.1} | {:.1} | {:.1} |",
-            served_rate / bare_rate,
-            direct.percentile(50),
-            served.percentile(50),
-            direct.percentile(99),
-            served.percentile(99),
-        );
+    } else {
+        let mut config = Config::default();
+        config.server.port = 0;
+        config.model.source = directory.to_owned();
+        config.log.filter = "warn".into();
+        let server = reground::serve::start(config).await?;
+        let url = format!("http://{}/v1/chat/completions", server.address());
+        let client = reqwest::Client::new();
+        for concurrency in CONCURRENCY {
+            block_of(WARM, concurrency, |n| ask_endpoint(client.clone(), url.clone(), n)).await?;
+            figures.push(block_of(REQUESTS, concurrency, |n| ask_endpoint(client.clone(), url.clone(), n)).await?);
+        }
+        server.stop().await?;
     }
-    server.stop().await
+    println!("{}", serde_json::to_string(&figures)?);
+    Ok(())
 }
 
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 struct Figures {
     latencies: Vec<Duration>,
     elapsed: Duration,
 }
 
 impl Figures {
-    fn add(&mut self, (elapsed, latencies): (Duration, Vec<Duration>)) {
-        self.elapsed += elapsed;
-        self.latencies.extend(latencies);
-        self.latencies.sort_unstable();
+    fn pooled(several: &[&Self]) -> Self {
+        Self {
+            latencies: several.iter().flat_map(|figures| figures.latencies.clone()).collect(),
+            elapsed: several.iter().map(|figures| figures.elapsed).sum(),
+        }
     }
 
     fn rate(&self) -> f64 {
@@ -94,13 +151,13 @@ impl Figures {
 
     /// Milliseconds.
     fn percentile(&self, percent: usize) -> f64 {
-        let last = self.latencies.len() - 1;
-        self.latencies[last * percent / 100].as_secs_f64() * 1000.0
+        let latencies = sorted(self.latencies.iter().map(|latency| latency.as_secs_f64() * 1000.0));
+        latencies[(latencies.len() - 1) * percent / 100]
     }
 }
 
-/// Asks `REQUESTS` questions with `concurrency` askers; the whole time, and each answer's.
-async fn block_of<F>(concurrency: usize, ask: impl Fn(usize) -> F) -> Result<(Duration, Vec<Duration>)>
+/// Asks so many questions with `concurrency` askers.
+async fn block_of<F>(requests: usize, concurrency: usize, ask: impl Fn(usize) -> F) -> Result<Figures>
 where
     F: Future<Output = Result<()>>,
 {
@@ -109,7 +166,7 @@ where
         let ask = &ask;
         async move {
             let mut latencies = Vec::new();
-            for n in (asker..REQUESTS).step_by(concurrency) {
+            for n in (asker..requests).step_by(concurrency) {
                 let began = Instant::now();
                 ask(n).await?;
                 latencies.push(began.elapsed());
@@ -118,7 +175,7 @@ where
         }
     });
     let latencies: Result<Vec<Vec<Duration>>> = join_all(askers).await.into_iter().collect();
-    Ok((began.elapsed(), latencies?.concat()))
+    Ok(Figures { elapsed: began.elapsed(), latencies: latencies?.concat() })
 }
 
 fn prompt(n: usize) -> String {
@@ -168,7 +225,7 @@ fn grow(from: &Path, to: &Path) -> Result<()> {
     // Positions, patches, the vocabulary and the patches' own pixels keep their size.
     let fixed = [342, 3, 16];
     let tensors = safetensors::load(from.join("model.safetensors"), &Device::Cpu)?;
-    let grown: Result<std::collections::HashMap<String, Tensor>> = tensors
+    let grown: Result<HashMap<String, Tensor>> = tensors
         .into_iter()
         .map(|(name, tensor)| {
             let is_positions = name.contains("position_embedding");

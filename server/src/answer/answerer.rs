@@ -42,8 +42,19 @@ impl Answerer {
             () = self.closing.cancelled() => return Err(AnswerError::ShuttingDown),
         };
 
-        let Query { messages, tools, tool_choice, sampling, max_tokens, top_logprobs, grammar, stop, deadline, .. } =
-            query;
+        let Query {
+            messages,
+            tools,
+            tool_choice,
+            sampling,
+            max_tokens,
+            top_logprobs,
+            grammar,
+            stop,
+            live,
+            deadline,
+            ..
+        } = query;
         let tools = if tool_choice == ToolChoice::None { Vec::new() } else { tools };
         let grammar = tools::grammar(&tools, &tool_choice).map(Arc::new).or(grammar);
         let request =
@@ -60,6 +71,10 @@ impl Answerer {
         } else {
             generation.generate(request, place)?
         };
+        // A stop string must end the answer where it comes.
+        if !live && stop.is_empty() {
+            stream.be_patient();
+        }
 
         let mut answer = Answer {
             generation: id,

@@ -51,6 +51,8 @@ pub struct Query {
     pub grammar: Option<Arc<Grammar>>,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
+    /// Whether tokens are wanted as they come (a stream), not only all at the end.
+    pub live: bool,
     /// When the last token must be there.
     pub deadline: Instant,
 }

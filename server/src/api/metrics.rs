@@ -132,23 +132,20 @@ fn queue(generation: &GenerationId, waiting: usize, running: usize) {
 pub(super) struct Meter {
     generation: GenerationId,
     arrival: Instant,
-    first: Option<Instant>,
+    first: Instant,
     tokens: usize,
     outcome: &'static str,
 }
 
 impl Meter {
-    /// The answer of a request that arrived then has begun.
+    /// The answer of a request that arrived then has begun: its prompt was read, its first token is there.
     pub(super) fn new(generation: GenerationId, arrival: Instant, prompt_tokens: usize) -> Self {
         counter!(PROMPT, "generation" => generation.to_string()).increment(prompt_tokens as u64);
-        Self { generation, arrival, first: None, tokens: 0, outcome: "cancelled" }
+        Self { generation, arrival, first: Instant::now(), tokens: 0, outcome: "cancelled" }
     }
 
     /// Tokens came.
     pub(super) fn tokens(&mut self, count: usize) {
-        if self.first.is_none() {
-            self.first = Some(Instant::now());
-        }
         self.tokens += count;
     }
 
@@ -165,9 +162,9 @@ impl Drop for Meter {
         let generation = self.generation.to_string();
         counter!(ANSWERS, "generation" => generation.clone(), "outcome" => self.outcome).increment(1);
         counter!(OUTPUT, "generation" => generation.clone()).increment(self.tokens as u64);
-        let Some(first) = self.first else { return };
-        histogram!(FIRST_TOKEN, "generation" => generation.clone()).record((first - self.arrival).as_secs_f64());
-        let seconds = first.elapsed().as_secs_f64();
+        let first = self.first.saturating_duration_since(self.arrival);
+        histogram!(FIRST_TOKEN, "generation" => generation.clone()).record(first.as_secs_f64());
+        let seconds = self.first.elapsed().as_secs_f64();
         if self.tokens > 1 && seconds > 0.0 {
             histogram!(RATE, "generation" => generation).record((self.tokens - 1) as f64 / seconds);
         }

@@ -123,28 +123,28 @@ impl Generation for EchoGeneration {
         let watch = self.watch.clone();
         watch.asked.lock().unwrap().push(request);
         watch.active.fetch_add(1, Ordering::SeqCst);
-        let (stream, events, cancelled) = TokenStream::channel();
+        let (stream, events) = TokenStream::channel();
         tokio::spawn(async move {
             let _place = place;
-            events.send(Event::Started { prompt_tokens: 7 }).ok();
+            events.send(Event::Started { prompt_tokens: 7 });
             let hangs = text.starts_with("!hang") || text.starts_with("!mute");
             let broken = if text.starts_with("!mute") { 0 } else { 3 };
             let mut sent = 0;
             for token in tokens.into_iter().chain([end]) {
-                if cancelled.load(Ordering::SeqCst) || sent == most {
+                if events.is_cancelled() || sent == most {
                     break;
                 }
                 if text.starts_with("!fail") && sent == 3 {
-                    events.send(Event::Failed(EngineError::Failed("it broke".into()))).ok();
+                    events.send(Event::Failed(EngineError::Failed("it broke".into())));
                 }
-                while hangs && sent == broken && !cancelled.load(Ordering::SeqCst) {
+                while hangs && sent == broken && !events.is_cancelled() {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
-                events.send(Event::Token(token)).ok();
+                events.send(Event::Token(token));
                 sent += 1;
                 tokio::task::yield_now().await;
             }
-            events.send(Event::Finished(if sent == most { Finish::Length } else { Finish::Stop })).ok();
+            events.send(Event::Finished(if sent == most { Finish::Length } else { Finish::Stop }));
             watch.active.fetch_sub(1, Ordering::SeqCst);
         });
         Ok(stream)

@@ -28,7 +28,7 @@ use futures::future::BoxFuture;
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
-pub use request::{Content, Event, Finish, Generate, Message, Role, Sampling, Token, TokenStream};
+pub use request::{Content, Event, EventSender, Finish, Generate, Message, Role, Sampling, Token, TokenStream};
 pub use vocabulary::Vocabulary;
 
 /// Loads generations of one base model.

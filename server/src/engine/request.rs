@@ -1,12 +1,14 @@
 //! What an engine is asked, and what it streams back.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
+use futures::task::AtomicWaker;
 use image::DynamicImage;
 use serde_json::Value;
-use tokio::sync::mpsc;
 
 use super::EngineError;
 use super::grammar::Grammar;
@@ -158,32 +160,176 @@ pub enum Event {
 /// the engine never waits for one.
 #[derive(Debug)]
 pub struct TokenStream {
-    events: mpsc::UnboundedReceiver<Event>,
-    cancelled: Arc<AtomicBool>,
+    shared: Arc<Shared>,
+}
+
+/// Fills a [`TokenStream`]. Dropping it ends the stream.
+#[derive(Debug)]
+pub struct EventSender {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    reader: AtomicWaker,
+    patient: AtomicBool,
+    cancelled: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    events: VecDeque<Event>,
+    closed: bool,
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl TokenStream {
-    /// The stream, the sender that fills it, and the flag that an engine looks at between steps.
+    /// The stream and the sender that fills it.
     #[must_use]
-    pub fn channel() -> (Self, mpsc::UnboundedSender<Event>, Arc<AtomicBool>) {
-        let (sender, events) = mpsc::unbounded_channel();
-        let cancelled = Arc::new(AtomicBool::new(false));
-        (Self { events, cancelled: cancelled.clone() }, sender, cancelled)
+    pub fn channel() -> (Self, EventSender) {
+        let shared = Arc::<Shared>::default();
+        (Self { shared: shared.clone() }, EventSender { shared })
+    }
+
+    /// From here on tokens alone do not wake the reader, who gets them together with the next event of another kind.
+    ///
+    /// For who needs the answer only when it is complete: waking a thread for each token takes a core from an engine that
+    /// computes on all of them.
+    pub fn be_patient(&self) {
+        self.shared.patient.store(true, Ordering::Relaxed);
     }
 
     /// The next event; `None` after the last one, or if the engine died.
     pub async fn next(&mut self) -> Option<Event> {
-        self.events.recv().await
+        poll_fn(|cx| self.poll_next(cx)).await
     }
 
     /// As [`TokenStream::next`].
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
-        self.events.poll_recv(cx)
+        // Before the look, so that an event which comes after it wakes.
+        self.shared.reader.register(cx.waker());
+        let mut queue = self.shared.queue();
+        match queue.events.pop_front() {
+            Some(event) => Poll::Ready(Some(event)),
+            None if queue.closed => Poll::Ready(None),
+            None => Poll::Pending,
+        }
     }
 }
 
 impl Drop for TokenStream {
     fn drop(&mut self) {
-        self.cancelled.store(true, Ordering::Relaxed);
+        self.shared.cancelled.store(true, Ordering::Relaxed);
+    }
+}
+
+impl EventSender {
+    /// Adds an event. Never waits.
+    pub fn send(&self, event: Event) {
+        let wakes = !(matches!(event, Event::Token(_)) && self.shared.patient.load(Ordering::Relaxed));
+        self.shared.queue().events.push_back(event);
+        if wakes {
+            self.shared.reader.wake();
+        }
+    }
+
+    /// Whether the stream was dropped: nobody wants the rest of the answer. Engines look at it between steps.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.shared.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for EventSender {
+    fn drop(&mut self) {
+        self.shared.queue().closed = true;
+        self.shared.reader.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use futures::FutureExt;
+
+    use super::*;
+
+    fn token(id: u32) -> Event {
+        Event::Token(Token { id, logprob: 0.0, top: Vec::new() })
+    }
+
+    /// A waker and whether it was called since the last look.
+    fn waker() -> (Waker, impl Fn() -> bool) {
+        struct Flag(AtomicBool);
+        impl std::task::Wake for Flag {
+            fn wake(self: Arc<Self>) {
+                self.0.store(true, Ordering::SeqCst);
+            }
+        }
+        let flag = Arc::new(Flag(AtomicBool::new(false)));
+        (flag.clone().into(), move || flag.0.swap(false, Ordering::SeqCst))
+    }
+
+    #[test]
+    fn an_eager_reader_is_woken_by_each_token() {
+        let (mut stream, sender) = TokenStream::channel();
+        let (waker, woken) = waker();
+        let mut cx = Context::from_waker(&waker);
+        for id in 0..3 {
+            assert!(stream.poll_next(&mut cx).is_pending());
+            sender.send(token(id));
+            assert!(woken());
+            assert!(
+                matches!(stream.poll_next(&mut cx), Poll::Ready(Some(Event::Token(Token { id: got, .. }))) if got == id)
+            );
+        }
+    }
+
+    #[test]
+    fn a_patient_reader_is_woken_by_the_end_and_gets_all_in_order() {
+        let (mut stream, sender) = TokenStream::channel();
+        stream.be_patient();
+        let (waker, woken) = waker();
+        let mut cx = Context::from_waker(&waker);
+        assert!(stream.poll_next(&mut cx).is_pending());
+        sender.send(Event::Started { prompt_tokens: 1 });
+        assert!(woken());
+        assert!(matches!(stream.poll_next(&mut cx), Poll::Ready(Some(Event::Started { .. }))));
+        assert!(stream.poll_next(&mut cx).is_pending());
+        (0..3).for_each(|id| sender.send(token(id)));
+        assert!(!woken());
+        sender.send(Event::Finished(Finish::Stop));
+        assert!(woken());
+        for id in 0..3 {
+            assert!(
+                matches!(stream.poll_next(&mut cx), Poll::Ready(Some(Event::Token(Token { id: got, .. }))) if got == id)
+            );
+        }
+        assert!(matches!(stream.poll_next(&mut cx), Poll::Ready(Some(Event::Finished(Finish::Stop)))));
+    }
+
+    #[test]
+    fn a_lost_sender_ends_the_stream_and_a_lost_stream_cancels() {
+        let (mut stream, sender) = TokenStream::channel();
+        stream.be_patient();
+        let (waker, woken) = waker();
+        assert!(stream.poll_next(&mut Context::from_waker(&waker)).is_pending());
+        sender.send(token(1));
+        drop(sender);
+        assert!(woken(), "the engine died");
+        assert!(matches!(stream.next().now_or_never(), Some(Some(Event::Token(_)))));
+        assert!(matches!(stream.next().now_or_never(), Some(None)));
+
+        let (stream, sender) = TokenStream::channel();
+        assert!(!sender.is_cancelled());
+        drop(stream);
+        assert!(sender.is_cancelled());
     }
 }

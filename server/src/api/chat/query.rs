@@ -214,6 +214,7 @@ pub(super) fn queries(request: &mut ChatRequest, images: Vec<Arc<DynamicImage>>,
         top_logprobs: request.top_logprobs,
         grammar: request.grammar.take().map(Arc::new),
         stop: std::mem::take(&mut request.stop),
+        live: request.stream,
         deadline: asker.deadline,
     };
     let mut queries = vec![query; request.n];

@@ -133,9 +133,8 @@ impl Generation for MistralrsGeneration {
         let max_tokens = request.forced.as_ref().map(Vec::len).or(request.max_tokens);
         let vocabulary = self.info.vocabulary.clone();
         let sampler = Sampler::new(&request, vocabulary.clone())?;
-        let (stream, events, cancelled) = TokenStream::channel();
-        let tap =
-            Arc::new(Tap::new(sampler, events, cancelled, vocabulary.clone(), self.info.max_len, prompt, max_tokens));
+        let (stream, events) = TokenStream::channel();
+        let tap = Arc::new(Tap::new(sampler, events, vocabulary.clone(), self.info.max_len, prompt, max_tokens));
 
         let sampling_params = SamplingParams {
             // Greedy over the tap's logits, which leave one token.

@@ -5,15 +5,13 @@
 //! natural ones of the model itself, and the engine never waits for a reader. An answer that must end before the model
 //! ends it (cancelled, no room left, failed) is ended by handing over the end-of-turn token.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 use mistralrs::CustomLogitsProcessor;
-use tokio::sync::mpsc;
 
 use crate::engine::sampler::Sampler;
-use crate::engine::{EngineError, Event, Finish, Vocabulary};
+use crate::engine::{EngineError, Event, EventSender, Finish, Vocabulary};
 
 /// Most tokens that a chat template is expected to add around the messages.
 const TEMPLATE_TOKENS: usize = 256;
@@ -30,7 +28,6 @@ pub(super) struct Tap {
     /// Tokens of the prompt as counted before, without the template's own.
     counted: usize,
     max_tokens: usize,
-    cancelled: Arc<AtomicBool>,
     progress: Mutex<Progress>,
     /// Whether this answer kills its engine.
     #[cfg(test)]
@@ -39,7 +36,7 @@ pub(super) struct Tap {
 
 struct Progress {
     sampler: Sampler,
-    events: mpsc::UnboundedSender<Event>,
+    events: EventSender,
     prompt_tokens: Option<usize>,
     tokens: usize,
     outcome: Outcome,
@@ -56,8 +53,7 @@ enum Outcome {
 impl Tap {
     pub(super) fn new(
         sampler: Sampler,
-        events: mpsc::UnboundedSender<Event>,
-        cancelled: Arc<AtomicBool>,
+        events: EventSender,
         vocabulary: Arc<Vocabulary>,
         max_len: usize,
         counted: usize,
@@ -69,7 +65,6 @@ impl Tap {
             max_len,
             counted,
             max_tokens: max_tokens.unwrap_or(usize::MAX),
-            cancelled,
             #[cfg(test)]
             lethal: progress.sampler.seed() == LETHAL_SEED,
             progress: Mutex::new(progress),
@@ -92,26 +87,24 @@ impl Tap {
             // Still running when the engine ended it: mistralrs counted to max_tokens before we did.
             (Outcome::NoRoom | Outcome::Running, None) => Event::Finished(Finish::Length),
         };
-        // Nobody listens to a cancelled answer.
-        let _ = progress.events.send(event);
+        progress.events.send(event);
     }
 
     /// The token for this step; `None` ends the answer.
     fn next(&self, logits: &[f32], length: usize) -> Option<u32> {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         let progress = &mut *progress;
-        if progress.outcome != Outcome::Running || self.cancelled.load(Ordering::Relaxed) {
+        if progress.outcome != Outcome::Running || progress.events.is_cancelled() {
             return None;
         }
         if progress.prompt_tokens.is_none() {
             progress.prompt_tokens = Some(length);
             if length >= self.max_len {
                 progress.outcome = Outcome::Failed;
-                let _ =
-                    progress.events.send(Event::Failed(EngineError::TooLong { prompt: length, max_len: self.max_len }));
+                progress.events.send(Event::Failed(EngineError::TooLong { prompt: length, max_len: self.max_len }));
                 return None;
             }
-            let _ = progress.events.send(Event::Started { prompt_tokens: length });
+            progress.events.send(Event::Started { prompt_tokens: length });
         }
         if progress.tokens >= self.max_tokens || length >= self.max_len {
             progress.outcome = Outcome::NoRoom;
@@ -124,12 +117,12 @@ impl Tap {
                 if self.vocabulary.ends_turn(id) {
                     progress.outcome = Outcome::EndOfTurn;
                 }
-                let _ = progress.events.send(Event::Token(token));
+                progress.events.send(Event::Token(token));
                 Some(id)
             }
             Err(error) => {
                 progress.outcome = Outcome::Failed;
-                let _ = progress.events.send(Event::Failed(error));
+                progress.events.send(Event::Failed(error));
                 None
             }
         }
