@@ -6,11 +6,12 @@
 //! - [`run`]: what the binary does.
 //! - [`settings`]: the flags that set configuration keys, shared by the commands that read the configuration.
 //! - [`logging`]: where log lines go.
-//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`], [`adapters`]: the commands; [`remote`]: the server that
-//!   some of them talk to.
+//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`], [`mod@eval`], [`adapters`]: the commands; [`remote`]: the
+//!   server that some of them talk to.
 
 mod adapters;
 mod check_config;
+mod eval;
 mod logging;
 mod openapi;
 mod remote;
@@ -25,6 +26,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::ConfigError;
 use adapters::AdaptersArgs;
+use eval::EvalArgs;
 use settings::SettingsArgs;
 use train::TrainArgs;
 
@@ -55,6 +57,8 @@ enum Command {
     Adapters(AdaptersArgs),
     /// Train one run, or go on with it, without a server.
     Train(TrainArgs),
+    /// Measure a model, with or without an adapter, on evaluation sets, without a server.
+    Eval(Box<EvalArgs>),
 }
 
 /// Does what the command line asks for. This is all that `main` calls.
@@ -70,6 +74,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Openapi => openapi::run(),
         Command::Adapters(arguments) => adapters::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
+        Command::Eval(arguments) => eval::run(*arguments),
     }
 }
 
@@ -121,6 +126,12 @@ mod tests {
         let check = parse("reground check-config --config x.toml").unwrap().command;
         assert!(matches!(check, Some(Command::CheckConfig(SettingsArgs { config: Some(_), .. }))));
         assert!(matches!(parse("reground openapi").unwrap().command, Some(Command::Openapi)));
+        let line = "reground eval --model m --adapter a --set one.jsonl --set two.jsonl --pope 3 --json";
+        let Some(Command::Eval(eval)) = parse(line).unwrap().command else {
+            panic!("no eval");
+        };
+        assert_eq!(eval.sets, ["one.jsonl", "two.jsonl"].map(std::path::PathBuf::from));
+        assert!((eval.pope, eval.json, eval.noise) == (3, true, 900.0));
     }
 
     #[test]
@@ -133,6 +144,9 @@ mod tests {
             ("reground --port 1 openapi", "--port"),
             ("reground openapi --port 1", "--port"),
             ("reground train", "--run"),
+            ("reground eval --model m", "--set"),
+            ("reground eval --set s.jsonl", "--model"),
+            ("reground eval --model m --set s.jsonl --synonyms n.txt --pocket-captions", "--synonyms"),
             ("reground train --run r --images pictures", "--import"),
         ] {
             let error = parse(line).unwrap_err();
