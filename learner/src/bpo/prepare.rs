@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use image::{DynamicImage, imageops::FilterType};
+use image::DynamicImage;
 
 use super::config::RunConfig;
 use super::data::OnError;
@@ -183,19 +183,7 @@ impl<'a, E: Encoder> Prepared<'a, E> {
         let Some(distortion) = distortion else {
             return Ok(image);
         };
-        let (width, height) = (image.width(), image.height());
-        let small = if width.max(height) > self.edge {
-            image.resize(self.edge, self.edge, FilterType::Triangle)
-        } else {
-            image
-        };
-        let distorted = DynamicImage::from(distortion.apply(&small.to_rgb8(), &self.encoder.normalisation())?);
-        // Back to its size, so that a model that cuts images into tiles by their size makes as many of ṽ as of v.
-        Ok(if (distorted.width(), distorted.height()) == (width, height) {
-            distorted
-        } else {
-            distorted.resize_exact(width, height, FilterType::Triangle)
-        })
+        Ok(distortion.apply_within(&image, self.edge, &self.encoder.normalisation())?)
     }
 
     /// Features of all images of an item, `[image tokens, hidden]`.
