@@ -16,7 +16,7 @@ use crate::engine::{
 };
 
 async fn engine() -> MistralrsEngine {
-    let files = ModelFiles::open("builtin", "").await.unwrap();
+    let files = ModelFiles::open(golden("model").to_str().unwrap(), "").await.unwrap();
     MistralrsEngine::new(&ModelConfig::default(), files).unwrap()
 }
 
