@@ -164,7 +164,8 @@ impl Maker<'_> {
             })
             .collect::<Result<Vec<_>>>()?;
         let completions = self.model.generate(&requests, self.workers)?;
-        completions.iter().map(|completion| Ok(self.model.tokenizer().decode(&completion.ids)?)).collect()
+        let text = |ids: &[u32]| Ok(self.model.tokenizer().decode(ids)?.trim().to_owned());
+        completions.iter().map(|completion| text(&completion.ids)).collect()
     }
 }
 
