@@ -46,7 +46,7 @@ impl ModelFiles {
                 directory.display()
             )));
         }
-        Self::prepare(source, directory)
+        Ok(Self { directory, source: source.into(), _prepared: None })
     }
 
     fn builtin() -> Result<Self, EngineError> {
@@ -55,9 +55,22 @@ impl ModelFiles {
         Ok(Self { directory: prepared.path().to_owned(), source: "builtin".into(), _prepared: Some(prepared) })
     }
 
-    /// mistralrs 0.8.1 panics when Idefics3 splits an image, and reads the older place of `rope_theta` only. Where a
-    /// checkpoint needs it, a directory of links with those two settings changed stands in for it.
-    fn prepare(source: &str, directory: PathBuf) -> Result<Self, EngineError> {
+    /// `model_type` of config.json; empty if there is none.
+    ///
+    /// # Errors
+    /// config.json cannot be read.
+    pub fn model_type(&self) -> Result<String, EngineError> {
+        let config = read_json(&self.directory.join("config.json"))?;
+        Ok(config["model_type"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// The checkpoint as mistralrs can load it. 0.8.1 panics when Idefics3 splits an image, and reads the older place of
+    /// `rope_theta` only. Where a checkpoint needs it, a directory of links with those two settings changed stands in for it.
+    ///
+    /// # Errors
+    /// A file cannot be read, or there is no place for the links.
+    pub fn for_mistralrs(self) -> Result<Self, EngineError> {
+        let Self { directory, source, _prepared } = self;
         let mut changed = Vec::new();
         let config = read_json(&directory.join("config.json"))?;
         let is_idefics3 = config["model_type"] == "idefics3";
@@ -81,7 +94,7 @@ impl ModelFiles {
             }
         }
         if changed.is_empty() {
-            return Ok(Self { directory, source: source.into(), _prepared: None });
+            return Ok(Self { directory, source, _prepared });
         }
         let prepared = prepared_directory()?;
         let entries = fs_err::read_dir(&directory).map_err(|error| EngineError::Load(error.to_string()))?;
@@ -94,7 +107,7 @@ impl ModelFiles {
                     .map_err(|error| EngineError::Load(error.to_string()))?,
             }
         }
-        Ok(Self { directory: prepared.path().to_owned(), source: source.into(), _prepared: Some(prepared) })
+        Ok(Self { directory: prepared.path().to_owned(), source, _prepared: Some(prepared) })
     }
 }
 
@@ -202,6 +215,9 @@ mod tests {
         fs_err::write(&preprocessor, settings.to_string()).unwrap();
 
         let files = ModelFiles::open(directory.path().to_str().unwrap(), "").await.unwrap();
+        assert_eq!(files.directory, directory.path().canonicalize().unwrap());
+        assert_eq!(files.model_type().unwrap(), "idefics3");
+        let files = files.for_mistralrs().unwrap();
         assert_ne!(files.directory, directory.path());
         assert_eq!(read_json(&files.directory.join("preprocessor_config.json")).unwrap()["do_image_splitting"], false);
         assert_eq!(read_json(&preprocessor).unwrap()["do_image_splitting"], true, "the original stays");
