@@ -35,16 +35,17 @@ fn it_sees_typical_pictures_and_answers_balanced_ones_from_habit() {
     let model = model();
     let workers = Workers::new(0).unwrap();
     let mut answerer = ModelAnswerer::new(&model, None, &workers, 64);
-    let size = Size { images: 150, pope_per_image: 2, seed: 1 };
+    let size = Size { images: 80, pope_per_image: 2, seed: 1 };
     let bootstrap = Bootstrap { resamples: 200, ..Bootstrap::default() };
     let report = held_out::evaluate("pocket", &mut answerer, size, bootstrap, &mut |_, _| ()).unwrap();
     let (typical, balanced) = ("captions, typical", "captions, balanced");
     assert!(value(&report, typical, "CHAIR_i") < 0.05, "{report}");
     assert!(value(&report, typical, "colour error") < 0.05, "{report}");
     assert!(value(&report, typical, "Cover") > 0.9, "{report}");
-    assert!(value(&report, balanced, "malformed") < 0.05, "{report}");
+    assert!(value(&report, typical, "malformed") < 0.1, "{report}");
     // The fault that BPO is for.
-    assert!(value(&report, balanced, "CHAIR_i") > 0.08, "{report}");
+    assert!(value(&report, balanced, "CHAIR_i") > 0.06, "{report}");
+    assert!(value(&report, balanced, "Cover") > 0.6, "it sees balanced pictures too: {report}");
     assert!(value(&report, balanced, "CHAIR_i") > 2.0 * value(&report, typical, "CHAIR_i"), "{report}");
     let adversarial = |statistics: &str| value(&report, &format!("POPE adversarial, {statistics}"), "accuracy");
     assert!(adversarial("typical") > adversarial("balanced"), "{report}");
