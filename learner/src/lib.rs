@@ -7,6 +7,7 @@
 //! - [`adapter`]: LoRA adapters in PEFT's file format.
 //! - [`bootstrap`]: negatives: distorted images.
 //! - [`bpo`]: the loss, the trainer, its data and its checkpoints.
+//! - [`store`]: records, feedback, pairs, runs, adapters and the rollout state, on disk.
 //! - [`pocket`]: the small model that ships with the project, its drawn world and its builder.
 //! - [`generator`]: what background work asks of whatever serves the model.
 //! - [`eval`]: CHAIR, POPE, preference accuracy, with confidence intervals.
@@ -18,3 +19,4 @@ pub mod eval;
 pub mod generator;
 pub mod model;
 pub mod pocket;
+pub mod store;

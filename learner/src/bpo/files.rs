@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use fs_err as fs;
 
@@ -30,7 +31,7 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
     if cfg!(unix) { fs::File::open(parent)?.sync_all() } else { Ok(()) }
 }
 
-/// The hidden name under which `path` is prepared.
+/// The hidden name under which `path` is prepared; no other call gets the same.
 ///
 /// # Errors
 /// `path` has no file name.
@@ -38,7 +39,10 @@ pub fn beside(path: &Path) -> io::Result<PathBuf> {
     let name = path
         .file_name()
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{} has no file name", path.display())))?;
-    Ok(path.with_file_name(format!(".{}.tmp-{}", name.to_string_lossy(), std::process::id())))
+    // Two threads may write one path at the same time.
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    Ok(path.with_file_name(format!(".{}.tmp-{}-{count}", name.to_string_lossy(), std::process::id())))
 }
 
 #[cfg(test)]

@@ -4,25 +4,12 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::api::tokio::ApiBuilder;
 use hf_hub::{Cache, Repo, RepoType};
+use reground_learner::pocket::shipped;
 use serde_json::Value;
 use tempfile::TempDir;
 use tracing::{info, warn};
 
 use super::EngineError;
-
-/// The checkpoint inside the binary, so that `reground` runs without a file and without a network.
-macro_rules! builtin {
-    ($($name:literal),*) => { &[$(($name, include_bytes!(concat!("../../../tests/golden/idefics3/model/", $name)).as_slice())),*] };
-}
-const BUILTIN: &[(&str, &[u8])] = builtin![
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json"
-];
 
 /// A checkpoint in a directory that an engine can load. Keep it: a prepared directory goes when this does.
 #[derive(Debug)]
@@ -35,7 +22,7 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// Finds the model: `builtin`, a directory, or a hub id that is downloaded into the hub's usual cache.
+    /// Finds the model: `builtin` (the pocket model), a directory, or a hub id that is downloaded into the hub's usual cache.
     ///
     /// # Errors
     /// There is no such model, or it cannot be downloaded and is not in the cache.
@@ -64,9 +51,7 @@ impl ModelFiles {
 
     fn builtin() -> Result<Self, EngineError> {
         let prepared = prepared_directory()?;
-        for (name, bytes) in BUILTIN {
-            write(&prepared.path().join(name), bytes)?;
-        }
+        shipped::write(prepared.path()).map_err(|error| EngineError::Load(error.to_string()))?;
         Ok(Self { directory: prepared.path().to_owned(), source: "builtin".into(), _prepared: Some(prepared) })
     }
 
@@ -207,12 +192,10 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_builtin_checkpoint_is_the_golden_one() {
+    async fn the_builtin_checkpoint_is_the_pocket_model() {
         let files = ModelFiles::open("builtin", "").await.unwrap();
-        for entry in fs_err::read_dir(golden("model")).unwrap() {
-            let entry = entry.unwrap();
-            let copy = fs_err::read(files.directory.join(entry.file_name())).unwrap();
-            assert!(copy == fs_err::read(entry.path()).unwrap(), "{:?}", entry.file_name());
+        for (name, bytes) in shipped::FILES {
+            assert!(fs_err::read(files.directory.join(name)).unwrap() == bytes, "{name}");
         }
         let directory = files.directory.clone();
         drop(files);

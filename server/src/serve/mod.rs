@@ -98,6 +98,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let answerer = Arc::new(Answerer::new(generations.clone(), closing.clone()));
     let images = Arc::new(ImageReader::new(&config.images));
     let app = web::Data::new(api::App::new(&config, generations.clone(), answerer, images, stopping.clone())?);
+    app.rollout.restore().await?;
 
     let server = HttpServer::new(move || ActixApp::new().configure(api::configure(app.clone())))
         .disable_signals()

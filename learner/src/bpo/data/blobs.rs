@@ -44,6 +44,47 @@ impl BlobDir {
         &self.root
     }
 
+    /// Whether there is a blob with that digest; its content is not looked at.
+    pub fn contains(&self, digest: &str) -> bool {
+        self.path(digest).is_ok_and(|path| path.exists())
+    }
+
+    /// Removes a blob, if it is there.
+    ///
+    /// # Errors
+    /// `InvalidInput` for what is no digest, or any failure of the file system.
+    pub fn remove(&self, digest: &str) -> io::Result<()> {
+        match fs::remove_file(self.path(digest)?) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Digest and size in bytes of every blob, in no order.
+    ///
+    /// # Errors
+    /// Any failure of the file system.
+    pub fn list(&self) -> io::Result<Vec<(String, u64)>> {
+        let mut found = Vec::new();
+        if !self.root.exists() {
+            return Ok(found);
+        }
+        for shelf in fs::read_dir(&self.root)? {
+            let shelf = shelf?;
+            if !shelf.file_type()?.is_dir() {
+                continue;
+            }
+            for blob in fs::read_dir(shelf.path())? {
+                let blob = blob?;
+                // Half-written blobs have names that are no digests.
+                if let Some(digest) = blob.file_name().to_str().filter(|name| is_digest(name)) {
+                    found.push((digest.to_owned(), blob.metadata()?.len()));
+                }
+            }
+        }
+        Ok(found)
+    }
+
     fn path(&self, digest: &str) -> io::Result<PathBuf> {
         if !is_digest(digest) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{digest:?} is no BLAKE3 digest")));
@@ -58,8 +99,9 @@ impl Blobs for BlobDir {
         let path = self.path(&digest)?;
         // A blob is renamed into place, so one that is there is whole.
         if !path.exists() {
-            if let Some(parent) = path.parent() {
+            if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
                 fs::create_dir_all(parent)?;
+                files::sync_parent(parent)?;
             }
             files::write_atomic(&path, |file| file.write_all(bytes))?;
         }

@@ -1,0 +1,102 @@
+//! Images and other files by content, and which of them nobody needs.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use super::rows::{Record, Row};
+use super::{Store, StoreError, keys};
+use crate::bpo::data::blobs::Blobs;
+
+/// How long a blob without a row is kept for whoever brought it.
+const CLAIM: Duration = Duration::from_secs(3600);
+
+/// Blobs that came without a row yet, and when.
+pub(super) type Unclaimed = HashMap<String, Instant>;
+
+impl Store {
+    /// Adds a record and the files of its images, in the order of [`Record::images`]. It is on disk within
+    /// [`super::Options::flush_every`].
+    ///
+    /// # Errors
+    /// The id is taken, an image is not what the record says, or the store failed.
+    pub fn add_record(&self, record: &Record, images: &[impl AsRef<[u8]>]) -> Result<(), StoreError> {
+        self.core.check_space()?;
+        let _no_blob_goes = self.blob_use.read().unwrap_or_else(PoisonError::into_inner);
+        for image in images {
+            self.core.noticed(self.blobs.put(image.as_ref()).map_err(StoreError::from))?;
+        }
+        self.commit(|rows| rows.insert(record)).map(drop)
+    }
+
+    /// Removes blobs that no row needs, and gives their number and bytes. One that [`Blobs::put`] brought within the last
+    /// hour stays: its row may be on its way.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn collect_garbage(&self) -> Result<(usize, u64), StoreError> {
+        let alone = self.blob_use.write().unwrap_or_else(PoisonError::into_inner);
+        let mut unclaimed = self.unclaimed.lock().unwrap_or_else(PoisonError::into_inner);
+        unclaimed.retain(|_, since| since.elapsed() < CLAIM);
+        let (mut count, mut bytes) = (0, 0);
+        for (digest, size) in self.blobs.list()? {
+            if !unclaimed.contains_key(&digest) && !self.is_needed(&digest)? {
+                self.blobs.remove(&digest)?;
+                count += 1;
+                bytes += size;
+            }
+        }
+        drop(alone);
+        Ok((count, bytes))
+    }
+
+    /// Removes those of some blobs that no row needs any more. Nobody may be writing.
+    pub(super) fn remove_unneeded(&self, digests: &[String]) -> Result<usize, StoreError> {
+        let unclaimed = self.unclaimed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = 0;
+        for digest in digests {
+            let claimed = unclaimed.get(digest).is_some_and(|since| since.elapsed() < CLAIM);
+            if !claimed && !self.is_needed(digest)? {
+                self.blobs.remove(digest)?;
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
+    /// What records take, bytes: their rows and all blobs.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn record_bytes(&self) -> Result<u64, StoreError> {
+        let mut bytes: u64 = self.blobs.list()?.iter().map(|(_, size)| size).sum();
+        self.read(|db| {
+            for row in db.scan_prefix(keys::rows(Record::KIND)) {
+                let (key, value) = row?;
+                bytes += (key.len() + value.len()) as u64;
+            }
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
+    pub(super) fn is_needed(&self, digest: &str) -> Result<bool, StoreError> {
+        self.read(|db| Ok(db.scan_prefix(keys::blob(digest)).keys().next().transpose()?.is_some()))
+    }
+}
+
+/// What comes without a row: importers bring images before their pairs.
+impl Blobs for Store {
+    fn put(&self, bytes: &[u8]) -> io::Result<String> {
+        self.core.check_space().map_err(io::Error::other)?;
+        let _no_blob_goes = self.blob_use.read().unwrap_or_else(PoisonError::into_inner);
+        let digest = self.blobs.put(bytes)?;
+        self.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.clone(), Instant::now());
+        Ok(digest)
+    }
+
+    fn get(&self, digest: &str) -> io::Result<Vec<u8>> {
+        self.blobs.get(digest)
+    }
+}

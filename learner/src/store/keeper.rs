@@ -1,0 +1,155 @@
+//! The thread that flushes, notices failures and opens the store again after one.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use fs_err as fs;
+
+use super::{Core, FORMAT, FORMAT_KEY, Failure, Options, StoreError};
+
+/// How often a broken store is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+/// How long the last of a closed sled may take to let its file go.
+const LET_GO: Duration = Duration::from_secs(5);
+
+/// Flushes until it is dropped, and once more then.
+pub(super) struct Keeper {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    pub(super) fn start(core: Arc<Core>) -> io::Result<Self> {
+        let (stop, stopped) = channel();
+        let every = core.options.flush_every;
+        let work = move || {
+            let mut tried = Instant::now();
+            while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                // A failure is noted and told by `noticed`.
+                let _ = core.flush();
+                if tried.elapsed() >= RETRY {
+                    core.recover();
+                    tried = Instant::now();
+                }
+            }
+            let _ = core.flush();
+        };
+        let thread = std::thread::Builder::new().name("store-keeper".to_owned()).spawn(work)?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Core {
+    /// Notes a failure of the disk, so that [`super::Store::health`] tells it.
+    pub(super) fn noticed<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        let reopen = match &result {
+            Err(StoreError::Full { .. }) => false,
+            Err(StoreError::Io(_)) => true,
+            _ => return result,
+        };
+        if let Err(error) = &result {
+            let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+            if failure.is_none() {
+                tracing::error!(error = %error, "The store cannot be written; serving goes on without it");
+            }
+            let reopen = reopen || failure.as_ref().is_some_and(|failure| failure.reopen);
+            *failure = Some(Failure { why: error.to_string(), reopen });
+        }
+        result
+    }
+
+    /// Refuses to write when the disk is nearly full or broken.
+    pub(super) fn check_space(&self) -> Result<(), StoreError> {
+        let broken = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(broken) = broken.filter(|failure| failure.reopen) {
+            return Err(StoreError::Degraded(broken.why));
+        }
+        self.noticed(self.space())
+    }
+
+    fn space(&self) -> Result<(), StoreError> {
+        let wanted = self.min_free.load(Ordering::Relaxed);
+        let free = fs2::available_space(&self.directory)?;
+        if free < wanted { Err(StoreError::Full { free, wanted }) } else { Ok(()) }
+    }
+
+    /// Ends a failure whose cause is gone.
+    fn recover(&self) {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(failure) = failure else { return };
+        if self.space().and_then(|()| Ok(probe(&self.directory)?)).is_err() {
+            return;
+        }
+        if failure.reopen && self.reopen().is_err() {
+            return;
+        }
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        tracing::info!("The store can be written again");
+    }
+
+    fn reopen(&self) -> Result<(), StoreError> {
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        // The old one has the lock on the file.
+        drop(db.take());
+        let begun = Instant::now();
+        loop {
+            match open(&self.directory, &self.options) {
+                Ok(opened) => {
+                    *db = Some(opened);
+                    // What was not flushed when the disk failed is gone; nobody was promised it.
+                    self.flushed.store(self.written.load(Ordering::Acquire), Ordering::Release);
+                    return Ok(());
+                }
+                Err(StoreError::Locked(_)) if begun.elapsed() < LET_GO => std::thread::sleep(RETRY / 10),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Opens sled in a data directory.
+pub(super) fn open(directory: &Path, options: &Options) -> Result<sled::Db, StoreError> {
+    let config = sled::Config::new()
+        .path(directory.join("store"))
+        .cache_capacity(options.cache_bytes)
+        // The keeper flushes: sled's own thread ends for good after one failure.
+        .flush_every_ms(None);
+    let db = config.open().map_err(|error| match error {
+        // sled gives the lock's error a text of its own, and no kind.
+        sled::Error::Io(error) if error.to_string().contains("could not acquire lock") => {
+            StoreError::Locked(directory.to_owned())
+        }
+        sled::Error::Io(source) => StoreError::Open { path: directory.to_owned(), source },
+        other => StoreError::Open { path: directory.to_owned(), source: io::Error::other(other.to_string()) },
+    })?;
+    match db.get(FORMAT_KEY)?.as_deref() {
+        None => {
+            db.insert(FORMAT_KEY, &[FORMAT])?;
+            db.flush()?;
+        }
+        Some(&[found]) if found <= FORMAT => {}
+        Some(found) => return Err(StoreError::Newer { found: found.first().copied().unwrap_or(0), known: FORMAT }),
+    }
+    Ok(db)
+}
+
+/// Whether files can be made in a directory.
+pub(super) fn probe(directory: &Path) -> io::Result<()> {
+    let path = crate::bpo::files::beside(&directory.join("probe"))?;
+    fs::write(&path, b"probe")?;
+    fs::remove_file(&path)
+}
