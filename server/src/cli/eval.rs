@@ -9,10 +9,11 @@ use clap::Args;
 use reground_learner::bootstrap::distort::Distortion;
 use reground_learner::eval::offline::evaluate;
 use reground_learner::eval::{Bootstrap, Offline, Reader};
+use reground_learner::pocket::shipped;
 
 #[derive(Clone, Debug, PartialEq, Args)]
 pub(super) struct EvalArgs {
-    /// Checkpoint directory of the model.
+    /// Checkpoint directory of the model, or `pocket` for the one that ships with the project.
     #[arg(long, value_name = "DIRECTORY")]
     pub(super) model: PathBuf,
     /// PEFT directory of an adapter on it.
@@ -61,7 +62,7 @@ pub(super) fn run(arguments: EvalArgs) -> Result<ExitCode> {
     let json = arguments.json;
     let mut errors = io::stderr();
     let terminal = errors.is_terminal();
-    let report = evaluate(&settings(arguments), &|| None, &mut |section, done| {
+    let report = evaluate(&settings(arguments), &|| Some(shipped::source()), &mut |section, done| {
         if terminal {
             // The line is written over by the next; progress that cannot be shown is no error.
             let _ = write!(errors, "\r\x1b[K{section}: {done}").and_then(|()| errors.flush());
