@@ -59,7 +59,7 @@ pub struct Rollout {
     generations: Arc<Generations>,
     library: Arc<Library>,
     ledger: Arc<Ledger>,
-    /// One change at a time: what a change was checked against holds until it is made. Never held while a model loads.
+    /// One change at a time: what a change was checked against holds until it is made. But for the start, never held while a model loads.
     change: tokio::sync::Mutex<()>,
 }
 
