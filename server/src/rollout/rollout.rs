@@ -59,7 +59,7 @@ pub struct Rollout {
     generations: Arc<Generations>,
     library: Arc<Library>,
     ledger: Arc<Ledger>,
-    /// One change at a time: what a change was checked against holds until it is made.
+    /// One change at a time: what a change was checked against holds until it is made. Never held while a model loads.
     change: tokio::sync::Mutex<()>,
 }
 
@@ -169,12 +169,11 @@ impl Rollout {
         expected: Option<&GenerationId>,
         by: &str,
     ) -> Result<Route, RolloutError> {
-        let _one_at_a_time = self.change.lock().await;
-        let before = self.expect(expected)?;
-        if before.live == *id {
-            return Err(RolloutError::AlreadyLive(id.clone()));
-        }
+        self.expect_other(id, expected)?;
+        // Loading takes long, and a rollback must not wait for it: what is live is compared again after.
         self.admit(id).await?;
+        let _one_at_a_time = self.change.lock().await;
+        let before = self.expect_other(id, expected)?;
         let after = Route { live: id.clone(), previous: Some(before.live.clone()), canary: None };
         self.make("activate", by, before, after).await
     }
@@ -190,17 +189,13 @@ impl Rollout {
         expected: Option<&GenerationId>,
         by: &str,
     ) -> Result<Route, RolloutError> {
-        let _one_at_a_time = self.change.lock().await;
-        let before = self.expect(expected)?;
-        if before.live == *id {
-            return Err(RolloutError::AlreadyLive(id.clone()));
-        }
-        let canary = if percent == 0 {
-            None
-        } else {
+        self.expect_other(id, expected)?;
+        if percent > 0 {
             self.admit(id).await?;
-            Some(Canary { generation: id.clone(), percent })
-        };
+        }
+        let _one_at_a_time = self.change.lock().await;
+        let before = self.expect_other(id, expected)?;
+        let canary = (percent > 0).then(|| Canary { generation: id.clone(), percent });
         let after = Route { canary, ..before.clone() };
         self.make("canary", by, before, after).await
     }
@@ -243,6 +238,12 @@ impl Rollout {
             }
             _ => Ok(route),
         }
+    }
+
+    /// As [`Self::expect`], for a generation that is not live yet.
+    fn expect_other(&self, id: &GenerationId, expected: Option<&GenerationId>) -> Result<Route, RolloutError> {
+        let route = self.expect(expected)?;
+        if route.live == *id { Err(RolloutError::AlreadyLive(id.clone())) } else { Ok(route) }
     }
 
     /// Loads a generation beside the others and sees whether it is fit for traffic; what is not is unloaded again.
