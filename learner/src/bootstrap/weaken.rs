@@ -75,7 +75,9 @@ pub async fn weaken(
     turns: &[Turn],
     weakening: &Weakening,
 ) -> Result<Generated, WeakenError> {
-    Ok(generator.generate(question(turns, weakening)?).await?)
+    let generated = generator.generate(question(turns, weakening)?).await?;
+    // Templates put their own space before an answer; a second one would tell the rejected answer by its first token.
+    Ok(Generated { text: generated.text.trim().to_owned(), ..generated })
 }
 
 #[cfg(test)]
