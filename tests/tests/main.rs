@@ -1,4 +1,6 @@
 //! End-to-end tests: one file a concept, all against the real binary.
+//!
+//! The binary inherits the environment: with `REGROUND__MODEL__ENGINE=mistralrs` the same suite runs against that engine.
 
 mod adapters;
 mod around;
@@ -10,6 +12,7 @@ mod hostile;
 mod models;
 mod overload;
 mod readme;
+mod rollout;
 mod sdk;
 mod shutdown;
 mod slow_readers;

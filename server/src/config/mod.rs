@@ -11,6 +11,7 @@
 
 mod admission;
 mod auth;
+mod data;
 mod error;
 mod file;
 mod images;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use admission::AdmissionConfig;
 pub use auth::{AuthConfig, KeyConfig, Role};
+pub use data::DataConfig;
 pub use error::{ConfigError, Origin};
 pub use images::ImagesConfig;
 pub use load::Loader;
@@ -48,6 +50,8 @@ pub struct Config {
     pub admission: AdmissionConfig,
     /// What images are taken.
     pub images: ImagesConfig,
+    /// Where the server keeps what must last.
+    pub data: DataConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -71,6 +75,7 @@ impl Config {
         self.model.validate()?;
         self.admission.validate()?;
         self.images.validate()?;
+        self.data.validate()?;
         self.log.validate()
     }
 }

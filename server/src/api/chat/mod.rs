@@ -103,10 +103,11 @@ async fn begin(app: &Arc<App>, caller: Caller, arrival: Instant, body: JsonBody)
         .await?;
     check_schema(app, &request).await?;
     let deadline = arrival + app.deadline();
+    let sticky = query::sticky(&request);
     let images = read_images(app, &mut request, deadline).await?;
     // Several choices are one answer: a generation that goes live between them must not come into it.
-    let several = (request.n > 1).then(|| app.generations.live().generation.id().clone());
-    let asker = Asker { key: caller.name, deadline, generation: pinned.or(several) };
+    let several = (request.n > 1).then(|| app.generations.pick(sticky).generation.id().clone());
+    let asker = Asker { key: caller.name, deadline, generation: pinned.or(several), sticky };
     let queries = query::queries(&mut request, images, &asker);
     let choices = Choices::start(&app.answerer, queries, arrival);
     Ok((Head::of(request), choices))
