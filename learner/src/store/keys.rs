@@ -22,6 +22,11 @@ pub(super) fn blob(digest: &str) -> String {
     format!("b/{digest}/")
 }
 
+/// That a row needs a blob.
+pub(super) fn needs(digest: &str, kind: &str, id: &str) -> String {
+    format!("b/{digest}/{kind}/{id}")
+}
+
 /// The last part of a key: ids have no slash.
 pub(super) fn id(key: &[u8]) -> &str {
     std::str::from_utf8(key).ok().and_then(|key| key.rsplit('/').next()).unwrap_or_default()

@@ -10,11 +10,13 @@
 //! - `keeper`: the thread that flushes, notices failures and opens the store again after one.
 //! - [`Deleted`]: records and all that hangs on them; `blobs`: images, and which of them nobody needs.
 //! - `rollout`: compare-and-swap of what answers, with its audit.
+//! - [`Verified`]: looking everything over; [`Stats`]; `export`: all rows as JSON lines.
 
 mod blobs;
 mod delete;
 mod encoding;
 mod error;
+mod export;
 pub mod id;
 mod keeper;
 mod keys;
@@ -22,6 +24,7 @@ mod query;
 mod rollout;
 pub mod rows;
 mod transaction;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,6 +39,7 @@ use self::keeper::Keeper;
 pub use self::query::{Page, Query};
 use self::rows::Row;
 pub use self::transaction::Transaction;
+pub use self::verify::{Stats, Verified};
 use crate::bpo::data::blobs::BlobDir;
 
 /// The format of the whole store; rows have versions of their own.

@@ -104,7 +104,7 @@ impl<'a> Transaction<'a> {
         }
         let Encoded { bytes, spilled } = encoding::encode(row, self.blobs)?;
         for digest in row.blobs().into_iter().chain(spilled.as_deref()) {
-            self.changes.insert(format!("{}{}/{}", keys::blob(digest), R::KIND, row.id()), Some(Vec::new()));
+            self.changes.insert(keys::needs(digest, R::KIND, row.id()), Some(Vec::new()));
             self.released.remove(digest);
         }
         for (index, value) in row.indexes() {
@@ -142,7 +142,7 @@ impl<'a> Transaction<'a> {
             self.changes.insert(keys::index(R::KIND, index, &value) + id, None);
         }
         for digest in row.blobs().into_iter().chain(encoding::spilled(&raw)) {
-            self.changes.insert(format!("{}{}/{id}", keys::blob(digest), R::KIND), None);
+            self.changes.insert(keys::needs(digest, R::KIND, id), None);
             self.released.insert(digest.to_owned());
         }
         Ok(Some(row))

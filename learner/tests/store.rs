@@ -1,0 +1,243 @@
+//! The store: what is written is found, what is deleted is gone, what fails says so and recovers.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod store_rows;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use reground_learner::bpo::data::blobs::Blobs;
+use reground_learner::store::rows::{AdapterRow, AdapterState, Feedback, Pair, PairState, Record, Run};
+use reground_learner::store::{Health, Options, Query, Store, StoreError, id};
+use store_rows::{adapter, feedback, image, options, pair, record, run};
+
+fn open(dir: &tempfile::TempDir) -> Store {
+    Store::open(dir.path(), options()).unwrap()
+}
+
+#[test]
+fn pages_go_both_ways_through_an_index() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let (bytes, _) = image(1);
+    let mut ids = Vec::new();
+    for number in 0..10 {
+        let mut record = record(&[1]);
+        record.stored = number % 2 == 0;
+        record.metadata.insert("number/of".into(), (number % 4).to_string());
+        ids.push(record.id.clone());
+        store.add_record(&record, &[&bytes]).unwrap();
+    }
+    let found = |query: &Query| {
+        let page = store.list::<Record>(query).unwrap();
+        let at = |record: &Record| ids.iter().position(|id| *id == record.id).unwrap();
+        (page.rows.iter().map(at).collect::<Vec<_>>(), page.more)
+    };
+    let stored = || Query::by("stored", "true");
+    assert_eq!(found(&stored()), (vec![0, 2, 4, 6, 8], false));
+    assert_eq!(found(&Query { limit: 2, ..stored() }), (vec![0, 2], true));
+    assert_eq!(found(&Query { limit: 2, after: Some(ids[4].clone()), ..stored() }), (vec![6, 8], false));
+    let newest = Query { newest_first: true, ..stored() };
+    assert_eq!(found(&Query { limit: 3, ..newest.clone() }), (vec![8, 6, 4], true));
+    assert_eq!(found(&Query { after: Some(ids[4].clone()), ..newest }), (vec![2, 0], false));
+    let mut both = Query::by("metadata", "number/of=2");
+    both.by.push(("stored", "true".into()));
+    assert_eq!(found(&both), (vec![2, 6], false));
+    assert_eq!(store.count::<Record>(&Query::default()).unwrap(), 10);
+    drop(store);
+    assert_eq!(open(&dir).count::<Record>(&stored()).unwrap(), 5, "dropping a store flushes it");
+}
+
+#[test]
+fn a_change_moves_a_row_from_index_to_index() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let record = record(&[]);
+    store.add_record(&record, &[] as &[&[u8]]).unwrap();
+    let pair = pair(&record);
+    store.insert(&pair).unwrap();
+    assert!(matches!(store.insert(&pair), Err(StoreError::Exists { .. })));
+    store.update::<Pair>(pair.data.id.as_str(), |pair| pair.state = PairState::Accepted).unwrap();
+    assert_eq!(store.count::<Pair>(&Query::by("state", "new")).unwrap(), 0);
+    assert_eq!(store.count::<Pair>(&Query::by("state", "accepted")).unwrap(), 1);
+    assert!(matches!(store.update::<Pair>("pair-none", |_| ()), Err(StoreError::Missing { .. })));
+    assert_eq!(store.verify(false).unwrap().problems, Vec::<String>::new());
+}
+
+#[test]
+fn no_pair_points_nowhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let stray = pair(&record(&[]));
+    assert!(matches!(store.insert(&stray), Err(StoreError::Invalid { .. })));
+    let mut bare = pair(&record(&[7]));
+    bare.record = None;
+    assert!(matches!(store.insert(&bare), Err(StoreError::Invalid { .. })), "its image is not there");
+    store.put(&image(7).0).unwrap();
+    store.insert(&bare).unwrap();
+    let mut same = bare.clone();
+    (same.data.id, same.data.rejected) = (id::new("pair"), Some(same.data.chosen.clone()));
+    assert!(matches!(store.insert(&same), Err(StoreError::Invalid { .. })));
+    let failed: Result<(), _> = store.write(|rows| {
+        let mut other = bare.clone();
+        other.data.id = id::new("pair");
+        rows.insert(&other)?;
+        rows.insert(&bare)
+    });
+    assert!(matches!(failed, Err(StoreError::Exists { .. })));
+    assert_eq!(store.count::<Pair>(&Query::default()).unwrap(), 1, "all or nothing");
+}
+
+#[test]
+fn a_record_goes_with_all_that_hangs_on_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let (first, second) = (record(&[1, 2]), record(&[2]));
+    store.add_record(&first, &[image(1).0, image(2).0]).unwrap();
+    store.add_record(&second, &[image(2).0]).unwrap();
+    let run = Run { adapter: None, ..run() };
+    let adapter = AdapterRow { run: Some(run.id.clone()), state: AdapterState::Passed, ..adapter() };
+    store.insert(&run).unwrap();
+    store.insert(&adapter).unwrap();
+    let trained = Pair { runs: vec![run.id.clone()], state: PairState::Used, ..pair(&first) };
+    store.write(|rows| rows.insert(&trained).and(rows.insert(&feedback(&first.id)))).unwrap();
+    let kept = pair(&second);
+    store.insert(&kept).unwrap();
+    let deleted = store.delete_record(&first.id).unwrap();
+    assert_eq!((deleted.feedback, deleted.pairs, deleted.blobs), (1, 1, 1));
+    assert_eq!(deleted.adapters, std::slice::from_ref(&adapter.id));
+    assert!(matches!(store.delete_record(&first.id), Err(StoreError::Missing { .. })));
+    assert!(Blobs::get(&store, &image(1).1.digest).is_err());
+    assert_eq!(Blobs::get(&store, &image(2).1.digest).unwrap(), image(2).0);
+    assert!(store.get::<Pair>(&trained.data.id).unwrap().is_none());
+    assert_eq!(store.get::<Pair>(&kept.data.id).unwrap(), Some(kept));
+    assert_eq!(store.count::<Feedback>(&Query::default()).unwrap(), 0);
+    assert_eq!(store.verify(false).unwrap().problems, Vec::<String>::new());
+}
+
+#[test]
+fn large_rows_come_and_go_with_their_blobs() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let mut record = record(&[]);
+    record.answers[0].text = "long ".repeat(100_000);
+    store.add_record(&record, &[] as &[&[u8]]).unwrap();
+    assert_eq!(store.get::<Record>(&record.id).unwrap(), Some(record.clone()));
+    assert_eq!(store.stats().unwrap().blobs, 1);
+    store.update::<Record>(&record.id, |record| record.answers[0].text = "short".into()).unwrap();
+    assert_eq!(store.collect_garbage().unwrap().0, 1);
+    assert_eq!(store.verify(false).unwrap().problems, Vec::<String>::new());
+    let mut out = Vec::new();
+    assert_eq!(store.export(&mut out).unwrap(), 1);
+    let line: serde_json::Value = serde_json::from_slice(&out).unwrap();
+    assert_eq!((&line["kind"], &line["row"]["id"]), (&"record".into(), &record.id.into()));
+}
+
+#[test]
+fn the_oldest_go_first_by_age_and_by_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    for age in [50, 40, 30, 20, 10] {
+        let mut record = record(&[age as u8]);
+        record.created_ms = 1_000 - age;
+        store.add_record(&record, &[image(age as u8).0]).unwrap();
+    }
+    assert_eq!(store.retain(1_000, 35, 0).unwrap(), 2);
+    assert_eq!(store.count::<Record>(&Query::default()).unwrap(), 3);
+    let bytes = store.record_bytes().unwrap();
+    assert_eq!(store.retain(1_000, 0, bytes).unwrap(), 0);
+    assert_eq!(store.retain(1_000, 0, bytes - 1).unwrap(), 1);
+    let left = store.list::<Record>(&Query::default()).unwrap().rows;
+    assert_eq!(left.iter().map(|record| record.created_ms).collect::<Vec<_>>(), [980, 990]);
+    assert_eq!(store.stats().unwrap().blobs, 2);
+}
+
+#[test]
+fn what_answers_changes_only_for_who_knows_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let go = |expected: Option<&str>, to: &str| {
+        store.change_rollout(expected, "admin", "activate", |state| {
+            state.previous = Some(std::mem::replace(&mut state.live, to.to_owned()));
+            Ok(())
+        })
+    };
+    assert_eq!(go(Some("base"), "ad-1").unwrap().revision, 1);
+    assert!(matches!(go(Some("base"), "ad-2"), Err(StoreError::Stale { live, .. }) if live == "ad-1"));
+    assert_eq!(store.rollout().unwrap().live, "ad-1");
+    let winners = std::thread::scope(|scope| {
+        let race: Vec<_> = (0..8).map(|n| scope.spawn(move || go(Some("ad-1"), &format!("ad-x{n}")).is_ok())).collect();
+        race.into_iter().filter(|_| true).map(|thread| usize::from(thread.join().unwrap())).sum::<usize>()
+    });
+    assert_eq!(winners, 1);
+    let audit = store.audit(10).unwrap();
+    assert_eq!(audit.len(), 2);
+    assert_eq!((&audit[1].before["live"], &audit[1].after["live"]), (&"base".into(), &"ad-1".into()));
+}
+
+#[test]
+fn a_full_disk_refuses_and_recovers_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let record = record(&[]);
+    store.keep_free(u64::MAX);
+    let refused = store.add_record(&record, &[] as &[&[u8]]).unwrap_err();
+    assert!(matches!(refused, StoreError::Full { .. }) && refused.is_failure());
+    assert!(matches!(store.health(), Health::Degraded(_)));
+    assert!(store.get::<Record>(&record.id).unwrap().is_none(), "reading goes on");
+    store.keep_free(0);
+    let begun = Instant::now();
+    while store.health() != Health::Healthy {
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    store.add_record(&record, &[] as &[&[u8]]).unwrap();
+}
+
+#[test]
+fn a_second_store_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    // In another process, as two servers would be.
+    let other = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "second", "--nocapture"])
+        .env("REGROUND_TEST_SECOND", dir.path())
+        .output()
+        .unwrap();
+    assert!(other.status.success(), "{}", String::from_utf8_lossy(&other.stderr));
+    assert!(String::from_utf8_lossy(&other.stdout).contains("is in use by another process"), "{other:?}");
+    drop(store);
+    open(&dir);
+}
+
+/// Not a test of its own: the other process.
+#[test]
+fn second() {
+    let Some(dir) = std::env::var_os("REGROUND_TEST_SECOND") else { return };
+    match Store::open(dir, options()) {
+        Err(error @ StoreError::Locked(_)) => println!("{error}"),
+        other => panic!("{:?}", other.map(drop)),
+    }
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let below = file.join("data");
+    let error = Store::open(&below, Options::default()).map(drop).unwrap_err();
+    assert!(matches!(&error, StoreError::Open { path, .. } if *path == below), "{error}");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let closed = dir.path().join("closed");
+        std::fs::create_dir(&closed).unwrap();
+        std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o555)).unwrap();
+        // Root may write anywhere: there is nothing to see then.
+        if std::fs::write(closed.join("probe"), "").is_err() {
+            assert!(matches!(Store::open(&closed, Options::default()), Err(StoreError::Open { .. })));
+        }
+    }
+}
