@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use fs_err as fs;
 
+use super::sweep::sweep;
 use super::{Core, FORMAT, FORMAT_KEY, Failure, Options, StoreError};
 
 /// How often a broken store is tried again.
@@ -123,6 +124,10 @@ impl Core {
 
 /// Opens sled in a data directory.
 pub(super) fn open(directory: &Path, options: &Options) -> Result<sled::Db, StoreError> {
+    sweep(&directory.join("store")).map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock => StoreError::Locked(directory.to_owned()),
+        _ => StoreError::Open { path: directory.to_owned(), source },
+    })?;
     let config = sled::Config::new()
         .path(directory.join("store"))
         .cache_capacity(options.cache_bytes)

@@ -8,6 +8,7 @@
 //! - [`Store`]: opening, writing, flushing; [`Transaction`]: several rows at once; [`Query`]: reading.
 //! - [`rows`]: the kinds of rows; [`id`]: their ids; `keys`, `encoding`: how they lie in sled.
 //! - `keeper`: the thread that flushes, notices failures and opens the store again after one.
+//! - `sweep`: what sled leaves undone when it is killed and when it flushes.
 //! - [`Deleted`]: records and all that hangs on them; `blobs`: images, and which of them nobody needs.
 //! - `rollout`: compare-and-swap of what answers, with its audit.
 //! - [`Verified`]: looking everything over; [`Stats`]; `export`: all rows as JSON lines.
@@ -23,6 +24,7 @@ mod keys;
 mod query;
 mod rollout;
 pub mod rows;
+mod sweep;
 mod transaction;
 mod verify;
 
@@ -258,7 +260,10 @@ impl Core {
         if self.flushed.load(Ordering::Acquire) >= written {
             return Ok(());
         }
-        let flushed = self.with(|db| Ok(db.flush().map(drop)?));
+        let flushed = self.with(|db| {
+            db.flush()?;
+            Ok(sweep::sync(&self.directory.join("store"))?)
+        });
         self.noticed(flushed)?;
         self.flushed.fetch_max(written, Ordering::AcqRel);
         Ok(())

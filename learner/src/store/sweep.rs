@@ -1,0 +1,99 @@
+//! What sled 0.34.7 leaves undone when it is killed, and when it flushes.
+
+use std::io;
+use std::path::Path;
+
+use fs_err as fs;
+
+/// Removes what a killed sled stumbles over when it opens again: it takes a half-written `snap.….generating` for its newest
+/// snapshot and refuses it, and refuses a `conf` that ends early, which it writes without flushing. Both are made anew: a
+/// snapshot out of the log, `conf` out of settings that are always the same here. Call it before sled opens.
+///
+/// # Errors
+/// `WouldBlock` if a sled has the directory open, whose files must stay; the directory cannot be read, or a file in it not
+/// removed.
+pub(super) fn sweep(store: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(store) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    // sled's own lock, let go before sled takes it.
+    let _alone = match std::fs::File::open(store.join("db")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        file => {
+            let file = file?;
+            file.try_lock()?;
+            Some(file)
+        }
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let half_snapshot = name.starts_with("snap.") && name.ends_with(".generating");
+        if half_snapshot || (name == "conf" && !is_whole(&fs::read(entry.path())?)) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a `conf` has its three lines and the four bytes of its checksum.
+fn is_whole(conf: &[u8]) -> bool {
+    let text = conf.len().checked_sub(4).and_then(|end| std::str::from_utf8(&conf[..end]).ok());
+    text.is_some_and(|text| {
+        text.ends_with('\n')
+            && ["segment_size: ", "use_compression: ", "version: "].iter().all(|key| text.contains(key))
+    })
+}
+
+/// Flushes sled's file itself. sled waits for `sync_file_range`, which leaves out the file's length and the disk's own cache:
+/// enough for a killed process, not for a power cut.
+///
+/// # Errors
+/// The disk failed.
+pub(super) fn sync(store: &Path) -> io::Result<()> {
+    fs::File::open(store.join("db"))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::rows::Audit;
+    use crate::store::{Options, Store, StoreError};
+
+    /// What a kill at any moment can leave of both files keeps nothing from being read.
+    #[test]
+    fn a_killed_sled_opens_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = {
+            let store = Store::open(dir.path(), Options::default()).unwrap();
+            store.change_rollout(None, "test", "activate", |_| Ok(())).unwrap();
+            store.audit(1).unwrap()[0].id.clone()
+        };
+        let store = dir.path().join("store");
+        let conf = fs::read(store.join("conf")).unwrap();
+        for length in 0..=conf.len() {
+            fs::write(store.join("conf"), &conf[..length]).unwrap();
+            for half in [&b""[..], b"x", &[7; 200]] {
+                fs::write(store.join("snap.00000000FFFFFFFF.generating"), half).unwrap();
+                let opened = Store::open(dir.path(), Options::default()).unwrap();
+                assert!(opened.get::<Audit>(&kept).unwrap().is_some(), "conf of {length} bytes");
+                if length % 16 != 0 {
+                    break;
+                }
+            }
+            assert_eq!(fs::read(store.join("conf")).unwrap(), conf);
+        }
+    }
+
+    #[test]
+    fn an_open_sled_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let _open = Store::open(dir.path(), Options::default()).unwrap();
+        let half = dir.path().join("store/snap.00000000FFFFFFFF.generating");
+        fs::write(&half, b"under way").unwrap();
+        assert!(matches!(Store::open(dir.path(), Options::default()), Err(StoreError::Locked(_))));
+        assert!(half.exists());
+    }
+}
