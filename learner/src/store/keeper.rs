@@ -106,24 +106,26 @@ impl Core {
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
         // The old one has the lock on the file.
         drop(db.take());
-        let begun = Instant::now();
-        loop {
-            match open(&self.directory, &self.options) {
-                Ok(opened) => {
-                    *db = Some(opened);
-                    // What was not flushed when the disk failed is gone; nobody was promised it.
-                    self.flushed.store(self.written.load(Ordering::Acquire), Ordering::Release);
-                    return Ok(());
-                }
-                Err(StoreError::Locked(_)) if begun.elapsed() < LET_GO => std::thread::sleep(RETRY / 10),
-                Err(error) => return Err(error),
-            }
+        *db = Some(open(&self.directory, &self.options, LET_GO)?);
+        // What was not flushed when the disk failed is gone; nobody was promised it.
+        self.flushed.store(self.written.load(Ordering::Acquire), Ordering::Release);
+        Ok(())
+    }
+}
+
+/// Opens sled in a data directory, and waits so long for whoever has it. A lock outlives its holder for a moment: sled's
+/// threads end late, and a process that is just being started has a copy of it.
+pub(super) fn open(directory: &Path, options: &Options, wait: Duration) -> Result<sled::Db, StoreError> {
+    let begun = Instant::now();
+    loop {
+        match open_now(directory, options) {
+            Err(StoreError::Locked(_)) if begun.elapsed() < wait => std::thread::sleep(RETRY / 10),
+            opened => return opened,
         }
     }
 }
 
-/// Opens sled in a data directory.
-pub(super) fn open(directory: &Path, options: &Options) -> Result<sled::Db, StoreError> {
+fn open_now(directory: &Path, options: &Options) -> Result<sled::Db, StoreError> {
     sweep(&directory.join("store")).map_err(|source| match source.kind() {
         io::ErrorKind::WouldBlock => StoreError::Locked(directory.to_owned()),
         _ => StoreError::Open { path: directory.to_owned(), source },

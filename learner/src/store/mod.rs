@@ -48,6 +48,9 @@ use crate::bpo::data::blobs::BlobDir;
 const FORMAT: u8 = 1;
 const FORMAT_KEY: &str = "m/format";
 
+/// How long opening waits for a process that is just going.
+const OPENING: Duration = Duration::from_secs(1);
+
 /// How a store works.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -118,7 +121,7 @@ impl Store {
         let blobs = BlobDir::new(directory.join("blobs"));
         let made = fs::create_dir_all(blobs.root()).and_then(|()| keeper::probe(&directory));
         made.map_err(|source| StoreError::Open { path: directory.clone(), source })?;
-        let db = keeper::open(&directory, &options)?;
+        let db = keeper::open(&directory, &options, OPENING)?;
         let core = Arc::new(Core {
             directory,
             min_free: AtomicU64::new(options.min_free_bytes),

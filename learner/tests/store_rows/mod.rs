@@ -12,18 +12,18 @@ use reground_learner::store::rows::{
 use reground_learner::store::{Options, id};
 
 /// Whatever the disk of the machine that tests.
-pub fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options { min_free_bytes: 0, ..Options::default() }
 }
 
 /// The bytes of the `n`-th image, which the store never decodes, and their reference.
-pub fn image(n: u8) -> (Vec<u8>, ImageRef) {
+pub(crate) fn image(n: u8) -> (Vec<u8>, ImageRef) {
     let bytes = vec![n; 2_000 + usize::from(n)];
     let digest = blake3::hash(&bytes).to_hex().to_string();
     (bytes, ImageRef { digest, width: 1, height: 1 })
 }
 
-pub fn record(images: &[u8]) -> Record {
+pub(crate) fn record(images: &[u8]) -> Record {
     let mut content: Vec<Part> = (0..images.len()).map(|index| Part::Image { index }).collect();
     content.push(Part::Text { text: "What is it?".into() });
     Record {
@@ -49,7 +49,7 @@ pub fn record(images: &[u8]) -> Record {
     }
 }
 
-pub fn pair(record: &Record) -> Pair {
+pub(crate) fn pair(record: &Record) -> Pair {
     let said = &record.messages[0];
     Pair {
         data: PreferencePair {
@@ -75,7 +75,7 @@ pub fn pair(record: &Record) -> Pair {
     }
 }
 
-pub fn feedback(record: &str) -> Feedback {
+pub(crate) fn feedback(record: &str) -> Feedback {
     Feedback {
         id: id::new("fb"),
         created_ms: id::now_ms(),
@@ -88,7 +88,7 @@ pub fn feedback(record: &str) -> Feedback {
     }
 }
 
-pub fn run() -> Run {
+pub(crate) fn run() -> Run {
     Run {
         id: id::new("ftjob"),
         created_ms: id::now_ms(),
@@ -106,7 +106,7 @@ pub fn run() -> Run {
     }
 }
 
-pub fn adapter() -> AdapterRow {
+pub(crate) fn adapter() -> AdapterRow {
     AdapterRow {
         id: id::new("ad"),
         created_ms: id::now_ms(),

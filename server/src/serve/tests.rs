@@ -10,6 +10,7 @@ use super::{Running, start};
 use crate::answer::BackgroundGenerator;
 use crate::config::{Config, EngineKind};
 use crate::engine::sampler::LETHAL_SEED;
+use crate::engine::source::golden;
 
 const ENGINES: [EngineKind; 2] = [EngineKind::Native, EngineKind::Mistralrs];
 
@@ -19,6 +20,8 @@ async fn running(engine: EngineKind) -> Running {
     config.server.port = 0;
     config.model.engine = engine;
     config.model.max_parallel = 1;
+    // It has random weights, so its answers are long: the pocket's end.
+    config.model.source = golden("model").display().to_string();
     start(config).await.unwrap()
 }
 
