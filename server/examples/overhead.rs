@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor, safetensors};
 use futures::future::join_all;
 use mistralrs::{Model, ModelBuilder, ModelDType, RequestBuilder, TextMessageRole};
-use reground::config::Config;
+use reground::config::{Config, EngineKind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -117,6 +117,7 @@ async fn measure(side: &str, directory: &str) -> Result<()> {
         let mut config = Config::default();
         config.server.port = 0;
         config.model.source = directory.to_owned();
+        config.model.engine = EngineKind::Mistralrs;
         config.log.filter = "warn".into();
         let server = reground::serve::start(config).await?;
         let url = format!("http://{}/v1/chat/completions", server.address());

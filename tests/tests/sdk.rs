@@ -42,7 +42,8 @@ fn install(place: &Path, pins: &Path, commands: &[(&str, &[&str])]) -> Result<()
 async fn run(mut command: Command) -> Result<()> {
     let settings = || Settings::golden().key("sdk", KEY, "client").key("root", ADMIN_KEY, "admin");
     let server = Server::start(settings()).await?;
-    let narrow = Server::start(settings().section("admission", "queue = 1\nqueue_per_key = 1")).await?;
+    let narrow = settings().section("admission", "queue = 1\nqueue_per_key = 1").section("model", "max_parallel = 1");
+    let narrow = Server::start(narrow).await?;
     let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/idefics3/image_0.png");
     command
         .env("REGROUND_URL", server.base_url())

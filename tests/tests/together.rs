@@ -100,7 +100,10 @@ fn same(alone: &Answer, together: &Answer) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixty_four_at_once_answer_as_each_does_alone() -> Result<()> {
     // On two threads, as a server has: what they share could mix.
-    let server = Server::start(Settings::golden().environment("RAYON_NUM_THREADS", "2")).await?;
+    // Byte for byte holds for one sequence at a time. The native engine computes them together, and a neighbour changes
+    // rounding: its own tests hold it to 1e-4 and to the tokens.
+    let settings = Settings::golden().environment("RAYON_NUM_THREADS", "2").section("model", "engine = \"mistralrs\"");
+    let server = Server::start(settings).await?;
     let client = server.client();
     client.post("/v1/load_lora_adapter", &json!({"lora_name": "golden", "lora_path": "adapter"})).await?;
     let requests: Vec<Value> = (0..REQUESTS).map(request).collect::<Result<_>>()?;

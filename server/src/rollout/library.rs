@@ -230,7 +230,7 @@ mod tests {
         let origin = Origin { by: "test".into(), run: Some("ftjob-1".into()), ..Origin::default() };
         let manifest = library.import(&golden("adapter"), origin).unwrap();
         assert!(manifest.id.starts_with("ad-") && manifest.bytes > 0);
-        assert_eq!(library.list().unwrap(), [manifest.clone()]);
+        assert_eq!(library.list().unwrap(), std::slice::from_ref(&manifest));
         assert_eq!(library.get(&manifest.id).unwrap(), manifest);
         assert!(PeftAdapter::read(&library.verified(&manifest.id).unwrap()).is_ok());
         library.remove(&manifest.id).unwrap();

@@ -298,10 +298,11 @@ impl Rollout {
     }
 
     async fn unload(&self, id: &GenerationId) {
-        if *id != GenerationId::base() && self.generations.get(id).is_some() {
-            if let Err(error) = self.generations.unload(id).await {
-                warn!(generation = %id, %error, "A generation that is no longer needed stays loaded.");
-            }
+        if *id != GenerationId::base()
+            && self.generations.get(id).is_some()
+            && let Err(error) = self.generations.unload(id).await
+        {
+            warn!(generation = %id, %error, "A generation that is no longer needed stays loaded.");
         }
     }
 }
