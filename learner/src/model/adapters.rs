@@ -30,6 +30,20 @@ impl<'a> Adapters<'a> {
         Self { spans }
     }
 
+    /// Each owner's adapter for its rows, in ascending order without overlap; neighbours with the same adapter become one
+    /// span, so that its products are done once.
+    pub fn by_owner(owners: impl IntoIterator<Item = (Range<usize>, Option<&'a Lora>)>) -> Self {
+        let mut spans: Vec<(Range<usize>, &Lora)> = Vec::new();
+        for (rows, adapter) in owners {
+            let Some(adapter) = adapter else { continue };
+            match spans.last_mut() {
+                Some((span, same)) if span.end == rows.start && std::ptr::eq(*same, adapter) => span.end = rows.end,
+                _ => spans.push((rows, adapter)),
+            }
+        }
+        Self { spans }
+    }
+
     /// Adds the adapters' part to `y = W·x`.
     pub(crate) fn add(&self, layer: usize, slot: Slot, x: &Tensor, y: Tensor) -> Result<Tensor> {
         let rows = x.dim(0)?;

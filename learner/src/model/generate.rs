@@ -112,7 +112,7 @@ impl Model {
             let owners: Vec<_> = running.iter().enumerate().map(|(row, s)| (row..row + 1, s.adapter)).collect();
             let hidden = {
                 let mut caches: Vec<&mut KeyValues> = running.iter_mut().map(|s| &mut s.cache).collect();
-                self.decoder().step(&ids, &by_adapter(owners), &mut caches)?
+                self.decoder().step(&ids, &Adapters::by_owner(owners), &mut caches)?
             };
             self.choose(&hidden, &mut running)?;
         }
@@ -149,7 +149,7 @@ impl Model {
         let packed = Packed::new(&groups)?;
         let embeddings = self.embed(&packed)?;
         let owners = packed.spans.iter().zip(&running).map(|(span, s)| (span.queries.clone(), s.adapter));
-        let adapters = by_adapter(owners.collect());
+        let adapters = Adapters::by_owner(owners);
         let hidden = {
             let mut caches: Vec<&mut KeyValues> = running.iter_mut().map(|s| &mut s.cache).collect();
             decoder.prefill(&embeddings, &packed, &adapters, &mut caches)?
@@ -178,17 +178,4 @@ impl Model {
         }
         Ok(())
     }
-}
-
-/// Neighbouring rows of the same adapter as one span, so that its products are done once.
-fn by_adapter(owners: Vec<(Range<usize>, Option<&Lora>)>) -> Adapters<'_> {
-    let mut spans: Vec<(Range<usize>, &Lora)> = Vec::new();
-    for (rows, adapter) in owners {
-        let Some(adapter) = adapter else { continue };
-        match spans.last_mut() {
-            Some((span, same)) if span.end == rows.start && std::ptr::eq(*same, adapter) => span.end = rows.end,
-            _ => spans.push((rows, adapter)),
-        }
-    }
-    Adapters::by_rows(spans)
 }

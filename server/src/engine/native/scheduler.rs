@@ -6,7 +6,6 @@
 //! rounding only.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -208,7 +207,7 @@ fn read(model: &Model, sequences: &mut [Sequence], rows: &[usize]) -> Result<Vec
         start += rows;
         (start - rows..start, adapter.as_deref())
     });
-    let adapters = by_rows(spans);
+    let adapters = Adapters::by_owner(spans);
     let mut caches = Vec::with_capacity(rows.len());
     for sequence in sequences.iter_mut() {
         caches.push(sequence.cache()?);
@@ -232,7 +231,8 @@ fn step(model: &Model, sequences: &mut [Sequence]) -> Result<Vec<Vec<f32>>, Mode
     assert!(!sequences.iter().any(Sequence::is_lethal), "killed on purpose");
     let ids: Vec<u32> = sequences.iter().map(Sequence::last).collect();
     let owned = adapters(sequences);
-    let adapters = by_rows(owned.iter().enumerate().map(|(row, adapter)| (row..row + 1, adapter.as_deref())));
+    let adapters =
+        Adapters::by_owner(owned.iter().enumerate().map(|(row, adapter)| (row..row + 1, adapter.as_deref())));
     let mut caches = Vec::with_capacity(ids.len());
     for sequence in sequences.iter_mut() {
         caches.push(sequence.cache()?);
@@ -246,19 +246,6 @@ fn rows_of(model: &Model, hidden: &Tensor) -> Result<Vec<Vec<f32>>, ModelError> 
 
 fn adapters(sequences: &[Sequence]) -> Vec<Option<Arc<Lora>>> {
     sequences.iter().map(|sequence| sequence.adapter().cloned()).collect()
-}
-
-/// Neighbouring rows of the same adapter as one span, so that its products are done once.
-fn by_rows<'a>(owners: impl Iterator<Item = (Range<usize>, Option<&'a Lora>)>) -> Adapters<'a> {
-    let mut spans: Vec<(Range<usize>, &Lora)> = Vec::new();
-    for (rows, adapter) in owners {
-        let Some(adapter) = adapter else { continue };
-        match spans.last_mut() {
-            Some((span, same)) if span.end == rows.start && std::ptr::eq(*same, adapter) => span.end = rows.end,
-            _ => spans.push((rows, adapter)),
-        }
-    }
-    Adapters::by_rows(spans)
 }
 
 /// Runs a part of a turn; a panic in it is an error of the sequences that it was for, not the end of the engine.
