@@ -73,6 +73,7 @@ impl BackgroundGenerator {
             Ok(stream) => stream,
             Err(error) => return Ok(Err(error)),
         };
+        stream.be_patient();
         let mut text = TextBuilder::new(Vec::new());
         let mut generated =
             Generated { generation: generation.id().to_string(), text: String::new(), tokens: Vec::new() };

@@ -97,7 +97,8 @@ pub(super) struct ImportAdapter {
 #[derive(Debug, ToSchema)]
 pub(super) struct ChangeRequest {
     /// What the caller takes for live. If another generation is, the change is refused with 409.
-    pub expected_generation: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub expected_generation: Option<GenerationId>,
 }
 
 /// How large the share is.
@@ -106,7 +107,8 @@ pub(super) struct CanaryRequest {
     /// Share of the callers, 0 to 99 percent; 0 ends the trial.
     pub percent: u8,
     /// What the caller takes for live.
-    pub expected_generation: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub expected_generation: Option<GenerationId>,
 }
 
 impl From<Route> for RouteBody {
@@ -231,8 +233,8 @@ pub(super) async fn activate(
     body: JsonBody,
 ) -> Result<web::Json<RouteBody>, ApiError> {
     let ChangeRequest { expected_generation } = body.parse(ChangeRequest::parse).await?;
-    let expected = expected_generation.as_deref().map(GenerationId::from);
-    let route = app.rollout.activate(&GenerationId::from(id.as_str()), expected.as_ref(), &caller.name).await?;
+    let route =
+        app.rollout.activate(&GenerationId::from(id.as_str()), expected_generation.as_ref(), &caller.name).await?;
     Ok(web::Json(route.into()))
 }
 
@@ -253,9 +255,8 @@ pub(super) async fn canary(
     body: JsonBody,
 ) -> Result<web::Json<RouteBody>, ApiError> {
     let CanaryRequest { percent, expected_generation } = body.parse(CanaryRequest::parse).await?;
-    let expected = expected_generation.as_deref().map(GenerationId::from);
     let id = GenerationId::from(id.as_str());
-    let route = app.rollout.canary(&id, percent, expected.as_ref(), &caller.name).await?;
+    let route = app.rollout.canary(&id, percent, expected_generation.as_ref(), &caller.name).await?;
     Ok(web::Json(route.into()))
 }
 
@@ -273,8 +274,7 @@ pub(super) async fn rollback(
     body: JsonBody,
 ) -> Result<web::Json<RouteBody>, ApiError> {
     let ChangeRequest { expected_generation } = body.parse(ChangeRequest::parse).await?;
-    let expected = expected_generation.as_deref().map(GenerationId::from);
-    Ok(web::Json(app.rollout.rollback(expected.as_ref(), &caller.name).await?.into()))
+    Ok(web::Json(app.rollout.rollback(expected_generation.as_ref(), &caller.name).await?.into()))
 }
 
 /// Lists who changed the route, when, and from what to what.
@@ -310,8 +310,9 @@ impl CanaryRequest {
     }
 }
 
-fn expected(fields: &mut Fields<'_>) -> Result<Option<String>, ApiError> {
-    fields.optional("expected_generation", |v, at| json::short_string(v, at, 128))
+fn expected(fields: &mut Fields<'_>) -> Result<Option<GenerationId>, ApiError> {
+    let id = fields.optional("expected_generation", |v, at| json::short_string(v, at, 128))?;
+    Ok(id.as_deref().map(GenerationId::from))
 }
 
 impl From<RolloutError> for ApiError {

@@ -34,7 +34,17 @@ impl Sticky {
     /// The caller of this name: a user, a conversation, a key.
     #[must_use]
     pub fn of(name: &str) -> Self {
-        Self(blake3::hash(name.as_bytes()))
+        Self::of_parts([name])
+    }
+
+    /// The caller whose name these parts make together.
+    #[must_use]
+    pub fn of_parts<'a>(parts: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for part in parts {
+            hasher.update(part.as_bytes());
+        }
+        Self(hasher.finalize())
     }
 
     /// A number below 100 that depends on the caller and on the canary, so that it is not always the same callers who try

@@ -93,17 +93,18 @@ async fn begin(app: &Arc<App>, caller: Caller, arrival: Instant, body: JsonBody)
         return Err(AnswerError::ShuttingDown.into());
     }
     let checker = app.clone();
-    let (mut request, pinned) = body
+    let (mut request, pinned, sticky) = body
         .parse(move |bytes| {
             let request = request::parse(bytes)?;
             let pinned = query::generation(&request.model, &checker.config.model.name, &checker.generations)?;
             query::check(&request, checker.generations.info())?;
-            Ok((request, pinned))
+            // Here, because a large body is parsed off the async threads, and hashing it takes as long.
+            let sticky = query::sticky(&request);
+            Ok((request, pinned, sticky))
         })
         .await?;
     check_schema(app, &request).await?;
     let deadline = arrival + app.deadline();
-    let sticky = query::sticky(&request);
     let images = read_images(app, &mut request, deadline).await?;
     // Several choices are one answer: a generation that goes live between them must not come into it.
     let several = (request.n > 1).then(|| app.generations.pick(sticky).generation.id().clone());

@@ -182,13 +182,9 @@ pub(super) fn sticky(request: &ChatRequest) -> Sticky {
     }
     let first = request.messages.iter().find(|message| message.role == Role::User);
     let parts = first.map_or(&[] as &[Part], |message| &message.content);
-    let text: String = parts
-        .iter()
-        .map(|part| match part {
-            Part::Text(text) | Part::Image(text) => text.as_str(),
-        })
-        .collect();
-    Sticky::of(&text)
+    Sticky::of_parts(parts.iter().map(|part| match part {
+        Part::Text(text) | Part::Image(text) => text.as_str(),
+    }))
 }
 
 /// One query per choice. The choices of a seeded request have the seeds `seed`, `seed + 1`, …: each is reproducible, and
