@@ -9,6 +9,7 @@
 //! - [`rows`]: the kinds of rows; [`id`]: their ids; `keys`, `encoding`: how they lie in sled.
 //! - `keeper`: the thread that flushes, notices failures and opens the store again after one.
 //! - `sweep`: what sled leaves undone when it is killed and when it flushes.
+//! - `feedback`: what someone says of a record brings it before the bootstrapper again.
 //! - [`Deleted`]: records and all that hangs on them; `blobs`: images, and which of them nobody needs.
 //! - `rollout`: compare-and-swap of what answers, with its audit.
 //! - [`Verified`]: looking everything over; [`Stats`]; `export`: all rows as JSON lines.
@@ -18,6 +19,7 @@ mod delete;
 mod encoding;
 mod error;
 mod export;
+mod feedback;
 pub mod id;
 mod keeper;
 mod keys;

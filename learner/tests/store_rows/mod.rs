@@ -68,6 +68,7 @@ pub(crate) fn pair(record: &Record) -> Pair {
         feedback: None,
         key: Some("local".into()),
         filters: BTreeMap::from([("grounding".into(), 0.5)]),
+        made: None,
         state: PairState::New,
         reason: None,
         reviews: Vec::new(),

@@ -11,6 +11,7 @@
 
 mod admission;
 mod auth;
+mod bootstrap;
 mod data;
 mod error;
 mod file;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use admission::AdmissionConfig;
 pub use auth::{AuthConfig, KeyConfig, Role};
+pub use bootstrap::{BootstrapConfig, ChosenSource, Injector, WhenUnloaded};
 pub use data::DataConfig;
 pub use error::{ConfigError, Origin};
 pub use images::ImagesConfig;
@@ -52,6 +54,8 @@ pub struct Config {
     pub images: ImagesConfig,
     /// Where the server keeps what must last.
     pub data: DataConfig,
+    /// How pairs are made of it.
+    pub bootstrap: BootstrapConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -76,6 +80,7 @@ impl Config {
         self.admission.validate()?;
         self.images.validate()?;
         self.data.validate()?;
+        self.bootstrap.validate()?;
         self.log.validate()
     }
 }

@@ -33,6 +33,7 @@ use serde_json::Value;
 
 use self::blobs::Blobs;
 use self::draft::Draft;
+pub use self::draft::check_turns;
 pub use self::error::{DataError, Fault};
 use self::images::Importer;
 use self::stream::{Entries, Entry, StreamError};

@@ -17,7 +17,7 @@ pub use adapter::{AdapterRow, AdapterState, GateCheck, GateResult};
 pub use audit::Audit;
 pub use feedback::Feedback;
 pub use file::FileRow;
-pub use pair::{Pair, PairState, Review, Verdict};
+pub use pair::{Instruction, Made, Pair, PairState, Review, Verdict};
 pub use record::{Answer, BootstrapState, Finish, Record, RecordedMessage, Timings};
 pub use rollout::{Canary, RolloutState};
 pub use run::{Run, RunState};
@@ -65,7 +65,7 @@ pub trait Row: Serialize + DeserializeOwned + Clone {
 }
 
 /// The word that serde writes for a value without fields.
-fn word(value: impl Serialize) -> String {
+pub fn word(value: impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(Value::String(word)) => word,
         Ok(other) => other.to_string(),
