@@ -8,8 +8,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use reground_learner::bpo::data::blobs::Blobs;
-use reground_learner::store::rows::{AdapterRow, AdapterState, Feedback, Pair, PairState, Record, Run};
-use reground_learner::store::{Health, Options, Query, Store, StoreError, id};
+use reground_learner::bpo::pair::{NegativeKind, Source};
+use reground_learner::store::rows::{
+    AdapterRow, AdapterState, Audit, BootstrapState, Feedback, Pair, PairState, Record, Run, Verdict,
+};
+use reground_learner::store::{Edit, Health, Options, Query, Store, StoreError, id};
 use store_rows::{adapter, feedback, image, options, pair, record, run};
 
 fn open(dir: &tempfile::TempDir) -> Store {
@@ -240,4 +243,47 @@ fn a_directory_that_cannot_be_written_is_named() {
             assert!(matches!(Store::open(&closed, Options::default()), Err(StoreError::Open { .. })));
         }
     }
+}
+
+#[test]
+fn feedback_brings_its_record_before_the_bootstrapper_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let record = record(&[]);
+    // The record may come later.
+    store.add_feedback(&feedback(&record.id)).unwrap();
+    store.add_record(&record, &[] as &[&[u8]]).unwrap();
+    store.update::<Record>(&record.id, |record| record.bootstrap = BootstrapState::Done).unwrap();
+    store.add_feedback(&feedback(&record.id)).unwrap();
+    assert_eq!(store.count::<Record>(&Query::by("bootstrap", "waiting")).unwrap(), 1);
+    assert_eq!(store.count::<Feedback>(&Query::by("record", record.id)).unwrap(), 2);
+}
+
+#[test]
+fn a_review_decides_and_leaves_an_audit_without_texts() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let record = record(&[]);
+    store.add_record(&record, &[] as &[&[u8]]).unwrap();
+    let pair = pair(&record);
+    let id = pair.data.id.as_str();
+    store.insert(&pair).unwrap();
+    let review = |verdict, edit| store.review(id, "ann", verdict, edit);
+    let swapped = review(Verdict::Swap, Edit::default()).unwrap();
+    assert_eq!((swapped.data.chosen.as_str(), swapped.data.rejected.as_deref()), ("A square.", Some("A circle.")));
+    assert_eq!((swapped.state, swapped.data.source, swapped.data.negative), (PairState::Accepted, Source::Accepted, Some(NegativeKind::Given)));
+    let edit = Edit { chosen: Some("A triangle.".into()), rejected: None };
+    let edited = review(Verdict::Edit, edit).unwrap();
+    assert_eq!((edited.data.chosen.as_str(), edited.data.source), ("A triangle.", Source::Correction));
+    let same = Edit { chosen: Some("a circle".into()), rejected: None };
+    assert!(matches!(review(Verdict::Edit, same), Err(StoreError::Invalid { .. })));
+    assert_eq!(review(Verdict::Discard, Edit::default()).unwrap().state, PairState::Discarded);
+    store.update::<Pair>(id, |pair| pair.state = PairState::Used).unwrap();
+    let accepted = review(Verdict::Accept, Edit::default()).unwrap();
+    assert_eq!((accepted.state, accepted.reviews.len(), accepted.reason), (PairState::Used, 4, None));
+    assert!(matches!(store.review("pair-x", "ann", Verdict::Accept, Edit::default()), Err(StoreError::Missing { .. })));
+    let audit = store.list::<Audit>(&Query::by("who", "ann")).unwrap().rows;
+    let actions: Vec<_> = audit.iter().map(|row| row.action.as_str()).collect();
+    assert_eq!(actions, ["pair.swap", "pair.edit", "pair.discard", "pair.accept"]);
+    assert!(audit.iter().all(|row| !format!("{row:?}").contains("circle")));
 }

@@ -9,6 +9,7 @@
 //! - [`api`]: routes, OpenAI's shapes, errors.
 //! - [`answer`]: from a checked query to an answer.
 //! - [`admission`]: the bounded, fair queue in front of each generation.
+//! - [`bootstrapper`]: records become pairs, in the background.
 //! - [`images`]: images as they come in, checked before they are decoded.
 //! - [`rollout`]: which generations are loaded, and which one answers.
 //! - [`engine`]: the trait that every engine implements, and the engines.
@@ -16,6 +17,7 @@
 pub mod admission;
 pub mod answer;
 pub mod api;
+pub mod bootstrapper;
 pub mod cli;
 pub mod config;
 pub mod engine;

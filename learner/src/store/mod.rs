@@ -11,6 +11,7 @@
 //! - `sweep`: what sled leaves undone when it is killed and when it flushes.
 //! - `feedback`: what someone says of a record brings it before the bootstrapper again.
 //! - [`Deleted`]: records and all that hangs on them; `blobs`: images, and which of them nobody needs.
+//! - `review`: what a person decides about a pair, with its audit.
 //! - `rollout`: compare-and-swap of what answers, with its audit.
 //! - [`Verified`]: looking everything over; [`Stats`]; `export`: all rows as JSON lines.
 
@@ -24,6 +25,7 @@ pub mod id;
 mod keeper;
 mod keys;
 mod query;
+mod review;
 mod rollout;
 pub mod rows;
 mod sweep;
@@ -41,6 +43,7 @@ pub use self::delete::Deleted;
 pub use self::error::StoreError;
 use self::keeper::Keeper;
 pub use self::query::{Page, Query};
+pub use self::review::Edit;
 use self::rows::Row;
 pub use self::transaction::Transaction;
 pub use self::verify::{Stats, Verified};

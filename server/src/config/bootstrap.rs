@@ -1,6 +1,6 @@
 //! `[bootstrap]`.
 
-use reground_learner::bootstrap::distort::{Distortion, DistortionKind};
+use reground_learner::bootstrap::distort::{DistortError, Distortion, DistortionKind};
 use reground_learner::bpo::pair::Source;
 use serde::{Deserialize, Serialize};
 
@@ -175,9 +175,10 @@ impl BootstrapConfig {
         ConfigError::range("bootstrap.injected", self.injected, 0..=16)?;
         ConfigError::range("bootstrap.attempts", self.attempts, 1..=16)?;
         let distortion = Distortion { kind: self.distortion, strength: self.strength, seed: 0 };
-        distortion
-            .validate()
-            .map_err(|error| ConfigError::value("bootstrap.strength", self.strength, format_args!("possible: {error}")))?;
+        if let Err(DistortError::Strength { allowed, .. }) = distortion.validate() {
+            let allowed = format!("{allowed}, for this kind of distortion");
+            return Err(ConfigError::value("bootstrap.strength", self.strength, allowed));
+        }
         ConfigError::range("bootstrap.distortion_edge", self.distortion_edge, 1..=65_535)?;
         ConfigError::range("bootstrap.weaken_temperature", self.weaken_temperature, 0.0..=2.0)?;
         ConfigError::range("bootstrap.inject_temperature", self.inject_temperature, 0.0..=2.0)?;

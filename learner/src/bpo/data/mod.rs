@@ -11,7 +11,7 @@
 //! Each is read as JSONL or as one JSON array. Images are data URLs, `blob:<digest>`, or paths under `image_root`.
 //!
 //! # Layout
-//! - `stream`: entries out of bytes · `preference`, `llava`, `bpo`: pairs out of entries · `images`: checked images ·
+//! - `stream`: entries out of bytes · [`preference`], `llava`, `bpo`: pairs out of entries · `images`: checked images ·
 //!   [`blobs`]: where they are kept · `error`: what can be wrong.
 
 pub mod blobs;
@@ -20,7 +20,7 @@ mod draft;
 mod error;
 mod images;
 mod llava;
-mod preference;
+pub mod preference;
 mod stream;
 
 use std::collections::HashSet;

@@ -24,7 +24,7 @@ pub struct Pair {
     /// The feedback that chose.
     #[serde(default)]
     pub feedback: Option<String>,
-    /// Name of the API key that the record, or the import, came with.
+    /// Name of the API key that the record, the correction or the import came with.
     #[serde(default)]
     pub key: Option<String>,
     /// What the filters measured, by name.
