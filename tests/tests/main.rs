@@ -11,6 +11,7 @@ mod golden;
 mod hostile;
 mod models;
 mod overload;
+mod pairs;
 mod readme;
 mod rollout;
 mod sdk;

@@ -6,14 +6,16 @@
 //! - [`run`]: what the binary does.
 //! - [`settings`]: the flags that set configuration keys, shared by the commands that read the configuration.
 //! - [`logging`]: where log lines go.
-//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`], [`mod@eval`], [`adapters`]: the commands; [`remote`]: the
-//!   server that some of them talk to.
+//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`], [`mod@eval`], [`adapters`], [`records`], [`pairs`]: the
+//!   commands; [`remote`]: the server that some of them talk to.
 
 mod adapters;
 mod check_config;
 mod eval;
 mod logging;
 mod openapi;
+mod pairs;
+mod records;
 mod remote;
 mod serve;
 mod settings;
@@ -27,6 +29,8 @@ use clap::{Parser, Subcommand};
 use crate::config::ConfigError;
 use adapters::AdaptersArgs;
 use eval::EvalArgs;
+use pairs::PairsArgs;
+use records::RecordsArgs;
 use settings::SettingsArgs;
 use train::TrainArgs;
 
@@ -55,6 +59,10 @@ enum Command {
     Openapi,
     /// The adapters of a running server: list, import, activate, canary, rollback, remove.
     Adapters(AdaptersArgs),
+    /// What a running server wrote down: list, show, delete.
+    Records(RecordsArgs),
+    /// The pairs of a running server: list, show, review, export.
+    Pairs(PairsArgs),
     /// Train one run, or go on with it, without a server.
     Train(TrainArgs),
     /// Measure a model, with or without an adapter, on evaluation sets, without a server.
@@ -73,6 +81,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::CheckConfig(settings) => check_config::run(settings),
         Command::Openapi => openapi::run(),
         Command::Adapters(arguments) => adapters::run(&arguments),
+        Command::Records(arguments) => records::run(&arguments),
+        Command::Pairs(arguments) => pairs::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Eval(arguments) => eval::run(*arguments),
     }
