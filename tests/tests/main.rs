@@ -10,6 +10,7 @@ mod hostile;
 mod models;
 mod overload;
 mod readme;
+mod records;
 mod sdk;
 mod shutdown;
 mod slow_readers;

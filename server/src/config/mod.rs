@@ -11,6 +11,7 @@
 
 mod admission;
 mod auth;
+mod data;
 mod error;
 mod file;
 mod images;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use admission::AdmissionConfig;
 pub use auth::{AuthConfig, KeyConfig, Role};
+pub use data::{DataConfig, RecordConfig};
 pub use error::{ConfigError, Origin};
 pub use images::ImagesConfig;
 pub use load::Loader;
@@ -48,6 +50,10 @@ pub struct Config {
     pub admission: AdmissionConfig,
     /// What images are taken.
     pub images: ImagesConfig,
+    /// Where what must survive is kept.
+    pub data: DataConfig,
+    /// What is written down of queries and their answers.
+    pub record: RecordConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -71,6 +77,8 @@ impl Config {
         self.model.validate()?;
         self.admission.validate()?;
         self.images.validate()?;
+        self.data.validate()?;
+        self.record.validate()?;
         self.log.validate()
     }
 }

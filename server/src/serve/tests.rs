@@ -14,6 +14,8 @@ use crate::engine::mistralrs::LETHAL_SEED;
 async fn running() -> Running {
     let mut config = Config::default();
     config.server.port = 0;
+    // Never removed by hand: the store is in it until the process ends.
+    config.data.dir = tempfile::tempdir().unwrap().keep();
     start(config).await.unwrap()
 }
 
