@@ -235,7 +235,9 @@ impl Stream {
                 None => match self.response.chunk().await? {
                     Some(bytes) => self.events.push(&bytes),
                     None => {
-                        ensure!(!self.events.is_torn(), "the stream ends inside an event");
+                        if let Some(rest) = self.events.torn() {
+                            bail!("the stream ends inside an event: {rest}");
+                        }
                         return Ok(None);
                     }
                 },

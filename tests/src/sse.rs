@@ -33,9 +33,9 @@ impl Events {
         Some(if data.is_empty() { Event::Comment } else { Event::Data(data.join("\n")) })
     }
 
-    /// Whether the stream ended inside an event.
-    pub(crate) fn is_torn(&self) -> bool {
-        !self.rest.is_empty()
+    /// What came of an event that is not complete.
+    pub(crate) fn torn(&self) -> Option<String> {
+        (!self.rest.is_empty()).then(|| String::from_utf8_lossy(&self.rest).into_owned())
     }
 }
 
@@ -56,7 +56,7 @@ mod tests {
                 }
             }
             assert_eq!(seen, [Event::Data("{\"a\":1}".into()), Event::Comment, Event::Data("[DONE]".into())]);
-            assert!(!events.is_torn());
+            assert_eq!(events.torn(), None);
         }
     }
 }

@@ -1,4 +1,6 @@
 //! End-to-end tests: one file a concept, all against the real binary.
+//!
+//! The binary inherits the environment: with `REGROUND__MODEL__ENGINE=mistralrs` the same suite runs against that engine.
 
 mod adapters;
 mod around;
@@ -11,6 +13,7 @@ mod models;
 mod overload;
 mod readme;
 mod records;
+mod rollout;
 mod sdk;
 mod shutdown;
 mod slow_readers;

@@ -6,6 +6,11 @@ use anyhow::{Context, Result, ensure};
 use reground_tests::{Server, Settings, load};
 use serde_json::{Value, json};
 
+/// One answer at a time, whichever engine: the others wait.
+fn one_place() -> Settings {
+    Settings::golden().section("model", "max_parallel = 1")
+}
+
 fn long(tokens: usize) -> Value {
     json!({
         "model": "reground", "max_tokens": tokens, "temperature": 0, "logit_bias": {"2": -100},
@@ -15,7 +20,7 @@ fn long(tokens: usize) -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_is_said_so() -> Result<()> {
-    let server = Server::start(Settings::golden().section("admission", "queue = 1\nqueue_per_key = 1")).await?;
+    let server = Server::start(one_place().section("admission", "queue = 1\nqueue_per_key = 1")).await?;
     let client = &server.client();
     let body = &long(600);
     let jobs = (0..12).map(|_| async move { client.ask(body).await });
@@ -51,7 +56,7 @@ async fn a_full_queue_is_said_so() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_key_does_not_crowd_out_another() -> Result<()> {
-    let settings = Settings::golden()
+    let settings = one_place()
         .section("admission", "queue = 64\nqueue_per_key = 16")
         .key("greedy", "sk-greedy", "admin")
         .key("modest", "sk-modest", "client");
@@ -81,9 +86,9 @@ async fn one_key_does_not_crowd_out_another() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deadline_ends_an_answer() -> Result<()> {
-    let server = Server::start(Settings::golden().section("admission", "deadline_s = 1")).await?;
+    let server = Server::start(one_place().section("admission", "deadline_s = 1")).await?;
     let client = &server.client();
-    // Sixteen choices, one after the other on a CPU: far more than fits into a second.
+    // Sixteen choices, one after the other: far more than fits into a second.
     let mut body = long(900);
     body["n"] = json!(16);
     let reply = client.ask(&body).await?;

@@ -36,9 +36,12 @@ async fn every_command_to_the_server_does_what_it_says() -> Result<()> {
     let blocks = blocks(&readme);
     let asks = blocks.iter().filter(|block| block.contains("/v1/chat/completions")).count();
     ensure!(asks >= 2, "README.md asks {asks} times; an image and an adapter are to be asked for");
-    let server = Server::start(Settings::builtin().adapter_root(&root.join("tests/golden/idefics3"))).await?;
-    let address = server.address().to_string();
+    // As the README starts them: the model inside the binary, and the golden checkpoint for its adapter.
+    let builtin = Server::start(Settings::builtin()).await?;
+    let golden = Server::start(Settings::golden()).await?;
     for block in &blocks {
+        let server = if block.contains("demo") { &golden } else { &builtin };
+        let address = server.address().to_string();
         let mut script = block.clone();
         for usual in ["localhost:8080", "127.0.0.1:8080"] {
             script = script.replace(usual, &address);

@@ -128,7 +128,8 @@ async fn nothing_of_them_stays_behind() -> Result<()> {
 
 #[tokio::test]
 async fn a_client_that_leaves_frees_its_place() -> Result<()> {
-    let server = Server::start(Settings::golden().section("admission", "queue = 2\nqueue_per_key = 2")).await?;
+    let settings = Settings::golden().section("model", "max_parallel = 1");
+    let server = Server::start(settings.section("admission", "queue = 2\nqueue_per_key = 2")).await?;
     let client = server.client();
     for _ in 0..10 {
         let mut streams = Vec::new();

@@ -12,7 +12,7 @@
 //!
 //! Distort at the model's input size: noise made at a larger size is averaged away when the image shrinks.
 
-use image::{Rgb, RgbImage, imageops};
+use image::{DynamicImage, Rgb, RgbImage, imageops};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -146,6 +146,32 @@ impl Distortion {
             DistortionKind::Shuffle => shuffle(image, self.strength as u32, &mut rng),
             DistortionKind::Crop => crop(image, self.strength, &mut rng),
             DistortionKind::Blank => RgbImage::from_pixel(width, height, mean_colour(image, 0, 0, width, height)),
+        })
+    }
+
+    /// ṽ as training and decoding see it: made at no more than `edge` pixels on the longest side, since noise made at a
+    /// larger size is averaged away when the model shrinks it, and brought back to the size of `image`, so that a model that
+    /// cuts images into tiles by their size makes as many of ṽ as of v.
+    ///
+    /// # Errors
+    /// As [`Distortion::apply`].
+    pub fn apply_within(
+        &self,
+        image: &DynamicImage,
+        edge: u32,
+        normalisation: &Normalisation,
+    ) -> Result<DynamicImage, DistortError> {
+        let (width, height) = (image.width(), image.height());
+        let small = if width.max(height) > edge {
+            image.resize(edge, edge, imageops::FilterType::Triangle).to_rgb8()
+        } else {
+            image.to_rgb8()
+        };
+        let distorted = DynamicImage::from(self.apply(&small, normalisation)?);
+        Ok(if (distorted.width(), distorted.height()) == (width, height) {
+            distorted
+        } else {
+            distorted.resize_exact(width, height, imageops::FilterType::Triangle)
         })
     }
 }

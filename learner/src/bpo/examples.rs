@@ -27,6 +27,15 @@ pub trait Examples {
     /// Tokens of example `index`: prompt once, plus all its answers. Cheap; data order is made from it.
     fn tokens(&self, index: usize) -> usize;
 
+    /// Says which examples are asked for next, so that what they need can be made for all of them at once. Nothing depends
+    /// on it but time.
+    ///
+    /// # Errors
+    /// As [`Examples::example`] of any of them.
+    fn prepare(&self, _indices: &[usize], _distorted: bool) -> Result<(), ExampleError> {
+        Ok(())
+    }
+
     /// Example `index`, with its distorted image when `distorted` asks for it.
     ///
     /// # Errors

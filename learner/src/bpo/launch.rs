@@ -19,7 +19,7 @@ use super::run::{self, Parts};
 use super::seed::{self, Purpose};
 use super::trainer::{Control, Outcome};
 use crate::adapter::{AdapterConfig, Naming, PeftAdapter, TargetModules, checkpoint_files};
-use crate::model::{self, ImageInput, Lora, LoraPolicy, Model, PolicyOptions, Source};
+use crate::model::{self, ImageInput, Lora, LoraPolicy, Model, PolicyOptions, Source, Workers};
 
 /// The value of `model.base` that means the model that ships with the project.
 pub const POCKET: &str = "pocket";
@@ -48,30 +48,32 @@ pub fn train(
     progress: &mut dyn Progress,
 ) -> Result<Outcome, TrainError> {
     let loaded = RunConfig::load(&dir.join("run.toml")).map_err(TrainError::from).and_then(|config| {
-        let (policy, digest) = load(dir, &config, pocket)?;
-        Ok((config, policy, digest))
+        let loaded = load(dir, &config, pocket)?;
+        Ok((config, loaded))
     });
-    let (config, mut policy, digest) = match loaded {
+    let (config, Loaded { mut policy, encoder, digest }) = match loaded {
         Ok(loaded) => loaded,
         Err(error) => {
             run::announce_failure(dir, &error, progress);
             return Err(error);
         }
     };
-    let model = Arc::clone(policy.model());
     let write_adapter = |policy: &LoraPolicy, path: &Path| -> Result<(), ExampleError> {
         Ok(policy.lora().to_adapter()?.write(path, Naming::Checkpoint)?)
     };
-    let parts = Parts { policy: &mut policy, encoder: &*model, base_digest: &digest, write_adapter: &write_adapter };
+    let parts = Parts { policy: &mut policy, encoder: &encoder, base_digest: &digest, write_adapter: &write_adapter };
     run::train(dir, &config, parts, control, progress)
 }
 
-/// The policy that a run starts from, and the digest of its base.
-fn load(
-    dir: &Path,
-    config: &RunConfig,
-    pocket: &dyn Fn() -> Option<Source>,
-) -> Result<(LoraPolicy, String), TrainError> {
+struct Loaded {
+    /// What the run starts from.
+    policy: LoraPolicy,
+    encoder: ModelEncoder,
+    /// Of the base.
+    digest: String,
+}
+
+fn load(dir: &Path, config: &RunConfig, pocket: &dyn Fn() -> Option<Source>) -> Result<Loaded, TrainError> {
     let base = |error: ExampleError| TrainError::Base { what: config.model.base.clone(), source: error };
     let source = if config.model.base == POCKET {
         pocket().ok_or_else(|| base("this program has no pocket model inside; name a checkpoint directory".into()))?
@@ -101,8 +103,9 @@ fn load(
     };
     let threads = if device.is_cpu() { config.train.threads } else { 1 };
     let options = PolicyOptions { threads, ..PolicyOptions::default() };
-    let policy = LoraPolicy::new(model, lora, options).map_err(|error| base(error.into()))?;
-    Ok((policy, digest))
+    let policy = LoraPolicy::new(Arc::clone(&model), lora, options).map_err(|error| base(error.into()))?;
+    let encoder = ModelEncoder::new(model, Arc::clone(policy.workers()));
+    Ok(Loaded { policy, encoder, digest })
 }
 
 fn adapter_config(lora: &LoraSection, base: &str) -> AdapterConfig {
@@ -151,15 +154,37 @@ fn hash_file(path: &PathBuf) -> io::Result<blake3::Hash> {
     Ok(hasher.finalize())
 }
 
-impl Encoder for Model {
+/// A model's frozen parts, with threads for several images at once.
+pub struct ModelEncoder {
+    model: Arc<Model>,
+    workers: Arc<Workers>,
+}
+
+impl ModelEncoder {
+    /// An encoder on a shared model and shared threads.
+    pub fn new(model: Arc<Model>, workers: Arc<Workers>) -> Self {
+        Self { model, workers }
+    }
+}
+
+impl Encoder for ModelEncoder {
     type Image = ImageInput;
 
     fn preprocess(&self, image: &DynamicImage) -> Result<ImageInput, ExampleError> {
-        Ok(Model::preprocess(self, image)?)
+        Ok(self.model.preprocess(image)?)
     }
 
     fn features(&self, image: &ImageInput) -> Result<Tensor, ExampleError> {
-        Ok(self.encode_image(image)?)
+        Ok(self.model.encode_image(image)?)
+    }
+
+    fn all_features(&self, images: &[ImageInput]) -> Result<Vec<Tensor>, ExampleError> {
+        let features = self.workers.map(images.iter().collect(), |image| self.model.encode_image(image));
+        Ok(features.into_iter().collect::<Result<_, _>>()?)
+    }
+
+    fn at_once(&self) -> usize {
+        2 * self.workers.count()
     }
 
     fn prompt(&self, conversation: &[Message], images: &[ImageInput]) -> Result<Vec<u32>, ExampleError> {
@@ -171,10 +196,10 @@ impl Encoder for Model {
             role: message.role.as_str().to_owned(),
             content: message.content.iter().map(part).collect(),
         };
-        Ok(Model::prompt(self, &conversation.iter().map(message).collect::<Vec<_>>(), images)?)
+        Ok(self.model.prompt(&conversation.iter().map(message).collect::<Vec<_>>(), images)?)
     }
 
     fn answer(&self, text: &str) -> Result<Vec<u32>, ExampleError> {
-        Ok(Model::answer(self, text)?)
+        Ok(self.model.answer(text)?)
     }
 }

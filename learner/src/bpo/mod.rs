@@ -10,6 +10,7 @@
 //! - [`run`]: a run directory from start to end; [`prepare`]: its pairs as tokens and image features.
 //! - [`trainer`]: the steps of a run; [`order`] and [`seed`] decide what it sees when, [`mod@reference`] holds log π_ref.
 //! - [`checkpoint`]: saving and resuming; [`guard`] and [`early_stop`]: ending before the end.
+//! - [`memory`]: what a run will take.
 //! - [`metrics`], [`history`], [`progress`], [`report`]: its numbers, their file, who is told, and the page afterwards.
 //! - [`files`]: writing a file whole or not at all.
 
@@ -29,6 +30,7 @@ pub mod guard;
 pub mod history;
 pub mod launch;
 pub mod loss;
+pub mod memory;
 pub mod metrics;
 pub mod order;
 pub mod pair;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use image::{DynamicImage, imageops::FilterType};
+use image::DynamicImage;
 
 use super::config::RunConfig;
 use super::data::OnError;
@@ -35,6 +35,19 @@ pub trait Encoder {
     /// The model fails.
     fn features(&self, image: &Self::Image) -> Result<Tensor, ExampleError>;
 
+    /// The features of several images, bit for bit those of one after the other.
+    ///
+    /// # Errors
+    /// The model fails.
+    fn all_features(&self, images: &[Self::Image]) -> Result<Vec<Tensor>, ExampleError> {
+        images.iter().map(|image| self.features(image)).collect()
+    }
+
+    /// How many images [`Encoder::all_features`] does well to get at once. Default 1.
+    fn at_once(&self) -> usize {
+        1
+    }
+
     /// Token ids of the conversation up to the answer, placeholders of `images` expanded.
     ///
     /// # Errors
@@ -60,6 +73,8 @@ pub struct FeatureCache {
     limit: usize,
     bytes: usize,
     features: HashMap<String, Tensor>,
+    /// What the current forward pass needs and the limit leaves no room for.
+    passing: HashMap<String, Tensor>,
 }
 
 impl FeatureCache {
@@ -68,11 +83,17 @@ impl FeatureCache {
         Rc::new(RefCell::new(Self { limit, ..Self::default() }))
     }
 
-    fn insert(&mut self, key: String, tensor: &Tensor) {
+    fn get(&self, key: &str) -> Option<&Tensor> {
+        self.features.get(key).or_else(|| self.passing.get(key))
+    }
+
+    fn insert(&mut self, key: String, tensor: Tensor) {
         let bytes = tensor.elem_count() * tensor.dtype().size_in_bytes();
         if self.bytes + bytes <= self.limit {
             self.bytes += bytes;
-            self.features.insert(key, tensor.clone());
+            self.features.insert(key, tensor);
+        } else {
+            self.passing.insert(key, tensor);
         }
     }
 }
@@ -162,42 +183,32 @@ impl<'a, E: Encoder> Prepared<'a, E> {
         let Some(distortion) = distortion else {
             return Ok(image);
         };
-        let (width, height) = (image.width(), image.height());
-        let small = if width.max(height) > self.edge {
-            image.resize(self.edge, self.edge, FilterType::Triangle)
-        } else {
-            image
-        };
-        let distorted = DynamicImage::from(distortion.apply(&small.to_rgb8(), &self.encoder.normalisation())?);
-        // Back to its size, so that a model that cuts images into tiles by their size makes as many of ṽ as of v.
-        Ok(if (distorted.width(), distorted.height()) == (width, height) {
-            distorted
-        } else {
-            distorted.resize_exact(width, height, FilterType::Triangle)
-        })
+        Ok(distortion.apply_within(&image, self.edge, &self.encoder.normalisation())?)
     }
 
     /// Features of all images of an item, `[image tokens, hidden]`.
     fn features(&self, item: &Item, distortion: Option<&Distortion>) -> Result<Option<Tensor>, ExampleError> {
         let mut all = Vec::new();
         for digest in &item.images {
-            let key = match distortion {
-                None => digest.clone(),
-                Some(Distortion { kind, strength, seed }) => format!("{digest} {kind:?} {strength} {seed}"),
-            };
-            if let Some(known) = self.cache.borrow().features.get(&key) {
-                all.push(known.clone());
-                continue;
-            }
-            let features = self.encoder.features(&self.encoder.preprocess(&self.image(digest, distortion)?)?)?;
-            self.cache.borrow_mut().insert(key, &features);
-            all.push(features);
+            let known = self.cache.borrow().get(&key(digest, distortion)).cloned();
+            all.push(match known {
+                Some(known) => known,
+                None => self.encoder.features(&self.encoder.preprocess(&self.image(digest, distortion)?)?)?,
+            });
         }
         Ok(match all.len() {
             0 => None,
             1 => all.pop(),
             _ => Some(Tensor::cat(&all, 0)?),
         })
+    }
+}
+
+/// An image and what was done to it.
+fn key(digest: &str, distortion: Option<&Distortion>) -> String {
+    match distortion {
+        None => digest.to_owned(),
+        Some(Distortion { kind, strength, seed }) => format!("{digest} {kind:?} {strength} {seed}"),
     }
 }
 
@@ -238,6 +249,35 @@ impl<E: Encoder> Examples for Prepared<'_, E> {
     fn tokens(&self, index: usize) -> usize {
         let item = &self.items[index];
         item.prompt.len() + item.answers.iter().map(|answer| answer.len()).sum::<usize>()
+    }
+
+    fn prepare(&self, indices: &[usize], distorted: bool) -> Result<(), ExampleError> {
+        self.cache.borrow_mut().passing.clear();
+        let mut missing: Vec<(String, &Item, &String, Option<&Distortion>)> = Vec::new();
+        for item in indices.iter().filter_map(|index| self.items.get(*index)) {
+            let distortion = item.distortion.as_ref().filter(|_| distorted);
+            for distortion in std::iter::once(None).chain(distortion.map(Some)) {
+                for digest in &item.images {
+                    let key = key(digest, distortion);
+                    let known = self.cache.borrow().get(&key).is_some();
+                    if !known && missing.iter().all(|(other, ..)| *other != key) {
+                        missing.push((key, item, digest, distortion));
+                    }
+                }
+            }
+        }
+        // In small parts: pixels take far more memory than features.
+        for part in missing.chunks(self.encoder.at_once().max(1)) {
+            let see = |(_, item, digest, distortion): &(_, &Item, &String, Option<&Distortion>)| {
+                let image = self.image(digest, *distortion).and_then(|image| self.encoder.preprocess(&image));
+                image.map_err(|error| format!("{}: {error}", item.id))
+            };
+            let images = part.iter().map(see).collect::<Result<Vec<_>, _>>()?;
+            for ((key, ..), features) in part.iter().zip(self.encoder.all_features(&images)?) {
+                self.cache.borrow_mut().insert(key.clone(), features);
+            }
+        }
+        Ok(())
     }
 
     fn example(&self, index: usize, distorted: bool) -> Result<Example, ExampleError> {

@@ -16,6 +16,7 @@ use super::examples::{Example, Examples};
 use super::files;
 use super::order::micro_batches;
 use super::policy::{Group, Policy};
+use crate::eval::preference::ScoredPair;
 
 /// How often an unfinished table is saved.
 pub const SAVE_EVERY: Duration = Duration::from_secs(30);
@@ -166,6 +167,10 @@ pub(super) fn load(
         example.clean.answers.truncate(if rejected { 2 } else { 1 });
         Ok(example)
     };
+    let first = || indices.first().copied().unwrap_or(0);
+    examples
+        .prepare(indices, distorted)
+        .map_err(|source| TrainError::Example { what: format!("the forward pass of example {}", first()), source })?;
     indices.iter().map(one).collect()
 }
 
@@ -197,6 +202,36 @@ pub(super) fn rows(examples: &[Example], logps: &[Vec<f64>]) -> Result<Vec<Row>,
         rows.push(Row { chosen, rejected: clean.get(1).copied().unwrap_or(f64::NAN), distorted });
     }
     Ok(rows)
+}
+
+/// Scores pairs under the policy and under its base, in their order, distorted images included. `progress` is called with
+/// the pairs done.
+///
+/// # Errors
+/// The model or an example fails.
+pub fn score_pairs<P: Policy>(
+    policy: &P,
+    examples: &dyn Examples,
+    micro_batch: usize,
+    micro_tokens: usize,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<ScoredPair>, TrainError> {
+    let indices = (0..examples.len()).collect::<Vec<_>>();
+    let mut pairs = Vec::with_capacity(indices.len());
+    for micro in micro_batches(&indices, |index| examples.tokens(index), micro_batch, micro_tokens) {
+        let batch = load(examples, &micro, true, true)?;
+        for (own, base) in score(policy, &batch, true)?.into_iter().zip(score(policy, &batch, false)?) {
+            pairs.push(ScoredPair {
+                chosen: own.chosen,
+                rejected: own.rejected,
+                reference_chosen: base.chosen,
+                reference_rejected: base.rejected,
+                chosen_distorted: Some(own.distorted).filter(|score| !score.is_nan()),
+            });
+        }
+        progress(pairs.len());
+    }
+    Ok(pairs)
 }
 
 /// Scores examples without a tape.

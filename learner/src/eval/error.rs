@@ -36,6 +36,17 @@ pub enum EvalError {
         /// What the decoder said.
         reason: String,
     },
+    /// The model or its adapter is missing, damaged, or the one does not fit the other.
+    #[error("cannot load {what}: {source}")]
+    Load {
+        /// The directory.
+        what: String,
+        /// What went wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Preference data could not be read or scored; the message names the file or the pair.
+    #[error(transparent)]
+    Pairs(Box<dyn std::error::Error + Send + Sync>),
     /// The answerer failed.
     #[error("the model could not answer: {0}")]
     Answer(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -16,6 +16,7 @@
 //! - [`preference`]: preference accuracy, margin and image-conditional accuracy from log-probabilities.
 //! - [`set`]: evaluation sets as JSONL beside images.
 //! - [`run`]: from a set and an answerer to measures.
+//! - [`offline`]: `reground eval`, a model on sets in files; `stored_pairs` scores its preference data.
 //! - [`report`]: all of it as JSON and as a table.
 
 pub mod amber;
@@ -25,15 +26,18 @@ pub mod error;
 pub mod measure;
 pub mod mention;
 pub mod model_answerer;
+pub mod offline;
 pub mod pope;
 pub mod pope_sampling;
 pub mod preference;
 pub mod report;
 pub mod run;
 pub mod set;
+mod stored_pairs;
 
 pub use answerer::{Answerer, ImageSource, Query};
 pub use error::EvalError;
 pub use measure::{Bootstrap, Comparison, Estimate, Measure};
 pub use model_answerer::ModelAnswerer;
+pub use offline::{Offline, Reader};
 pub use report::Report;

@@ -33,28 +33,32 @@ impl<'a> Adapters<'a> {
     /// Adds the adapters' part to `y = W·x`.
     pub(crate) fn add(&self, layer: usize, slot: Slot, x: &Tensor, y: Tensor) -> Result<Tensor> {
         let rows = x.dim(0)?;
-        let mut y = y;
-        for (span, adapter) in &self.spans {
-            let Some(weights) = adapter.weights(layer, slot).filter(|_| !span.is_empty()) else {
-                continue;
-            };
-            let part = if span.len() == rows { x.clone() } else { x.narrow(0, span.start, span.len())? };
-            let delta = delta(&middle(&part, weights)?, weights)?.to_dtype(y.dtype())?;
-            y = if span.len() == rows {
-                (y + delta)?
-            } else {
-                let mut pieces = Vec::with_capacity(3);
-                if span.start > 0 {
-                    pieces.push(y.narrow(0, 0, span.start)?);
-                }
-                pieces.push((y.narrow(0, span.start, span.len())? + delta)?);
-                if span.end < rows {
-                    pieces.push(y.narrow(0, span.end, rows - span.end)?);
-                }
-                Tensor::cat(&pieces, 0)?
-            };
+        let adapted = self.spans.iter().filter(|(span, _)| !span.is_empty());
+        let mut adapted = adapted.filter_map(|(span, adapter)| Some((span, adapter.weights(layer, slot)?))).peekable();
+        match adapted.peek() {
+            None => return Ok(y),
+            Some((span, weights)) if span.len() == rows => {
+                let delta = delta(&middle(x, weights)?, weights)?.to_dtype(y.dtype())?;
+                return y + delta;
+            }
+            Some(_) => {}
         }
-        Ok(y)
+        // The pieces side by side, then one sum: with many adapters a copy of all rows for each would cost more than they do.
+        let mut pieces = Vec::with_capacity(2 * self.spans.len() + 1);
+        let zeros = |rows: usize| Tensor::zeros((rows, y.dim(1)?), y.dtype(), y.device());
+        let mut end = 0;
+        for (span, weights) in adapted {
+            if span.start > end {
+                pieces.push(zeros(span.start - end)?);
+            }
+            let part = x.narrow(0, span.start, span.len())?;
+            pieces.push(delta(&middle(&part, weights)?, weights)?.to_dtype(y.dtype())?);
+            end = span.end;
+        }
+        if end < rows {
+            pieces.push(zeros(rows - end)?);
+        }
+        &y + Tensor::cat(&pieces, 0)?
     }
 }
 

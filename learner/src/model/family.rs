@@ -32,8 +32,8 @@ pub trait Family: Send + Sync {
     /// Settings that contradict each other; a failed tensor operation.
     fn preprocess(&self, image: &DynamicImage) -> Result<ImageInput, ModelError>;
 
-    /// The text that replaces the placeholder of an image.
-    fn image_text(&self, image: &ImageInput) -> String;
+    /// The text that replaces the placeholder of an image that was cut into this grid ([`ImageInput::grid`]).
+    fn image_text(&self, grid: (usize, usize)) -> String;
 
     /// Vision tower without what leads to the language model: `[patches, vision width]`. Differentiable in the weights
     /// that are variables.

@@ -149,6 +149,21 @@ impl Lora {
         Ok(PeftAdapter::new(self.config.clone(), modules))
     }
 
+    /// Whether every B is zero, as in a new adapter, so that it changes nothing.
+    ///
+    /// # Errors
+    /// A failed tensor operation.
+    pub fn is_zero(&self) -> Result<bool> {
+        for weights in self.layers.iter().flatten().flatten() {
+            // NaN is not zero.
+            if weights.b.abs()?.max_all()?.to_scalar::<f32>()? != 0.0 || weights.b.sum_all()?.to_scalar::<f32>()? != 0.0
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// The settings.
     pub fn config(&self) -> &AdapterConfig {
         &self.config

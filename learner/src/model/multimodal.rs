@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use image::DynamicImage;
+use serde::Serialize;
 use serde_json::Value;
 
 use super::adapters::Adapters;
@@ -37,6 +38,11 @@ impl Model {
         let source = Source::directory(directory);
         let weights = source.weights(dtype, device)?;
         Self::build(&source, &weights)
+    }
+
+    /// Whether checkpoints of this `model_type` (config.json) are known.
+    pub fn knows(model_type: &str) -> bool {
+        idefics3::MODEL_TYPES.contains(&model_type)
     }
 
     /// Builds a model from its files and tensors that are in memory already, which may be variables.
@@ -100,19 +106,38 @@ impl Model {
                 return Err(ModelError::SpecialToken { token: token.to_owned() });
             }
         }
-        let rendered = self.template.render(messages, true)?;
+        let grids: Vec<_> = images.iter().map(|image| image.grid).collect();
+        self.expand(&self.template.render(messages, true)?, &grids)
+    }
+
+    /// Token ids of a conversation in the template's own shape, up to where the answer begins, its images cut into these
+    /// grids. The text must be free of special tokens, and the length is not checked: both are the caller's.
+    ///
+    /// # Errors
+    /// What the template raises; another number of images than places for them.
+    pub fn render<M: Serialize>(
+        &self,
+        messages: &[M],
+        tools: &[Value],
+        grids: &[(usize, usize)],
+    ) -> Result<Vec<u32>, ModelError> {
+        self.tokenizer.encode(&self.expand(&self.template.render_with(messages, tools, true)?, grids)?)
+    }
+
+    /// A rendered conversation with its image placeholders expanded.
+    fn expand(&self, rendered: &str, grids: &[(usize, usize)]) -> Result<String, ModelError> {
         let mut pieces = rendered.split(self.family.placeholder());
         let mut text = pieces.next().unwrap_or_default().to_owned();
-        let (mut placeholders, mut images_left) = (0, images.iter());
+        let (mut placeholders, mut grids_left) = (0, grids.iter());
         for piece in pieces {
             placeholders += 1;
-            if let Some(image) = images_left.next() {
-                text.push_str(&self.family.image_text(image));
+            if let Some(grid) = grids_left.next() {
+                text.push_str(&self.family.image_text(*grid));
             }
             text.push_str(piece);
         }
-        if placeholders != images.len() {
-            return Err(ModelError::Placeholders { placeholders, images: images.len() });
+        if placeholders != grids.len() {
+            return Err(ModelError::Placeholders { placeholders, images: grids.len() });
         }
         Ok(text)
     }

@@ -37,7 +37,7 @@ impl Default for PolicyOptions {
 pub struct LoraPolicy {
     model: Arc<Model>,
     lora: Lora,
-    workers: Workers,
+    workers: Arc<Workers>,
     options: PolicyOptions,
 }
 
@@ -54,12 +54,17 @@ impl LoraPolicy {
     /// # Errors
     /// The system refuses a thread.
     pub fn new(model: Arc<Model>, lora: Lora, options: PolicyOptions) -> std::result::Result<Self, ModelError> {
-        Ok(Self { model, lora, workers: Workers::new(options.threads)?, options })
+        Ok(Self { model, lora, workers: Arc::new(Workers::new(options.threads)?), options })
     }
 
     /// The base.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
+    }
+
+    /// Its threads. What else needs some should share them: a thread keeps memory that it freed, and gives it to no other.
+    pub fn workers(&self) -> &Arc<Workers> {
+        &self.workers
     }
 
     /// The adapter as it is now.
@@ -162,7 +167,8 @@ impl Policy for LoraPolicy {
     }
 
     fn score(&self, groups: &[Group], adapter: bool) -> Result<Vec<Vec<f64>>> {
-        let lora = adapter.then_some(&self.lora);
+        // A new adapter changes nothing, and the reference of most runs is base + new adapter.
+        let lora = if adapter && !self.lora.is_zero()? { Some(&self.lora) } else { None };
         let mut sums = vec![Vec::new(); groups.len()];
         for (batch, of_batch, _) in self.run(groups, Training { lora, seed: None }, false)?.into_iter().flatten() {
             for (index, of_group) in batch.iter().zip(of_batch) {

@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
 
 use super::error::ModelError;
 use super::weights::Weights;
@@ -70,14 +71,16 @@ impl Source {
         match self {
             Self::Directory(directory) => {
                 for path in checkpoint_files(directory)? {
-                    // One file at a time: the hub shards large models so that each fits into memory beside the tensors.
-                    load(&path.display().to_string(), &fs_err::read(&path)?, dtype, device, &mut tensors)?;
+                    let file = fs_err::File::open(&path)?;
+                    let length = file.metadata()?.len();
+                    let reader = BufReader::with_capacity(1 << 20, file);
+                    load(&path.display().to_string(), reader, length, dtype, device, &mut tensors)?;
                 }
             }
             Self::Memory(files) => {
                 for (name, bytes) in files {
                     if Path::new(name).extension().is_some_and(|extension| extension == "safetensors") {
-                        load(name, bytes, dtype, device, &mut tensors)?;
+                        load(name, bytes.as_ref(), bytes.len() as u64, dtype, device, &mut tensors)?;
                     }
                 }
             }
@@ -86,21 +89,93 @@ impl Source {
     }
 }
 
+/// The format's own limit, bytes; without one a damaged length would be allocated.
+const MAX_HEADER: u64 = 100 << 20;
+
+/// Reads a safetensors file of `length` bytes tensor by tensor, so that there is never a second copy of the whole model.
 fn load(
     file: &str,
-    bytes: &[u8],
+    mut bytes: impl Read,
+    length: u64,
     dtype: DType,
     device: &Device,
     tensors: &mut BTreeMap<String, Tensor>,
 ) -> Result<(), ModelError> {
     let damaged = |reason: String| ModelError::Safetensors { file: file.to_owned(), reason };
-    let parsed = SafeTensors::deserialize(bytes).map_err(|error| damaged(error.to_string()))?;
-    for (name, view) in parsed.iter() {
-        let stored = DType::try_from(view.dtype()).map_err(|error| damaged(format!("{name}: {error}")))?;
-        let tensor = Tensor::from_raw_buffer(view.data(), stored, view.shape(), device)?;
+    let mut prefix = [0; 8];
+    bytes.read_exact(&mut prefix).map_err(|error| damaged(error.to_string()))?;
+    let header = u64::from_le_bytes(prefix);
+    if header > MAX_HEADER {
+        return Err(damaged(format!("a header of {header} bytes; at most {MAX_HEADER} are accepted")));
+    }
+    let mut buffer = vec![0; header as usize];
+    bytes.read_exact(&mut buffer).map_err(|error| damaged(error.to_string()))?;
+    let metadata: Metadata = serde_json::from_slice(&buffer).map_err(|error| damaged(error.to_string()))?;
+    let expected = 8 + header + metadata.data_len() as u64;
+    if length != expected {
+        return Err(damaged(format!("it has {length} bytes, its header says {expected}")));
+    }
+    // Offsets are without gaps: that is what reading the header checked.
+    for name in metadata.offset_keys() {
+        let Some(info) = metadata.info(&name) else { continue };
+        let stored = DType::try_from(info.dtype).map_err(|error| damaged(format!("{name}: {error}")))?;
+        buffer.resize(info.data_offsets.1 - info.data_offsets.0, 0);
+        bytes.read_exact(&mut buffer).map_err(|error| damaged(format!("{name}: {error}")))?;
+        let tensor = Tensor::from_raw_buffer(&buffer, stored, &info.shape, device)?;
         // Integer buffers (position ids in old checkpoints) stay what they are.
         let tensor = if stored.is_float() { tensor.to_dtype(dtype)? } else { tensor };
-        tensors.insert(name.to_owned(), tensor);
+        tensors.insert(name, tensor);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &[u8], length: usize) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        let mut tensors = BTreeMap::new();
+        load("m.safetensors", bytes, length as u64, DType::F32, &Device::Cpu, &mut tensors).map(|()| tensors)
+    }
+
+    #[test]
+    fn tensors_come_back_as_they_were_saved() {
+        let saved = BTreeMap::from([
+            ("b".to_owned(), Tensor::new(&[[1.5_f32, -2.0], [0.0, 3.0]], &Device::Cpu).unwrap()),
+            ("a".to_owned(), Tensor::new(&[0.25_f32, 8.0, -1.0], &Device::Cpu).unwrap()),
+        ]);
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let bytes = Weights::new(saved.clone()).serialize(dtype).unwrap();
+            let read = read(&bytes, bytes.len()).unwrap();
+            assert_eq!(read.keys().collect::<Vec<_>>(), saved.keys().collect::<Vec<_>>());
+            for (name, tensor) in &saved {
+                let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert_eq!((read[name].dims(), values(&read[name])), (tensor.dims(), values(tensor)));
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_files_are_refused_with_a_reason() {
+        let tensor = Tensor::new(&[1_f32, 2.0], &Device::Cpu).unwrap();
+        let good = Weights::new(BTreeMap::from([("a".to_owned(), tensor)])).serialize(DType::F32).unwrap();
+        let cut = &good[..good.len() - 1];
+        let longer = [good.as_slice(), b"?"].concat();
+        let mut huge = good.clone();
+        huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        let no_json = [&4_u64.to_le_bytes()[..], b"what"].concat();
+        for (bytes, reason) in [
+            (cut, "its header says"),
+            (&longer, "its header says"),
+            (&huge, "a header of 18446744073709551615 bytes"),
+            (&no_json, "expected value"),
+            (&good[..5], "fill"),
+        ] {
+            let error = read(bytes, bytes.len()).unwrap_err().to_string();
+            assert!(error.contains(reason) && error.contains("m.safetensors"), "{error}");
+        }
+        // A file that got shorter while it was read.
+        let error = read(cut, good.len()).unwrap_err().to_string();
+        assert!(error.contains("a: "), "{error}");
+    }
 }

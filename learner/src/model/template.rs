@@ -1,6 +1,7 @@
 //! The chat template of a checkpoint, rendered as transformers and mistralrs render it.
 
 use minijinja::{Environment, Error, ErrorKind, Value, context};
+use serde::Serialize;
 use serde_json::Value as Json;
 
 use super::conversation::Message;
@@ -66,9 +67,25 @@ impl ChatTemplate {
     /// # Errors
     /// What the template raises.
     pub fn render(&self, messages: &[Message], answer_next: bool) -> Result<String, ModelError> {
+        self.render_with(messages, &[], answer_next)
+    }
+
+    /// As [`ChatTemplate::render`], of messages in whatever shape the template reads (tool calls, for example), with tools as
+    /// OpenAI writes them.
+    ///
+    /// # Errors
+    /// What the template raises.
+    pub fn render_with<M: Serialize>(
+        &self,
+        messages: &[M],
+        tools: &[Json],
+        answer_next: bool,
+    ) -> Result<String, ModelError> {
+        let tools = (!tools.is_empty()).then_some(tools);
         let [bos_token, eos_token, unk_token] = &self.tokens;
         Ok(self.environment.get_template(NAME)?.render(context! {
             messages,
+            tools,
             add_generation_prompt => answer_next,
             bos_token,
             eos_token,

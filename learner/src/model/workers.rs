@@ -4,6 +4,8 @@
 //! threads finish them one after the other. So work is cut into as many parts as there are threads, and each part runs
 //! where every product uses that one thread. A single part gets all threads.
 
+use std::sync::{Mutex, PoisonError};
+
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::error::ModelError;
@@ -65,26 +67,29 @@ impl Workers {
         if jobs.len() <= 1 {
             return jobs.into_iter().map(|job| self.wide.install(|| work(job))).collect();
         }
-        let mut results = Vec::with_capacity(jobs.len());
-        let mut jobs = jobs.into_iter().peekable();
-        while jobs.peek().is_some() {
-            let round: Vec<J> = jobs.by_ref().take(self.count()).collect();
-            let work = &work;
-            std::thread::scope(|scope| {
-                let running: Vec<_> = round
-                    .into_iter()
-                    .zip(&self.narrow)
-                    .map(|(job, pool)| scope.spawn(move || pool.install(|| work(job))))
-                    .collect();
-                for thread in running {
-                    match thread.join() {
-                        Ok(result) => results.push(result),
-                        Err(panic) => std::panic::resume_unwind(panic),
-                    }
-                }
+        let mut slots: Vec<Mutex<Option<R>>> = Vec::new();
+        slots.resize_with(jobs.len(), Mutex::default);
+        let jobs = Mutex::new(jobs.into_iter().zip(&slots));
+        // Whoever is free takes the next job, so that nobody waits for the slowest of a round.
+        let take = || jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
+        self.on_each(&self.narrow, &|| {
+            while let Some((job, slot)) = take() {
+                let result = work(job);
+                *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+            }
+        });
+        // A job that panicked has ended this call by now, so every slot is filled.
+        slots.into_iter().filter_map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
+    }
+
+    /// Runs `task` once on every one of `pools`, all at the same time; a panic in one is passed on.
+    fn on_each(&self, pools: &[ThreadPool], task: &(impl Fn() + Sync)) {
+        if let Some((pool, rest)) = pools.split_first() {
+            pool.in_place_scope(|scope| {
+                scope.spawn(|_| task());
+                self.on_each(rest, task);
             });
         }
-        results
     }
 }
 
@@ -110,5 +115,17 @@ mod tests {
         assert_eq!(workers.map((0..7).collect(), |job| job * job), [0, 1, 4, 9, 16, 25, 36]);
         assert_eq!(workers.map(vec![3], |job| job + 1), [4]);
         assert!(workers.map(Vec::<u8>::new(), |job| job).is_empty());
+    }
+
+    #[test]
+    fn jobs_run_side_by_side_and_a_panic_is_passed_on() {
+        let workers = Workers::new(3).unwrap();
+        // Each job waits for the two others.
+        let barrier = std::sync::Barrier::new(3);
+        let leaders = workers.map(vec![(); 3], |()| barrier.wait().is_leader());
+        assert_eq!(leaders.iter().filter(|leader| **leader).count(), 1);
+        let panicking = || workers.map(vec![1, 0, 2], |job| 6 / job);
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panicking)).is_err());
+        assert_eq!(workers.map(vec![1, 2], |job| 6 / job), [6, 3]);
     }
 }

@@ -8,12 +8,14 @@
 //! - [`hub`]: the model's sizes, and the files of a hub checkpoint around its weights.
 //! - [`builder`]: from a seed to a hub checkpoint.
 //! - [`held_out`]: pictures for evaluation, and everything a model can be asked about them.
+//! - [`shipped`]: the built model, inside the binary.
 //! - [`random`]: one seeded stream of random numbers for every purpose.
 
 pub mod builder;
 pub mod held_out;
 pub mod hub;
 pub mod random;
+pub mod shipped;
 pub mod text;
 pub mod tokenizer;
 pub mod world;

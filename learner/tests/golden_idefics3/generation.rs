@@ -1,7 +1,10 @@
 //! Generation: greedy answers of transformers, teacher forcing, batches.
 
+use candle_core::Tensor;
 use reground_learner::bpo::policy::Group;
-use reground_learner::model::{Adapters, Completion, Finish, Lora, Model, Packed, Request, Sampling, Workers};
+use reground_learner::model::{
+    Adapters, Completion, Finish, KeyValues, Lora, Model, Packed, Request, Sampling, Workers,
+};
 
 use crate::fixture::{Fixture, ids};
 
@@ -94,4 +97,65 @@ fn limits() {
     let bad = Sampling { top_p: 2.0, ..Sampling::greedy() };
     assert!(run(request(&group, None, bad, 4)).is_err());
     assert_eq!(fixture.model.generate(&[], &workers).unwrap(), []);
+}
+
+#[test]
+fn a_prompt_read_in_pieces_beside_others_is_the_prompt_read_at_once() {
+    let fixture = Fixture::load();
+    let lora = fixture.lora("adapter");
+    let (model, decoder) = (&fixture.model, fixture.model.decoder());
+    let groups: Vec<Group> = fixture.groups().into_iter().map(|group| Group { answers: Vec::new(), ..group }).collect();
+    let cache = |group: &Group| {
+        KeyValues::new(decoder.config(), group.prompt.len() + 1, decoder.dtype(), decoder.device()).unwrap()
+    };
+    let largest = |a: &Tensor, b: &Tensor| {
+        (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
+    };
+
+    let mut at_once = Vec::new();
+    for (index, group) in groups.iter().enumerate() {
+        let packed = Packed::new([group]).unwrap();
+        let adapters = Adapters::all((index % 2 == 1).then_some(&lora), packed.len());
+        let mut cache = cache(group);
+        let embeddings = model.embed(&packed).unwrap();
+        decoder.prefill(&embeddings, &packed, &adapters, &mut [&mut cache]).unwrap();
+        at_once
+            .push(decoder.step(&[7], &Adapters::all((index % 2 == 1).then_some(&lora), 1), &mut [&mut cache]).unwrap());
+    }
+
+    // Pieces of 3, 4, 5, 6 rows of the four prompts side by side, until each is through.
+    let mut caches: Vec<KeyValues> = groups.iter().map(cache).collect();
+    let embeddings: Vec<Tensor> =
+        groups.iter().map(|group| model.embed(&Packed::new([group]).unwrap()).unwrap()).collect();
+    loop {
+        let (mut rows, mut pieces, mut spans, mut open) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut start = 0;
+        for (index, cache) in caches.iter_mut().enumerate() {
+            let piece = (groups[index].prompt.len() - cache.len()).min(index + 3);
+            if piece == 0 {
+                continue;
+            }
+            if index % 2 == 1 {
+                spans.push((start..start + piece, &lora));
+            }
+            pieces.push(embeddings[index].narrow(0, cache.len(), piece).unwrap());
+            rows.push(piece);
+            start += piece;
+            open.push(cache);
+        }
+        if rows.is_empty() {
+            break;
+        }
+        let adapters = Adapters::by_rows(spans);
+        decoder.extend(&Tensor::cat(&pieces, 0).unwrap(), &rows, &adapters, &mut open).unwrap();
+    }
+    let spans = (0..4).filter(|index| index % 2 == 1).map(|index| (index..index + 1, &lora)).collect();
+    let mut all: Vec<&mut KeyValues> = caches.iter_mut().collect();
+    let together = decoder.step(&[7; 4], &Adapters::by_rows(spans), &mut all).unwrap();
+    for (index, alone) in at_once.iter().enumerate() {
+        let difference = largest(alone, &together.narrow(0, index, 1).unwrap());
+        assert!(difference < 1e-4, "prompt {index}: off by {difference}");
+    }
+    // A full cache takes no more.
+    assert!(decoder.extend(&embeddings[0].narrow(0, 0, 1).unwrap(), &[1], &Adapters::none(), &mut all[..1]).is_err());
 }

@@ -2,9 +2,12 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use reground_learner::model::{Adapters, Model, Packed, Source, Weights, ops};
+use reground_learner::bpo::launch::ModelEncoder;
+use reground_learner::bpo::prepare::Encoder;
+use reground_learner::model::{Adapters, Model, Packed, Source, Weights, Workers, ops};
 
 use crate::fixture::{Fixture, distance, golden};
 
@@ -166,5 +169,26 @@ fn split_images_have_as_many_placeholders_as_features() {
         let packed = Packed::new([&packed_group]).unwrap();
         let hidden = model.hidden(&packed, &Adapters::none()).unwrap();
         assert_eq!(hidden.dim(0).unwrap(), packed.len());
+    }
+}
+
+#[test]
+fn several_images_at_once_have_the_features_of_one_after_the_other() {
+    let model = Arc::new(Model::load(&golden("model"), DType::F32, &Device::Cpu).unwrap());
+    // Five images for two threads: full rounds and one that is not.
+    let images: Vec<_> = [0, 1, 2, 3, 0]
+        .iter()
+        .map(|index| model.preprocess(&image::open(golden(&format!("image_{index}.png"))).unwrap()).unwrap())
+        .collect();
+    let bits = |features: &Tensor| -> Vec<u32> {
+        features.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+    };
+    let alone: Vec<_> = images.iter().map(|image| bits(&model.encode_image(image).unwrap())).collect();
+    assert!(alone[0] != alone[1], "the images differ");
+    for threads in [1, 2, 3] {
+        let encoder = ModelEncoder::new(Arc::clone(&model), Arc::new(Workers::new(threads).unwrap()));
+        assert!(encoder.at_once() >= threads);
+        let together: Vec<_> = encoder.all_features(&images).unwrap().iter().map(bits).collect();
+        assert!(together == alone, "{threads} threads");
     }
 }

@@ -14,7 +14,7 @@ use super::tools;
 use super::{AnswerError, AnsweredToken, FinishReason, Piece, Query, ToolChoice};
 use crate::admission::AdmissionError;
 use crate::engine::{EngineError, Event, Finish, Generate, GenerationId, Token, TokenStream, Vocabulary};
-use crate::rollout::{Generations, Lease};
+use crate::rollout::{Generations, Lease, Sticky};
 
 /// Gives answers.
 pub struct Answerer {
@@ -36,7 +36,7 @@ impl Answerer {
     /// See [`AnswerError`]; nothing of the answer was given yet.
     pub async fn start(&self, query: Query) -> Result<Answer, AnswerError> {
         let began = Instant::now();
-        let lease = self.lease(query.generation.as_ref())?;
+        let lease = self.lease(query.generation.as_ref(), query.sticky)?;
         let permit = tokio::select! {
             permit = lease.admission.enter(&query.key, query.deadline) => permit.map_err(|error| refused(error, began))?,
             () = self.closing.cancelled() => return Err(AnswerError::ShuttingDown),
@@ -98,8 +98,8 @@ impl Answerer {
         Ok(answer)
     }
 
-    fn lease(&self, pinned: Option<&GenerationId>) -> Result<Lease, AnswerError> {
-        let Some(id) = pinned else { return Ok(self.generations.live()) };
+    fn lease(&self, pinned: Option<&GenerationId>, sticky: Sticky) -> Result<Lease, AnswerError> {
+        let Some(id) = pinned else { return Ok(self.generations.pick(sticky)) };
         self.generations.get(id).ok_or_else(|| {
             let loaded: Vec<String> = self.generations.list().iter().map(ToString::to_string).collect();
             AnswerError::UnknownGeneration { id: id.clone(), loaded: loaded.join(", ") }

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use crate::engine::grammar::Grammar;
 use crate::engine::{EngineError, GenerationId, Message, Sampling};
+use crate::rollout::Sticky;
 
 pub use answerer::{Answer, Answerer};
 pub use background::BackgroundGenerator;
@@ -33,8 +34,10 @@ pub use tools::{ToolCall, ToolChoice};
 pub struct Query {
     /// Whom it counts for in the queue: the name of the API key.
     pub key: Arc<str>,
-    /// The generation that the caller pinned; `None`: the live one.
+    /// The generation that the caller pinned; `None`: the one that the route has for `sticky`.
     pub generation: Option<GenerationId>,
+    /// Who asks, as far as the route is concerned.
+    pub sticky: Sticky,
     /// The conversation.
     pub messages: Vec<Message>,
     /// Tools as OpenAI writes them (`{"type": "function", "function": {…}}`).

@@ -50,7 +50,7 @@ pub(super) async fn load(_: Admin, app: web::Data<App>, body: JsonBody) -> Resul
     let adapter = body.parse(LoadAdapter::parse).await?;
     let root = app.config.model.adapter_root.clone();
     let path = adapter.lora_path;
-    let directory = web::block(move || confine(&root, &path))
+    let directory = web::block(move || confine(&root, &path, "lora_path"))
         .await
         .map_err(|_| ApiError::internal("the thread that looked for the adapter is gone"))??;
     app.generations.load(&adapter.lora_name, directory).await?;
@@ -102,9 +102,8 @@ impl UnloadAdapter {
     }
 }
 
-/// The real directory of an adapter, if it and its files are below the root.
-fn confine(root: &Path, asked: &str) -> Result<PathBuf, ApiError> {
-    let at = "lora_path";
+/// The real directory of an adapter, if it and its files are below the root; `at` is the parameter that errors name.
+pub(super) fn confine(root: &Path, asked: &str, at: &str) -> Result<PathBuf, ApiError> {
     if root.as_os_str().is_empty() {
         let message = "adapters cannot be loaded: `model.adapter_root` is not set on this server";
         return Err(ApiError::forbidden(message).at(at));
@@ -166,9 +165,9 @@ mod tests {
         fs_err::create_dir_all(root.join("empty")).unwrap();
         let real = fs_err::canonicalize(&root).unwrap();
         for asked in ["good", "./good", "team/good", root.join("good").to_str().unwrap()] {
-            assert!(confine(&root, asked).unwrap().starts_with(&real), "{asked}");
+            assert!(confine(&root, asked, "path").unwrap().starts_with(&real), "{asked}");
         }
-        let refused = |asked: &str| confine(&root, asked).unwrap_err().status.as_u16();
+        let refused = |asked: &str| confine(&root, asked, "path").unwrap_err().status.as_u16();
         for asked in ["", ".", "..", "../outside", "good/../../outside", "/etc", "/nowhere", "a\0b"] {
             assert_eq!(refused(asked), 400, "{asked}");
         }
@@ -177,7 +176,7 @@ mod tests {
         for asked in ["nowhere", "empty", "good/adapter_config.json"] {
             assert_eq!(refused(asked), 404, "{asked}");
         }
-        assert_eq!(confine(Path::new(""), "good").unwrap_err().status.as_u16(), 403);
+        assert_eq!(confine(Path::new(""), "good", "path").unwrap_err().status.as_u16(), 403);
     }
 
     #[cfg(unix)]
@@ -188,10 +187,10 @@ mod tests {
         adapter(&place.path().join("outside"));
         adapter(&root.join("half"));
         std::os::unix::fs::symlink(place.path().join("outside"), root.join("link")).unwrap();
-        assert_eq!(confine(&root, "link").unwrap_err().status.as_u16(), 400);
+        assert_eq!(confine(&root, "link", "path").unwrap_err().status.as_u16(), 400);
         let weights = root.join("half/adapter_model.safetensors");
         fs_err::remove_file(&weights).unwrap();
         std::os::unix::fs::symlink(place.path().join("outside/adapter_model.safetensors"), &weights).unwrap();
-        assert_eq!(confine(&root, "half").unwrap_err().status.as_u16(), 400);
+        assert_eq!(confine(&root, "half", "path").unwrap_err().status.as_u16(), 400);
     }
 }

@@ -41,7 +41,7 @@ pub struct Caller {
 
 /// A caller whose key opens everything. As a handler's parameter it is the 403 of the route.
 #[derive(Clone, Debug)]
-pub(super) struct Admin;
+pub(super) struct Admin(pub(super) Caller);
 
 impl Keyring {
     /// Reads the keys. None: every caller is an admin by the name `local`.
@@ -126,7 +126,7 @@ impl FromRequest for Admin {
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let caller = Caller::from_request(request, payload).into_inner();
         ready(caller.and_then(|caller| match caller.role {
-            Role::Admin => Ok(Self),
+            Role::Admin => Ok(Self(caller)),
             Role::Client => Err(ApiError::forbidden("this route needs a key with the role `admin`")),
         }))
     }

@@ -15,7 +15,7 @@ use super::observe::Arrival;
 /// streams of other callers would stand still meanwhile.
 const LARGE: usize = 256 * 1024;
 
-/// The bytes of a JSON body.
+/// The bytes of a JSON body. They may be none (`curl -X POST` without data); most routes then say that it is no JSON.
 pub(super) struct JsonBody {
     bytes: web::Bytes,
 }
@@ -53,6 +53,9 @@ impl FromRequest for JsonBody {
             let bytes = timeout_at(arrival + app.deadline(), read(&mut payload, limit))
                 .await
                 .map_err(|_| ApiError::body_timeout())??;
+            if request.content_type().is_empty() && !bytes.is_empty() {
+                return Err(ApiError::media_type("no Content-Type given; it must be application/json"));
+            }
             Ok(Self { bytes })
         })
     }
@@ -61,14 +64,12 @@ impl FromRequest for JsonBody {
 /// What can be refused before a byte of the body is read.
 fn check_headers(request: &HttpRequest, limit: usize) -> Result<(), ApiError> {
     let given = request.content_type();
-    let json = given.eq_ignore_ascii_case("application/json")
+    // What declares nothing may be empty; that shows when it is read.
+    let json = given.is_empty()
+        || given.eq_ignore_ascii_case("application/json")
         || (given.starts_with("application/") && given.to_ascii_lowercase().ends_with("+json"));
     if !json {
-        let message = match given {
-            "" => "no Content-Type given; it must be application/json".to_owned(),
-            other => format!("Content-Type must be application/json, not {}", shown(other)),
-        };
-        return Err(ApiError::media_type(message));
+        return Err(ApiError::media_type(format!("Content-Type must be application/json, not {}", shown(given))));
     }
     if let Some(encoding) = request.headers().get(header::CONTENT_ENCODING)
         && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")

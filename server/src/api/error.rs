@@ -63,6 +63,10 @@ pub mod code {
     pub const INTERNAL: &str = "internal_error";
     /// An adapter cannot be loaded.
     pub const INVALID_ADAPTER: &str = "invalid_adapter";
+    /// The files of an adapter are not those that were taken in.
+    pub const ADAPTER_CHANGED: &str = "adapter_changed";
+    /// What must last cannot be written or read.
+    pub const STORAGE: &str = "storage_unavailable";
     /// An adapter is not loaded, or is not where it was looked for.
     pub const ADAPTER_NOT_FOUND: &str = "adapter_not_found";
     /// No such recorded completion, or not one of this key.

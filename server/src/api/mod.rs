@@ -8,7 +8,8 @@
 //! - [`error`]: the one [`ApiError`](error::ApiError), and where it is rendered.
 //! - [`auth`]: keys and roles. `observe`: request ids, access log, panics. [`metrics`]: Prometheus.
 //! - `body`, `json`: bodies within their limits, read with errors that name the path.
-//! - [`chat`]: chat completions; `completions`: stored ones; `feedback`: what is said of them. `models`, `adapters`, `health`: the smaller routes.
+//! - [`chat`]: chat completions; `completions`: stored ones; `feedback`: what is said of them. `adapters`: loading in
+//!   vLLM's shapes; `rollout`: which adapter answers. `models`, `health`: the smaller routes.
 //! - [`openapi`]: the description of it all.
 
 mod adapters;
@@ -24,9 +25,10 @@ pub mod metrics;
 mod models;
 mod observe;
 pub mod openapi;
+mod rollout;
 mod routes;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
@@ -42,7 +44,7 @@ use crate::answer::Answerer;
 use crate::config::{Config, ConfigError};
 use crate::images::ImageReader;
 use crate::recorder::Recorder;
-use crate::rollout::Generations;
+use crate::rollout::{Generations, Rollout};
 
 /// The header that names the generation that answered.
 const GENERATION: HeaderName = HeaderName::from_static("x-reground-generation");
@@ -53,6 +55,8 @@ pub struct App {
     pub config: Arc<Config>,
     /// The loaded generations.
     pub generations: Arc<Generations>,
+    /// Changes who answers.
+    pub rollout: Arc<Rollout>,
     /// Gives the answers.
     pub answerer: Arc<Answerer>,
     /// Reads images.
@@ -84,6 +88,7 @@ impl App {
     ) -> Result<Self, ConfigError> {
         Ok(Self {
             keyring: auth::Keyring::new(&config.auth)?,
+            rollout: Arc::new(Rollout::new(generations.clone(), &config.data.dir)),
             config: Arc::new(config.clone()),
             generations,
             answerer,

@@ -7,7 +7,7 @@ use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{Modify, OpenApi as _};
 
 use super::auth::Caller;
-use super::{adapters, chat, completions, error, feedback, health, metrics, models};
+use super::{adapters, chat, completions, error, feedback, health, metrics, models, rollout};
 
 /// The name of the security scheme.
 const KEY: &str = "key";
@@ -31,6 +31,14 @@ const KEY: &str = "key";
         models::get,
         adapters::load,
         adapters::unload,
+        rollout::list,
+        rollout::get,
+        rollout::import,
+        rollout::remove,
+        rollout::activate,
+        rollout::canary,
+        rollout::rollback,
+        rollout::changes,
         health::health,
         health::ready,
         metrics::show,

@@ -10,7 +10,7 @@ use actix_web::{HttpRequest, HttpResponse, Route as Handler, web};
 use super::auth::require_key;
 use super::error::ApiError;
 use super::observe::{REQUEST_ID, catch_panic, observe};
-use super::{App, GENERATION, adapters, chat, completions, feedback, health, metrics, models, openapi};
+use super::{App, GENERATION, adapters, chat, completions, feedback, health, metrics, models, openapi, rollout};
 
 /// What logs and metrics say of a path that is no route.
 pub(super) const UNMATCHED: &str = "unmatched";
@@ -24,7 +24,7 @@ pub(super) struct Route {
 }
 
 /// Every route. A test holds it equal to the OpenAPI description.
-pub(super) const ROUTES: [Route; 15] = [
+pub(super) const ROUTES: [Route; 23] = [
     Route { method: "POST", pattern: "/v1/chat/completions", handler: || web::post().to(chat::create) },
     Route { method: "GET", pattern: "/v1/chat/completions", handler: || web::get().to(completions::list) },
     Route {
@@ -53,6 +53,14 @@ pub(super) const ROUTES: [Route; 15] = [
     Route { method: "GET", pattern: "/v1/models/{model:.+}", handler: || web::get().to(models::get) },
     Route { method: "POST", pattern: "/v1/load_lora_adapter", handler: || web::post().to(adapters::load) },
     Route { method: "POST", pattern: "/v1/unload_lora_adapter", handler: || web::post().to(adapters::unload) },
+    Route { method: "GET", pattern: "/v1/adapters", handler: || web::get().to(rollout::list) },
+    Route { method: "POST", pattern: "/v1/adapters", handler: || web::post().to(rollout::import) },
+    Route { method: "GET", pattern: "/v1/adapters/changes", handler: || web::get().to(rollout::changes) },
+    Route { method: "POST", pattern: "/v1/adapters/rollback", handler: || web::post().to(rollout::rollback) },
+    Route { method: "GET", pattern: "/v1/adapters/{id}", handler: || web::get().to(rollout::get) },
+    Route { method: "DELETE", pattern: "/v1/adapters/{id}", handler: || web::delete().to(rollout::remove) },
+    Route { method: "POST", pattern: "/v1/adapters/{id}/activate", handler: || web::post().to(rollout::activate) },
+    Route { method: "POST", pattern: "/v1/adapters/{id}/canary", handler: || web::post().to(rollout::canary) },
     Route { method: "GET", pattern: "/health", handler: || web::get().to(health::health) },
     Route { method: "GET", pattern: "/ready", handler: || web::get().to(health::ready) },
     Route { method: "GET", pattern: "/metrics", handler: || web::get().to(metrics::show) },

@@ -41,6 +41,8 @@ pub(crate) struct Watch {
     pub(crate) asked: Mutex<Vec<Generate>>,
     /// Sequences inside the engine.
     pub(crate) active: AtomicUsize,
+    /// Whether adapters give the base's log-probabilities; else they give lower ones.
+    pub(crate) inert: AtomicBool,
     /// Whether it is being rebuilt.
     pub(crate) down: AtomicBool,
 }
@@ -112,10 +114,12 @@ impl Generation for EchoGeneration {
             return Err(EngineError::Unavailable(self.id.clone()));
         }
         let id_of = |byte: u8| (0..).find(|id| self.vocabulary.bytes(*id) == [byte]).unwrap();
+        let changed = self.id != GenerationId::base() && !self.watch.inert.load(Ordering::SeqCst);
+        let logprob = if changed { -0.75 } else { -0.5 };
         let top = request.top_logprobs;
         let token = |id: u32| {
             let top = (0..u32::try_from(top).unwrap()).map(|rank| ((id + rank) % 100, -0.5 - rank as f32)).collect();
-            Token { id, logprob: -0.5, top }
+            Token { id, logprob, top }
         };
         let tokens: Vec<Token> = text.bytes().map(|byte| token(id_of(byte))).collect();
         let end = token(self.vocabulary.end_of_turn()[0]);

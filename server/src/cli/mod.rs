@@ -6,11 +6,15 @@
 //! - [`run`]: what the binary does.
 //! - [`settings`]: the flags that set configuration keys, shared by the commands that read the configuration.
 //! - [`logging`]: where log lines go.
-//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`]: the commands.
+//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`], [`mod@eval`], [`adapters`]: the commands; [`remote`]: the
+//!   server that some of them talk to.
 
+mod adapters;
 mod check_config;
+mod eval;
 mod logging;
 mod openapi;
+mod remote;
 mod serve;
 mod settings;
 mod train;
@@ -21,6 +25,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::ConfigError;
+use adapters::AdaptersArgs;
+use eval::EvalArgs;
 use settings::SettingsArgs;
 use train::TrainArgs;
 
@@ -47,8 +53,12 @@ enum Command {
     CheckConfig(SettingsArgs),
     /// Print the description of the HTTP API as OpenAPI 3.1 JSON.
     Openapi,
+    /// The adapters of a running server: list, import, activate, canary, rollback, remove.
+    Adapters(AdaptersArgs),
     /// Train one run, or go on with it, without a server.
     Train(TrainArgs),
+    /// Measure a model, with or without an adapter, on evaluation sets, without a server.
+    Eval(Box<EvalArgs>),
 }
 
 /// Does what the command line asks for. This is all that `main` calls.
@@ -62,7 +72,9 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Serve(settings) => serve::run(settings),
         Command::CheckConfig(settings) => check_config::run(settings),
         Command::Openapi => openapi::run(),
+        Command::Adapters(arguments) => adapters::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
+        Command::Eval(arguments) => eval::run(*arguments),
     }
 }
 
@@ -114,6 +126,12 @@ mod tests {
         let check = parse("reground check-config --config x.toml").unwrap().command;
         assert!(matches!(check, Some(Command::CheckConfig(SettingsArgs { config: Some(_), .. }))));
         assert!(matches!(parse("reground openapi").unwrap().command, Some(Command::Openapi)));
+        let line = "reground eval --model m --adapter a --set one.jsonl --set two.jsonl --pope 3 --json";
+        let Some(Command::Eval(eval)) = parse(line).unwrap().command else {
+            panic!("no eval");
+        };
+        assert_eq!(eval.sets, ["one.jsonl", "two.jsonl"].map(std::path::PathBuf::from));
+        assert!((eval.pope, eval.json, eval.noise) == (3, true, 900.0));
     }
 
     #[test]
@@ -126,6 +144,9 @@ mod tests {
             ("reground --port 1 openapi", "--port"),
             ("reground openapi --port 1", "--port"),
             ("reground train", "--run"),
+            ("reground eval --model m", "--set"),
+            ("reground eval --set s.jsonl", "--model"),
+            ("reground eval --model m --set s.jsonl --synonyms n.txt --pocket-captions", "--synonyms"),
             ("reground train --run r --images pictures", "--import"),
         ] {
             let error = parse(line).unwrap_err();

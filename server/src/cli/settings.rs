@@ -25,7 +25,7 @@ pub(super) struct SettingsArgs {
     /// Hub revision: branch, tag or commit.
     #[arg(long)]
     pub(super) revision: Option<String>,
-    /// Which engine serves the model: auto, mistralrs.
+    /// Which engine serves the model: auto, native, mistralrs.
     #[arg(long)]
     pub(super) engine: Option<String>,
     /// Where the model runs: auto, cpu, cuda:N, metal.
@@ -40,7 +40,7 @@ pub(super) struct SettingsArgs {
     /// Most tokens of prompt and answer together; 0: the model's own limit.
     #[arg(long, value_name = "TOKENS")]
     pub(super) max_len: Option<usize>,
-    /// Sequences inside the engine at once; 0: the engine's proven maximum.
+    /// Sequences inside the engine at once; 0: 16 for the native engine, 1 for mistralrs.
     #[arg(long, value_name = "COUNT")]
     pub(super) max_parallel: Option<usize>,
     /// Only directories below this one can be loaded as adapters.

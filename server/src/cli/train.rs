@@ -12,6 +12,7 @@ use reground_learner::bpo::data::blobs::BlobDir;
 use reground_learner::bpo::data::{self, ReadOptions};
 use reground_learner::bpo::trainer::{Control, Outcome};
 use reground_learner::bpo::{dataset, launch, progress};
+use reground_learner::pocket::shipped;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -35,7 +36,7 @@ pub(super) fn run(arguments: &TrainArgs) -> Result<ExitCode> {
     }
     let control = Control::default();
     pause_on_signal(control.clone())?;
-    let outcome = launch::train(&arguments.run, &|| None, &control, progress::automatic().as_mut())?;
+    let outcome = launch::train(&arguments.run, &|| Some(shipped::source()), &control, progress::automatic().as_mut())?;
     if let Outcome::Finished { .. } = outcome {
         writeln!(io::stderr(), "The adapter is in {}.", arguments.run.join("adapter").display())?;
     }

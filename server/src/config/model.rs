@@ -28,8 +28,12 @@ pub struct ModelConfig {
     pub isq: Isq,
     /// Most tokens of prompt and answer together; 0: the model's own limit.
     pub max_len: usize,
-    /// Sequences inside the engine at once; 0: the engine's proven maximum, which is 1 for mistralrs on a CPU.
+    /// Sequences inside the engine at once; 0: 16 for the native engine, 1 for mistralrs.
     pub max_parallel: usize,
+    /// Bytes that keys and values of all running answers may take. Whoever does not fit waits. mistralrs manages its own.
+    pub kv_cache_bytes: usize,
+    /// Bytes of image features that are kept for the next question about the same image; 0: none. Native engine only.
+    pub vision_cache_bytes: usize,
     /// Only directories below this one can be loaded as adapters; empty: none can.
     pub adapter_root: PathBuf,
 }
@@ -46,6 +50,8 @@ impl Default for ModelConfig {
             isq: Isq::Off,
             max_len: 0,
             max_parallel: 0,
+            kv_cache_bytes: 2 << 30,
+            vision_cache_bytes: 256 << 20,
             adapter_root: PathBuf::new(),
         }
     }
@@ -71,7 +77,17 @@ impl ModelConfig {
             ));
         }
         ConfigError::range("model.max_len", self.max_len, 0..=1 << 24)?;
-        ConfigError::range("model.max_parallel", self.max_parallel, 0..=1024)
+        ConfigError::range("model.max_parallel", self.max_parallel, 0..=1024)?;
+        ConfigError::range("model.kv_cache_bytes", self.kv_cache_bytes, 1 << 20..=1 << 42)?;
+        ConfigError::range("model.vision_cache_bytes", self.vision_cache_bytes, 0..=1 << 42)?;
+        if self.isq != Isq::Off && self.engine == EngineKind::Native {
+            return Err(ConfigError::value(
+                "model.engine",
+                "native",
+                "`auto` or `mistralrs` while `model.isq` is not `off`",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -79,9 +95,11 @@ impl ModelConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineKind {
-    /// The best engine for the family.
+    /// Native where the learner knows the family and `isq` is off, mistralrs otherwise.
     #[default]
     Auto,
+    /// Our own decode loop over the learner's model.
+    Native,
     /// mistralrs.
     Mistralrs,
 }

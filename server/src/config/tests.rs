@@ -132,7 +132,7 @@ fn a_wrong_key_or_value_in_the_file_is_named_with_its_line() {
         (
             "port = 1",
             "port, set in config.toml, line 1, is no setting; the configuration has: server, auth, model, admission, \
-             images, log",
+             images, data, log",
         ),
         (
             "[server]\nport = \"x\"",
@@ -201,7 +201,7 @@ fn a_wrong_variable_or_flag_is_named() {
     );
     let flag =
         Loader::from_layers(None, []).unwrap().flag("model.engine", Some("vllm")).load().unwrap_err().to_string();
-    assert_eq!(flag, "model.engine is `vllm` on the command line; it must be one of auto, mistralrs");
+    assert_eq!(flag, "model.engine is `vllm` on the command line; it must be one of auto, native, mistralrs");
     let code = Config { admission: AdmissionConfig { queue: 0, ..Default::default() }, ..Default::default() };
     assert_eq!(code.validate().unwrap_err().to_string(), "admission.queue is `0` in code; it must be from 1 to 100000");
 }

@@ -9,9 +9,15 @@
 //! - [`sampler`]: how the next token is chosen; [`grammar`] constrains it. Engines share both, so that a seed means the same everywhere.
 //! - [`vocabulary`]: tokens to bytes, control tokens, end of turn.
 //! - [`source`]: where a model comes from (inside the binary, a directory, the hub).
-//! - `mistralrs`: the engine for every family.
+//! - [`native`]: the engine for the families that the learner trains; `mistralrs`: the engine for every other one.
+//! - [`checkpoint`]: what is known of a model before it is loaded; [`device`]: where it runs.
 
+mod checkpoint;
+#[cfg(test)]
+mod conformance;
+mod device;
 pub mod grammar;
+pub mod native;
 pub mod request;
 pub mod sampler;
 pub mod source;
@@ -25,7 +31,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 pub use request::{Content, Event, EventSender, Finish, Generate, Message, Role, Sampling, Token, TokenStream};
@@ -67,7 +73,7 @@ pub type Place = Box<dyn Send + Sync>;
 /// What is the same for all generations of an engine.
 #[derive(Clone, Debug)]
 pub struct EngineInfo {
-    /// `mistralrs`.
+    /// `native`, `mistralrs`.
     pub engine: &'static str,
     /// Where the model came from.
     pub source: String,
@@ -89,6 +95,32 @@ pub struct EngineInfo {
     pub tools: bool,
     /// Tokens and what they stand for.
     pub vocabulary: Arc<Vocabulary>,
+}
+
+impl EngineInfo {
+    /// Tokens of the prompt without the template's own. Refuses what surely does not fit, before an engine sees it.
+    ///
+    /// # Errors
+    /// [`EngineError::TooLong`].
+    pub fn check_length(&self, request: &Generate) -> Result<usize, EngineError> {
+        // Megabytes are not worth the time and memory that counting them takes.
+        let bytes = request.messages.iter().flat_map(|message| &message.content).fold(0, |sum, part| match part {
+            Content::Text(text) => sum + text.len(),
+            Content::Image(_) => sum,
+        });
+        let fewest = self.vocabulary.fewest(bytes);
+        if fewest >= self.max_len {
+            return Err(EngineError::TooLong { prompt: fewest, max_len: self.max_len });
+        }
+        let prompt = request.messages.iter().flat_map(|message| &message.content).fold(0, |sum, part| match part {
+            Content::Text(text) => sum + self.vocabulary.count(text),
+            Content::Image(_) => sum + self.image_tokens,
+        });
+        if prompt >= self.max_len {
+            return Err(EngineError::TooLong { prompt, max_len: self.max_len });
+        }
+        Ok(prompt)
+    }
 }
 
 /// Names what answered: `base`, or the adapter's id.
@@ -118,6 +150,12 @@ impl From<&str> for GenerationId {
 impl Serialize for GenerationId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for GenerationId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|id| Self(id.into()))
     }
 }
 

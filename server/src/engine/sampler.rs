@@ -12,6 +12,10 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{EngineError, Generate, Sampling, Token, Vocabulary};
 
+/// A request with this seed makes its engine panic, so that tests can see what becomes of the others.
+#[cfg(test)]
+pub(crate) const LETHAL_SEED: u64 = 0x6b69_6c6c;
+
 /// Chooses the tokens of one answer.
 pub struct Sampler {
     sampling: Sampling,

@@ -4,25 +4,12 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::api::tokio::ApiBuilder;
 use hf_hub::{Cache, Repo, RepoType};
+use reground_learner::pocket::shipped;
 use serde_json::Value;
 use tempfile::TempDir;
 use tracing::{info, warn};
 
 use super::EngineError;
-
-/// The checkpoint inside the binary, so that `reground` runs without a file and without a network.
-macro_rules! builtin {
-    ($($name:literal),*) => { &[$(($name, include_bytes!(concat!("../../../tests/golden/idefics3/model/", $name)).as_slice())),*] };
-}
-const BUILTIN: &[(&str, &[u8])] = builtin![
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json"
-];
 
 /// A checkpoint in a directory that an engine can load. Keep it: a prepared directory goes when this does.
 #[derive(Debug)]
@@ -35,7 +22,7 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// Finds the model: `builtin`, a directory, or a hub id that is downloaded into the hub's usual cache.
+    /// Finds the model: `builtin` (the pocket model), a directory, or a hub id that is downloaded into the hub's usual cache.
     ///
     /// # Errors
     /// There is no such model, or it cannot be downloaded and is not in the cache.
@@ -59,20 +46,31 @@ impl ModelFiles {
                 directory.display()
             )));
         }
-        Self::prepare(source, directory)
+        Ok(Self { directory, source: source.into(), _prepared: None })
     }
 
     fn builtin() -> Result<Self, EngineError> {
         let prepared = prepared_directory()?;
-        for (name, bytes) in BUILTIN {
-            write(&prepared.path().join(name), bytes)?;
-        }
+        shipped::write(prepared.path()).map_err(|error| EngineError::Load(error.to_string()))?;
         Ok(Self { directory: prepared.path().to_owned(), source: "builtin".into(), _prepared: Some(prepared) })
     }
 
-    /// mistralrs 0.8.1 panics when Idefics3 splits an image, and reads the older place of `rope_theta` only. Where a
-    /// checkpoint needs it, a directory of links with those two settings changed stands in for it.
-    fn prepare(source: &str, directory: PathBuf) -> Result<Self, EngineError> {
+    /// `model_type` of config.json; empty if there is none.
+    ///
+    /// # Errors
+    /// config.json cannot be read.
+    pub fn model_type(&self) -> Result<String, EngineError> {
+        let config = read_json(&self.directory.join("config.json"))?;
+        Ok(config["model_type"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// The checkpoint as mistralrs can load it. 0.8.1 panics when Idefics3 splits an image, and reads the older place of
+    /// `rope_theta` only. Where a checkpoint needs it, a directory of links with those two settings changed stands in for it.
+    ///
+    /// # Errors
+    /// A file cannot be read, or there is no place for the links.
+    pub fn for_mistralrs(self) -> Result<Self, EngineError> {
+        let Self { directory, source, _prepared } = self;
         let mut changed = Vec::new();
         let config = read_json(&directory.join("config.json"))?;
         let is_idefics3 = config["model_type"] == "idefics3";
@@ -96,7 +94,7 @@ impl ModelFiles {
             }
         }
         if changed.is_empty() {
-            return Ok(Self { directory, source: source.into(), _prepared: None });
+            return Ok(Self { directory, source, _prepared });
         }
         let prepared = prepared_directory()?;
         let entries = fs_err::read_dir(&directory).map_err(|error| EngineError::Load(error.to_string()))?;
@@ -109,7 +107,7 @@ impl ModelFiles {
                     .map_err(|error| EngineError::Load(error.to_string()))?,
             }
         }
-        Ok(Self { directory: prepared.path().to_owned(), source: source.into(), _prepared: Some(prepared) })
+        Ok(Self { directory: prepared.path().to_owned(), source, _prepared: Some(prepared) })
     }
 }
 
@@ -194,12 +192,10 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_builtin_checkpoint_is_the_golden_one() {
+    async fn the_builtin_checkpoint_is_the_pocket_model() {
         let files = ModelFiles::open("builtin", "").await.unwrap();
-        for entry in fs_err::read_dir(golden("model")).unwrap() {
-            let entry = entry.unwrap();
-            let copy = fs_err::read(files.directory.join(entry.file_name())).unwrap();
-            assert!(copy == fs_err::read(entry.path()).unwrap(), "{:?}", entry.file_name());
+        for (name, bytes) in shipped::FILES {
+            assert!(fs_err::read(files.directory.join(name)).unwrap() == bytes, "{name}");
         }
         let directory = files.directory.clone();
         drop(files);
@@ -219,6 +215,9 @@ mod tests {
         fs_err::write(&preprocessor, settings.to_string()).unwrap();
 
         let files = ModelFiles::open(directory.path().to_str().unwrap(), "").await.unwrap();
+        assert_eq!(files.directory, directory.path().canonicalize().unwrap());
+        assert_eq!(files.model_type().unwrap(), "idefics3");
+        let files = files.for_mistralrs().unwrap();
         assert_ne!(files.directory, directory.path());
         assert_eq!(read_json(&files.directory.join("preprocessor_config.json")).unwrap()["do_image_splitting"], false);
         assert_eq!(read_json(&preprocessor).unwrap()["do_image_splitting"], true, "the original stays");

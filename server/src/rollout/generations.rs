@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use thiserror::Error;
 
+use super::route::{Route, Sticky};
 use crate::admission::Admission;
 use crate::config::AdmissionConfig;
 use crate::engine::{Engine, EngineError, EngineInfo, Generation, GenerationId};
@@ -20,7 +21,7 @@ pub struct Generations {
 }
 
 struct Loaded {
-    live: GenerationId,
+    route: Route,
     slots: BTreeMap<GenerationId, Lease>,
 }
 
@@ -45,8 +46,8 @@ pub enum LoadError {
     /// No such generation.
     #[error("generation `{0}` is not loaded")]
     Unknown(GenerationId),
-    /// The live generation cannot be unloaded.
-    #[error("generation `{0}` is live and cannot be unloaded")]
+    /// A generation that the route needs cannot be unloaded, nor can the base.
+    #[error("generation `{0}` is the base, live, previous or canary and cannot be unloaded")]
     Live(GenerationId),
     /// The engine refused it.
     #[error(transparent)]
@@ -62,7 +63,7 @@ impl Generations {
         let base = engine.load(GenerationId::base(), None).await?;
         let lease =
             Lease { generation: base, admission: Arc::new(Admission::new(&admission, engine.info().max_parallel)) };
-        let loaded = Loaded { live: GenerationId::base(), slots: BTreeMap::from([(GenerationId::base(), lease)]) };
+        let loaded = Loaded { route: Route::default(), slots: BTreeMap::from([(GenerationId::base(), lease)]) };
         Ok(Self { engine, admission, loaded: RwLock::new(loaded), change: tokio::sync::Mutex::new(()) })
     }
 
@@ -72,11 +73,37 @@ impl Generations {
         self.engine.info()
     }
 
-    /// The generation that answers when the caller names none.
+    /// The live generation.
     #[must_use]
     pub fn live(&self) -> Lease {
         let loaded = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
-        loaded.slots[&loaded.live].clone()
+        loaded.slots[&loaded.route.live].clone()
+    }
+
+    /// The generation that answers this caller, who names none: the live one, or the canary.
+    #[must_use]
+    pub fn pick(&self, who: Sticky) -> Lease {
+        let loaded = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
+        loaded.slots[loaded.route.pick(who)].clone()
+    }
+
+    /// Who answers.
+    #[must_use]
+    pub fn route(&self) -> Route {
+        self.loaded.read().unwrap_or_else(PoisonError::into_inner).route.clone()
+    }
+
+    /// Changes who answers, for every query that begins from now on; those under way end where they began.
+    ///
+    /// # Errors
+    /// A generation of the route is not loaded; nothing is changed.
+    pub fn set_route(&self, route: Route) -> Result<(), LoadError> {
+        let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(missing) = route.generations().find(|id| !loaded.slots.contains_key(id)) {
+            return Err(LoadError::Unknown(missing.clone()));
+        }
+        loaded.route = route;
+        Ok(())
     }
 
     /// A loaded generation.
@@ -117,11 +144,11 @@ impl Generations {
     /// Takes a generation out. Answers under way keep it until they are done.
     ///
     /// # Errors
-    /// It is not loaded, or it is live.
+    /// It is not loaded, or the route needs it.
     pub async fn unload(&self, id: &GenerationId) -> Result<(), LoadError> {
         let _one_at_a_time = self.change.lock().await;
         let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
-        if loaded.live == *id {
+        if loaded.route.uses(id) || *id == GenerationId::base() {
             return Err(LoadError::Live(id.clone()));
         }
         loaded.slots.remove(id).map(drop).ok_or_else(|| LoadError::Unknown(id.clone()))

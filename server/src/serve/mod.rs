@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use actix_web::{App as ActixApp, HttpServer, web};
 use anyhow::Context;
+use reground_learner::model::Model;
 use reground_learner::store::{Options, Store};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -13,8 +14,9 @@ use tracing::info;
 
 use crate::answer::Answerer;
 use crate::api;
-use crate::config::{Config, EngineKind};
+use crate::config::{Config, EngineKind, Isq};
 use crate::engine::Engine;
+use crate::engine::native::NativeEngine;
 use crate::engine::source::ModelFiles;
 use crate::images::ImageReader;
 use crate::recorder::Recorder;
@@ -110,6 +112,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let images = Arc::new(ImageReader::new(&config.images));
     let app = api::App::new(&config, generations.clone(), answerer, images, stopping.clone())?;
     let app = web::Data::new(app.with_recorder(recorder.clone()));
+    app.rollout.restore().await?;
 
     let server = HttpServer::new(move || ActixApp::new().configure(api::configure(app.clone())))
         .disable_signals()
@@ -145,22 +148,26 @@ async fn recorder(config: &Config) -> anyhow::Result<Arc<Recorder>> {
     Recorder::start(Arc::new(store), &config.record, digest)
 }
 
-#[cfg(feature = "mistralrs")]
 fn engine(config: &Config, files: ModelFiles) -> anyhow::Result<Arc<dyn Engine>> {
-    match config.model.engine {
-        EngineKind::Auto | EngineKind::Mistralrs => {
-            Ok(Arc::new(crate::engine::mistralrs::MistralrsEngine::new(&config.model, files)?))
-        }
+    let native = match config.model.engine {
+        EngineKind::Native => true,
+        EngineKind::Mistralrs => false,
+        EngineKind::Auto => config.model.isq == Isq::Off && Model::knows(&files.model_type()?),
+    };
+    if native {
+        return Ok(Arc::new(NativeEngine::new(&config.model, files)?));
     }
+    mistralrs(config, files)
+}
+
+#[cfg(feature = "mistralrs")]
+fn mistralrs(config: &Config, files: ModelFiles) -> anyhow::Result<Arc<dyn Engine>> {
+    Ok(Arc::new(crate::engine::mistralrs::MistralrsEngine::new(&config.model, files)?))
 }
 
 #[cfg(not(feature = "mistralrs"))]
-fn engine(config: &Config, _: ModelFiles) -> anyhow::Result<Arc<dyn Engine>> {
-    match config.model.engine {
-        EngineKind::Auto | EngineKind::Mistralrs => {
-            anyhow::bail!("this build has no engine: it was made without the feature `mistralrs`")
-        }
-    }
+fn mistralrs(_: &Config, files: ModelFiles) -> anyhow::Result<Arc<dyn Engine>> {
+    anyhow::bail!("{} needs mistralrs, and this build was made without that feature", files.source)
 }
 
 /// Serves until a signal comes: what `reground serve` does.

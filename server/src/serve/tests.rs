@@ -8,14 +8,19 @@ use serde_json::{Value, json};
 
 use super::{Running, start};
 use crate::answer::BackgroundGenerator;
-use crate::config::Config;
-use crate::engine::mistralrs::LETHAL_SEED;
+use crate::config::{Config, EngineKind};
+use crate::engine::sampler::LETHAL_SEED;
 
-async fn running() -> Running {
+const ENGINES: [EngineKind; 2] = [EngineKind::Native, EngineKind::Mistralrs];
+
+/// One place inside, so that requests get into each other's way.
+async fn running(engine: EngineKind) -> Running {
     let mut config = Config::default();
     config.server.port = 0;
     // Never removed by hand: the store is in it until the process ends.
     config.data.dir = tempfile::tempdir().unwrap().keep();
+    config.model.engine = engine;
+    config.model.max_parallel = 1;
     start(config).await.unwrap()
 }
 
@@ -33,7 +38,13 @@ async fn ready(running: &Running) -> u16 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_engine_comes_back() {
-    let running = running().await;
+    for engine in ENGINES {
+        a_killed_engine_comes_back_with(engine).await;
+    }
+}
+
+async fn a_killed_engine_comes_back_with(engine: EngineKind) {
+    let running = running(engine).await;
     let before = ask(&running, 1).await;
     assert_eq!(before.0, 200, "{}", before.1);
 
@@ -76,7 +87,13 @@ fn question(seed: u64) -> Question {
 /// started again, there would be no answer; were it not seeded, the answer would differ.
 #[tokio::test(flavor = "multi_thread")]
 async fn live_queries_preempt_background_work_which_starts_again() {
-    let running = running().await;
+    for engine in ENGINES {
+        live_queries_preempt_background_work_which_starts_again_with(engine).await;
+    }
+}
+
+async fn live_queries_preempt_background_work_which_starts_again_with(engine: EngineKind) {
+    let running = running(engine).await;
     let generator = Arc::new(BackgroundGenerator::new(running.generations().clone()));
     let alone = generator.generate(question(5)).await.unwrap();
     assert!(alone.tokens.len() > 100, "long enough to be interrupted: {}", alone.tokens.len());
@@ -102,7 +119,13 @@ async fn live_queries_preempt_background_work_which_starts_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_given_answer_is_scored() {
-    let running = running().await;
+    for engine in ENGINES {
+        a_given_answer_is_scored_with(engine).await;
+    }
+}
+
+async fn a_given_answer_is_scored_with(engine: EngineKind) {
+    let running = running(engine).await;
     let generator = BackgroundGenerator::new(running.generations().clone());
     let greedy = Question { temperature: 0.0, max_tokens: 12, ..question(0) };
     let generated = generator.generate(greedy.clone()).await.unwrap();

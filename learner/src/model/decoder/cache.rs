@@ -16,7 +16,12 @@ pub struct KeyValues {
 }
 
 impl KeyValues {
-    /// Room for `capacity` tokens.
+    /// Bytes that one token takes.
+    pub fn bytes_per_token(config: &DecoderConfig, dtype: DType) -> usize {
+        2 * config.layers * config.key_value_heads * config.head_dim * dtype.size_in_bytes()
+    }
+
+    /// Room for `capacity` tokens. On the CPU the system gives the memory when it is first written.
     ///
     /// # Errors
     /// A failed allocation.
@@ -74,6 +79,12 @@ impl KeyValues {
         let (keys, values) = &self.layers[layer];
         keys.slice_set(&k.contiguous()?, 0, self.length)?;
         values.slice_set(&v.contiguous()?, 0, self.length)
+    }
+
+    /// A layer's keys and values of the first `tokens` tokens, those included that were written but not yet counted.
+    pub(crate) fn read(&self, layer: usize, tokens: usize) -> Result<(Tensor, Tensor)> {
+        let (keys, values) = &self.layers[layer];
+        Ok((keys.narrow(0, 0, tokens)?, values.narrow(0, 0, tokens)?))
     }
 
     pub(crate) fn advance(&mut self, tokens: usize) {

@@ -1,4 +1,4 @@
-//! Generation: prompts first, then one token of every sequence at a time.
+//! Generation: prompts first, whole or in pieces, then one token of every sequence at a time.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::cache::{KeyValues, attend};
 use super::{Decoder, Packed};
 use crate::model::adapters::Adapters;
 use crate::model::error::ModelError;
-use crate::model::ops::attention::attention;
+use crate::model::ops::attention::{Span, attention};
 
 impl Decoder {
     /// Runs prompts (groups without answers) through the decoder and fills their caches. The result is the hidden state
@@ -81,5 +81,64 @@ impl Decoder {
             cache.advance(1);
         }
         Ok(x)
+    }
+
+    /// The next rows of prompts: `rows[i]` of them for `caches[i]`, whose rows follow each other in `embeddings`,
+    /// `[rows, hidden]`. The result is the hidden state of each sequence's last new row, `[sequences, hidden]`.
+    ///
+    /// Pieces of a prompt in turn give what [`Decoder::prefill`] gives at once, except for rounding, so a long prompt need not
+    /// hold up other sequences' tokens.
+    ///
+    /// # Errors
+    /// A sequence without new rows, one that does not fit its cache or the model's positions.
+    pub fn extend(
+        &self,
+        embeddings: &Tensor,
+        rows: &[usize],
+        adapters: &Adapters<'_>,
+        caches: &mut [&mut KeyValues],
+    ) -> Result<Tensor, ModelError> {
+        let total = rows.iter().sum::<usize>();
+        if rows.len() != caches.len() || rows.contains(&0) || embeddings.dim(0)? != total {
+            return Err(candle_core::Error::Msg(format!(
+                "extend: {rows:?} rows for {} caches, {:?} embeddings",
+                caches.len(),
+                embeddings.dims()
+            ))
+            .into());
+        }
+        let mut positions = Vec::with_capacity(total);
+        for (rows, cache) in rows.iter().zip(caches.iter()) {
+            let (length, limit) = (cache.len() + rows, cache.capacity());
+            if length > limit {
+                return Err(ModelError::TooLong { length, limit });
+            }
+            positions.extend((cache.len()..length).map(|position| position as u32));
+        }
+        let pass = self.pass(&positions, Arc::new([]), adapters)?;
+        let mut x = embeddings.clone();
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let (q, k, v) = block.attend_to(layer, &x, &pass)?;
+            let mut attended = Vec::with_capacity(rows.len());
+            let mut start = 0;
+            for (&rows, cache) in rows.iter().zip(caches.iter()) {
+                cache.write(layer, &k.narrow(0, start, rows)?, &v.narrow(0, start, rows)?)?;
+                let keys = cache.len() + rows;
+                let (k, v) = cache.read(layer, keys)?;
+                let span = Span { queries: 0..rows, prefix: 0..0, own: 0..keys, causal: true, first: cache.len() };
+                let spans: Arc<[Span]> = Arc::new([span]);
+                attended.push(attention(&q.narrow(0, start, rows)?, &k, &v, &spans, pass.heads)?);
+                start += rows;
+            }
+            x = block.finish(layer, &x, &Tensor::cat(&attended, 0)?, &pass)?;
+        }
+        let mut last = Vec::with_capacity(rows.len());
+        let mut end = 0;
+        for (&rows, cache) in rows.iter().zip(caches.iter_mut()) {
+            cache.advance(rows);
+            end += rows as u32;
+            last.push(end - 1);
+        }
+        Ok(x.index_select(&Tensor::new(last.as_slice(), self.device())?, 0)?)
     }
 }

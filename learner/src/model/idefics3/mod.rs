@@ -90,8 +90,8 @@ impl Family for Idefics3 {
         Ok(ImageInput { pixels: pixels.to_dtype(self.vision.dtype())?, grid: (rows, columns) })
     }
 
-    fn image_text(&self, image: &ImageInput) -> String {
-        prompt::image_text(image.grid.0, image.grid.1, self.tokens_per_tile)
+    fn image_text(&self, grid: (usize, usize)) -> String {
+        prompt::image_text(grid.0, grid.1, self.tokens_per_tile)
     }
 
     fn patches(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {

@@ -19,9 +19,18 @@ use crate::pocket::world::{Kind, SIDE};
 /// How much an empty patch counts beside one with an object: most patches are empty, and emptiness is easy.
 const EMPTY: f32 = 0.3;
 
-/// The model with every weight trainable.
+/// Where the vision tower's weights are.
+const TOWER: &str = "model.vision_model";
+
+/// The model with every weight trainable: the vision tower in the sight stage, everything else in the speech stage.
+///
+/// The tower is frozen once it can see. Where colour tells most of the kind, a tower that goes on learning on typical
+/// pictures unlearns shapes within a few hundred steps, and the model is then not misled by habit but blind.
 pub struct Network {
+    /// Everything is a variable.
     model: Model,
+    /// The same weights, the vision tower's as constants.
+    speaker: Model,
     variables: BTreeMap<String, Var>,
     heads: BTreeMap<String, Var>,
 }
@@ -49,11 +58,17 @@ impl Network {
     ) -> Result<Self, BuildError> {
         let variables = Weights::new(weights).to_variables()?;
         let model = Model::build(&source(shape)?, &Weights::from_variables(&variables))?;
+        // A detached tensor shares its memory with the variable, so it follows what the sight stage does to it.
+        let frozen = variables.iter().map(|(name, variable)| {
+            let tensor = variable.as_tensor();
+            (name.clone(), if name.starts_with(TOWER) { tensor.detach() } else { tensor.clone() })
+        });
+        let speaker = Model::build(&source(shape)?, &Weights::new(frozen.collect()))?;
         let heads = heads
             .iter()
             .map(|(name, tensor)| Ok((name.clone(), Var::from_tensor(tensor)?)))
             .collect::<Result<_, candle_core::Error>>()?;
-        Ok(Self { model, variables, heads })
+        Ok(Self { model, speaker, variables, heads })
     }
 
     /// The model's weights by name.
@@ -100,7 +115,7 @@ impl Network {
         self.outcome(&loss, hits as f32 / (all as f32).max(1.0))
     }
 
-    /// Mean negative log-probability of the answers' tokens.
+    /// Mean negative log-probability of the answers' tokens, with a frozen vision tower.
     ///
     /// # Errors
     /// A failed tensor operation.
@@ -121,7 +136,7 @@ impl Network {
         let mut packed = Packed::new(&groups)?;
         if !with.is_empty() {
             let pixels = pixels(with.iter().filter_map(|item| item.pixels.as_deref()))?;
-            packed.features = vec![self.model.family().encode(&pixels)?];
+            packed.features = vec![self.speaker.family().encode(&pixels)?];
         }
         let (mut rows, mut targets) = (Vec::new(), Vec::new());
         for ((answers, learnt), group) in packed.answers.iter().zip(&learnt).zip(&groups) {
@@ -131,9 +146,9 @@ impl Network {
                 targets.extend_from_slice(&tokens[asked..]);
             }
         }
-        let hidden = self.model.hidden(&packed, &Adapters::none())?;
+        let hidden = self.speaker.hidden(&packed, &Adapters::none())?;
         let rows = Tensor::new(rows.as_slice(), &Device::Cpu)?;
-        let logits = self.model.decoder().logits(&hidden.index_select(&rows, 0)?)?;
+        let logits = self.speaker.decoder().logits(&hidden.index_select(&rows, 0)?)?;
         let loss = log_prob::log_prob(&logits, &targets)?.mean_all()?.neg()?;
         let right = right_predictions(&logits, &targets)?;
         let hits = right.iter().filter(|right| **right).count();
@@ -158,8 +173,13 @@ impl Network {
 
     /// Names of the variables that a loss must reach in each stage: a cut in the graph would be silent.
     pub fn reached_by_sight(&self) -> BTreeSet<String> {
-        let vision = self.variables.keys().filter(|name| name.starts_with("model.vision_model")).cloned();
+        let vision = self.variables.keys().filter(|name| name.starts_with(TOWER)).cloned();
         vision.chain(self.heads.keys().cloned()).collect()
+    }
+
+    /// As [`Network::reached_by_sight`], for the speech stage.
+    pub fn reached_by_speech(&self) -> BTreeSet<String> {
+        self.variables.keys().filter(|name| !name.starts_with(TOWER)).cloned().collect()
     }
 }
 
@@ -220,7 +240,7 @@ mod tests {
         let chance = (crate::pocket::tokenizer::vocabulary().len() as f32).ln();
         assert!((outcome.loss - chance).abs() < 0.5, "{} against {chance}", outcome.loss);
         let reached: BTreeSet<String> = outcome.gradients.keys().cloned().collect();
-        assert_eq!(reached, network.variables().keys().cloned().collect());
+        assert_eq!(reached, network.reached_by_speech());
         for (name, gradient) in &outcome.gradients {
             // A shift of all keys does not change attention.
             let blind = name.ends_with("k_proj.bias");

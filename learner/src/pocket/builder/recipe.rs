@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub enum Stage {
     /// The vision tower alone, on patch labels.
     Sight,
-    /// The whole model, on conversations.
+    /// Connector and language model, on conversations; the vision tower is frozen.
     Speech,
 }
 
@@ -68,7 +68,7 @@ impl Default for Recipe {
             seed: 0,
             workers: 2,
             sight: StageRecipe { steps: 900, pictures: 32, texts: 0, learning_rate: 1.5e-3, warm_up: 50, hold: 0.0 },
-            speech: StageRecipe { steps: 1250, pictures: 24, texts: 8, learning_rate: 2e-3, warm_up: 75, hold: 0.6 },
+            speech: StageRecipe { steps: 1800, pictures: 24, texts: 8, learning_rate: 2e-3, warm_up: 75, hold: 0.6 },
             turns: 4,
             weight_decay: 0.02,
             clip: 1.0,

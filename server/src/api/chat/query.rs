@@ -10,9 +10,9 @@ use super::messages::Part;
 use super::request::ChatRequest;
 use crate::answer::Query;
 use crate::api::error::{ApiError, code, shown};
-use crate::engine::{Content, EngineInfo, GenerationId, Message, Sampling, Vocabulary};
+use crate::engine::{Content, EngineInfo, GenerationId, Message, Role, Sampling, Vocabulary};
 use crate::images::FailedImage;
-use crate::rollout::Generations;
+use crate::rollout::{Generations, Sticky};
 
 /// The generation that `model` pins; `None`: the live one.
 ///
@@ -171,6 +171,24 @@ pub(super) struct Asker {
     pub(super) deadline: Instant,
     /// The pinned generation.
     pub(super) generation: Option<GenerationId>,
+    /// Whom a canary keeps.
+    pub(super) sticky: Sticky,
+}
+
+/// Whom a canary keeps: the end user if the request names one, else the conversation, by how it began.
+pub(super) fn sticky(request: &ChatRequest) -> Sticky {
+    if let Some(user) = &request.user {
+        return Sticky::of(user);
+    }
+    let first = request.messages.iter().find(|message| message.role == Role::User);
+    let parts = first.map_or(&[] as &[Part], |message| &message.content);
+    let text: String = parts
+        .iter()
+        .map(|part| match part {
+            Part::Text(text) | Part::Image(text) => text.as_str(),
+        })
+        .collect();
+    Sticky::of(&text)
 }
 
 /// One query per choice. The choices of a seeded request have the seeds `seed`, `seed + 1`, …: each is reproducible, and
@@ -197,6 +215,7 @@ pub(super) fn queries(request: &mut ChatRequest, images: Vec<Arc<DynamicImage>>,
     let query = Query {
         key: asker.key.clone(),
         generation: asker.generation.clone(),
+        sticky: asker.sticky,
         messages,
         tools: std::mem::take(&mut request.tools),
         tool_choice: request.tool_choice.clone(),

@@ -13,7 +13,7 @@ use super::load::{Loaded, Settings, load};
 use super::prompt;
 use super::tap::Tap;
 use crate::engine::sampler::Sampler;
-use crate::engine::{Content, EngineError, EngineInfo, Generate, Generation, GenerationId, Place, TokenStream};
+use crate::engine::{EngineError, EngineInfo, Generate, Generation, GenerationId, Place, TokenStream};
 
 /// Pause before the first attempt to load a dead engine again; doubled for each further one.
 const REVIVAL_PAUSE: Duration = Duration::from_millis(100);
@@ -57,28 +57,6 @@ impl MistralrsGeneration {
 
     fn loaded(&self) -> Option<Arc<Loaded>> {
         self.loaded.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Tokens of the prompt without the template's own. Refuses what surely does not fit before the engine sees it: mistralrs
-    /// checks the length before it puts the images into the prompt.
-    fn check_length(&self, request: &Generate) -> Result<usize, EngineError> {
-        // Megabytes are not worth the time and memory that counting them takes.
-        let bytes = request.messages.iter().flat_map(|message| &message.content).fold(0, |sum, part| match part {
-            Content::Text(text) => sum + text.len(),
-            Content::Image(_) => sum,
-        });
-        let fewest = self.info.vocabulary.fewest(bytes);
-        if fewest >= self.info.max_len {
-            return Err(EngineError::TooLong { prompt: fewest, max_len: self.info.max_len });
-        }
-        let prompt = request.messages.iter().flat_map(|message| &message.content).fold(0, |sum, part| match part {
-            Content::Text(text) => sum + self.info.vocabulary.count(text),
-            Content::Image(_) => sum + self.info.image_tokens,
-        });
-        if prompt >= self.info.max_len {
-            return Err(EngineError::TooLong { prompt, max_len: self.info.max_len });
-        }
-        Ok(prompt)
     }
 
     /// Takes a dead engine out and loads a new one. Called by every answer that found it dead; the first one acts.
@@ -129,7 +107,8 @@ impl Generation for MistralrsGeneration {
 
     fn generate(&self, request: Generate, place: Place) -> Result<TokenStream, EngineError> {
         let loaded = self.loaded().ok_or_else(|| EngineError::Unavailable(self.id.clone()))?;
-        let prompt = self.check_length(&request)?;
+        // mistralrs checks the length before it puts the images into the prompt.
+        let prompt = self.info.check_length(&request)?;
         let max_tokens = request.forced.as_ref().map(Vec::len).or(request.max_tokens);
         let vocabulary = self.info.vocabulary.clone();
         let sampler = Sampler::new(&request, vocabulary.clone())?;

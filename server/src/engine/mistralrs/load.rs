@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use candle_core::Device as CandleDevice;
+use candle_core::Device;
 use mistralrs::core::Request;
 use mistralrs::{DType, IsqBits, Model, ModelBuilder, ModelDType};
 use tokio::runtime::Handle;
@@ -13,36 +13,21 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::adapter::PreparedAdapter;
 use super::{EngineError, ModelFiles};
-use crate::config::{Device, Dtype, Isq, ModelConfig};
+use crate::config::{Isq, ModelConfig};
+use crate::engine::device;
 
 /// Everything that loading needs, checked.
 pub(super) struct Settings {
     pub(super) files: ModelFiles,
     pub(super) isq: Isq,
     pub(super) max_parallel: usize,
-    device: CandleDevice,
-    dtype: Dtype,
+    pub(super) device: Device,
+    pub(super) dtype: DType,
 }
 
 impl Settings {
     pub(super) fn new(config: &ModelConfig, files: ModelFiles) -> Result<Self, EngineError> {
-        let device = match config.device {
-            Device::Cpu => Ok(CandleDevice::Cpu),
-            Device::Auto => mistralrs::best_device(false),
-            Device::Cuda(number) => CandleDevice::new_cuda(number),
-            Device::Metal => CandleDevice::new_metal(0),
-        }
-        .map_err(|error| EngineError::Load(format!("model.device = {}: {error}", config.device)))?;
-        let dtype = match (config.dtype, device.is_cpu()) {
-            (Dtype::Auto, true) => Dtype::F32,
-            (Dtype::Auto, false) => Dtype::Bf16,
-            (Dtype::Bf16 | Dtype::F16, true) => {
-                return Err(EngineError::Load(
-                    "model.dtype must be f32 on a CPU: mistralrs 0.8.1 fails with bf16 and is slower with f16".into(),
-                ));
-            }
-            (dtype, _) => dtype,
-        };
+        let (device, dtype) = device::choose(config)?;
         // A batch above 1 gives wrong answers on a CPU; on an accelerator no run of the equality test has allowed more yet.
         let proven = 1;
         if config.max_parallel > proven {
@@ -54,27 +39,11 @@ impl Settings {
         Ok(Self { files, isq: config.isq, max_parallel: proven, device, dtype })
     }
 
-    pub(super) fn device_name(&self) -> String {
-        match self.device.location() {
-            candle_core::DeviceLocation::Cpu => "cpu".into(),
-            candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-            candle_core::DeviceLocation::Metal { .. } => "metal".into(),
-        }
-    }
-
-    pub(super) fn dtype_name(&self) -> &'static str {
-        match self.dtype {
-            Dtype::Auto | Dtype::F32 => "f32",
-            Dtype::F16 => "f16",
-            Dtype::Bf16 => "bf16",
-        }
-    }
-
     fn builder(&self) -> ModelBuilder {
         let dtype = match self.dtype {
-            Dtype::Auto | Dtype::F32 => ModelDType::F32,
-            Dtype::F16 => ModelDType::F16,
-            Dtype::Bf16 => ModelDType::BF16,
+            DType::F16 => ModelDType::F16,
+            DType::BF16 => ModelDType::BF16,
+            _ => ModelDType::F32,
         };
         // Without a prefix cache: on a CPU it never evicts.
         let builder = ModelBuilder::new(self.files.directory.display())
@@ -86,14 +55,6 @@ impl Settings {
             Isq::Off => builder,
             Isq::Q8 => builder.with_auto_isq(IsqBits::Eight),
             Isq::Q4 => builder.with_auto_isq(IsqBits::Four),
-        }
-    }
-
-    fn candle_dtype(&self) -> DType {
-        match self.dtype {
-            Dtype::Auto | Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::Bf16 => DType::BF16,
         }
     }
 }
@@ -128,7 +89,7 @@ fn load_here(
 ) -> Result<Loaded, EngineError> {
     mistralrs_quant::clear_applied_loras();
     let note = adapter.map(|adapter| {
-        let (applied, note) = adapter.applied(settings.candle_dtype(), &settings.device);
+        let (applied, note) = adapter.applied(settings.dtype, &settings.device);
         mistralrs_quant::push_applied_lora(applied);
         note
     });

@@ -1,4 +1,4 @@
-//! The engine for every family: mistralrs.
+//! The engine for the families that the learner does not know: mistralrs.
 //!
 //! An adapter is merged into the weights while they load, so each generation is an engine of its own. What the crate does
 //! wrong in 0.8.1, and how this module stays clear of it:
@@ -21,21 +21,19 @@ mod prompt;
 mod tap;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-pub(crate) use tap::LETHAL_SEED;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use reground_learner::adapter::{ModuleShapes, checkpoint_shapes};
-use serde_json::Value;
 
 use self::adapter::PreparedAdapter;
 use self::generation::MistralrsGeneration;
 use self::load::Settings;
-use super::source::{ModelFiles, read_json};
-use super::{Engine, EngineError, EngineInfo, Generation, GenerationId, Vocabulary};
+use super::checkpoint;
+use super::source::ModelFiles;
+use super::{Engine, EngineError, EngineInfo, Generation, GenerationId};
 use crate::config::{Isq, ModelConfig};
 
 /// Loads generations with mistralrs.
@@ -52,34 +50,17 @@ impl MistralrsEngine {
     /// # Errors
     /// A file of the checkpoint is missing or malformed, or a setting does not go with it.
     pub fn new(config: &ModelConfig, files: ModelFiles) -> Result<Self, EngineError> {
-        let directory = &files.directory;
-        let checkpoint = read_json(&directory.join("config.json"))?;
-        let text = if checkpoint["text_config"].is_object() { &checkpoint["text_config"] } else { &checkpoint };
-        let size = |key: &str| text[key].as_u64().and_then(|size| usize::try_from(size).ok());
-        let vocabulary = Arc::new(Vocabulary::read(directory, size("vocab_size"))?);
-        let own_max_len = size("max_position_embeddings").unwrap_or(4096);
-        if config.max_len > own_max_len {
-            return Err(EngineError::Load(format!(
-                "model.max_len = {} is more than the model's own {own_max_len}",
-                config.max_len
-            )));
-        }
+        let files = files.for_mistralrs()?;
         let settings = Settings::new(config, files)?;
+        let info = checkpoint::info(
+            config,
+            &settings.files,
+            "mistralrs",
+            (&settings.device, settings.dtype),
+            settings.max_parallel,
+        )?;
         let layers =
             checkpoint_shapes(&settings.files.directory).map_err(|error| EngineError::Load(error.to_string()))?;
-        let info = EngineInfo {
-            engine: "mistralrs",
-            source: settings.files.source.clone(),
-            family: checkpoint["architectures"][0].as_str().unwrap_or("unknown").into(),
-            device: settings.device_name(),
-            dtype: settings.dtype_name().into(),
-            max_len: if config.max_len == 0 { own_max_len } else { config.max_len },
-            max_parallel: settings.max_parallel,
-            images: checkpoint["vision_config"].is_object(),
-            image_tokens: image_tokens(&settings.files),
-            tools: chat_template(&settings.files).contains("tools"),
-            vocabulary,
-        };
         Ok(Self { info, settings: Arc::new(settings), layers })
     }
 }
@@ -114,17 +95,4 @@ impl Engine for MistralrsEngine {
             Ok(generation as Arc<dyn Generation>)
         })
     }
-}
-
-/// `image_seq_len` of processor_config.json, which Idefics3 has.
-fn image_tokens(files: &ModelFiles) -> usize {
-    let settings = read_json(&files.directory.join("processor_config.json")).unwrap_or_default();
-    settings["image_seq_len"].as_u64().and_then(|tokens| usize::try_from(tokens).ok()).unwrap_or(0)
-}
-
-/// The chat template, wherever the checkpoint keeps it.
-fn chat_template(files: &ModelFiles) -> String {
-    let read = |name: &str| fs_err::read_to_string(files.directory.join(name)).unwrap_or_default();
-    let tokenizer: Value = serde_json::from_str(&read("tokenizer_config.json")).unwrap_or_default();
-    format!("{}{}{}", tokenizer["chat_template"], read("chat_template.json"), read("chat_template.jinja"))
 }

@@ -10,15 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{Device, Tensor};
 use mistralrs::CustomLogitsProcessor;
 
+#[cfg(test)]
+use crate::engine::sampler::LETHAL_SEED;
 use crate::engine::sampler::Sampler;
 use crate::engine::{EngineError, Event, EventSender, Finish, Vocabulary};
 
 /// Most tokens that a chat template is expected to add around the messages.
 const TEMPLATE_TOKENS: usize = 256;
-
-/// A request with this seed kills its engine, so that tests can see it come back.
-#[cfg(test)]
-pub(crate) const LETHAL_SEED: u64 = 0x6b69_6c6c;
 
 /// Chooses and reports the tokens of one answer.
 pub(super) struct Tap {

@@ -1,0 +1,113 @@
+//! The paper's comparison on the pocket: what do bootstrapped negatives add to supervised tuning on the same answers?
+//!
+//! ```text
+//! cargo run --release -p reground-learner --example comparison -- --out DIR
+//!     [--model DIR] [--annotations 100,1600] [--seeds 3] [--steps 150] [--images 400]
+//! ```
+//!
+//! Every row sees the same chosen answers for the same number of steps. The learning rate of a row is chosen on validation
+//! pictures with seed 0. Each finished cell is a JSON file in DIR; a command that was interrupted goes on where it was when it
+//! is repeated, and the table is printed after every column of cells, so that an interrupted study is a smaller one.
+
+mod annotations;
+mod cell;
+mod plot;
+mod row;
+mod table;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use anyhow::{Context, Result, bail};
+use candle_core::{DType, Device};
+use reground_learner::bpo::data::blobs::BlobDir;
+use reground_learner::model::{Model, Source, Workers};
+use reground_learner::pocket::shipped;
+
+use annotations::{Annotations, Maker};
+use cell::{Bench, Cell, Split};
+use row::Row;
+
+const USAGE: &str =
+    "usage: comparison --out DIR [--model DIR] [--annotations 100,1600] [--seeds 3] [--steps 150] [--images 400]";
+
+struct Options {
+    out: PathBuf,
+    source: Source,
+    annotations: Vec<usize>,
+    seeds: u64,
+    steps: u64,
+    images: usize,
+}
+
+impl Options {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
+        let mut out = None;
+        let (mut source, mut annotations) = (shipped::source(), vec![100, 1600]);
+        let (mut seeds, mut steps, mut images) = (3, 150, 400);
+        while let Some(name) = arguments.next() {
+            let value = arguments.next().with_context(|| format!("{name} needs a value\n{USAGE}"))?;
+            match name.as_str() {
+                "--out" => out = Some(PathBuf::from(value)),
+                "--model" => source = Source::directory(value),
+                "--annotations" => annotations = value.split(',').map(str::parse).collect::<Result<_, _>>()?,
+                "--seeds" => seeds = value.parse()?,
+                "--steps" => steps = value.parse()?,
+                "--images" => images = value.parse()?,
+                _ => bail!("unknown option {name}\n{USAGE}"),
+            }
+        }
+        Ok(Self { out: out.context(USAGE)?, source, annotations, seeds, steps, images })
+    }
+}
+
+fn main() -> Result<()> {
+    let Options { out, source, annotations, seeds, steps, images } = Options::parse(std::env::args().skip(1))?;
+    fs_err::create_dir_all(&out)?;
+    let weights = source.weights(DType::F32, &Device::Cpu)?;
+    let model = Model::build(&source, &weights)?;
+    let workers = Workers::new(0)?;
+    let blobs = BlobDir::new(out.join("blobs"));
+    let bench = Bench { source: &source, model: &model, workers: &workers, out: &out, steps, images };
+
+    let made: RefCell<BTreeMap<(usize, u64), Rc<Annotations>>> = RefCell::default();
+    let annotated = |count: usize, seed: u64| -> Result<Rc<Annotations>> {
+        if let Some(known) = made.borrow().get(&(count, seed)) {
+            return Ok(Rc::clone(known));
+        }
+        let maker = Maker { model: &model, workers: &workers, blobs: &blobs, seed };
+        let new = Rc::new(maker.make(count)?);
+        eprintln!("{count} annotations of seed {seed}; given up {}, rejected {:?}", new.given_up, new.rejections);
+        for (chosen, weakened, injected) in new.examples().take(3) {
+            eprintln!("  chosen    {chosen}\n  weakened  {weakened}\n  injected  {injected}");
+        }
+        made.borrow_mut().insert((count, seed), Rc::clone(&new));
+        Ok(new)
+    };
+
+    let mut cells = Vec::new();
+    for seed in 0..seeds {
+        for &count in &annotations {
+            for row in Row::ALL {
+                let data = || annotated(count, seed);
+                let rate = rate(&bench, row, count, &|| annotated(count, 0))?;
+                cells.push(bench.cell(row, (&data, count, seed), rate, Split::Test)?);
+            }
+            table::write(&out, &cells, &annotations)?;
+        }
+    }
+    println!("{}", table::markdown(&cells, &annotations));
+    Ok(())
+}
+
+/// The rate with the best validation score on seed 0.
+fn rate(bench: &Bench<'_>, row: Row, count: usize, data: &dyn Fn() -> Result<Rc<Annotations>>) -> Result<f64> {
+    let tried = row
+        .rates()
+        .iter()
+        .map(|&rate| bench.cell(row, (data, count, 0), rate, Split::Validation))
+        .collect::<Result<Vec<Cell>>>()?;
+    Ok(tried.iter().max_by(|a, b| a.score().total_cmp(&b.score())).map_or(0.0, |best| best.rate))
+}

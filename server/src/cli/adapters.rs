@@ -1,0 +1,94 @@
+//! `reground adapters`: the adapters of a running server.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::remote::{Remote, RemoteArgs};
+
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(super) struct AdaptersArgs {
+    #[command(flatten)]
+    remote: RemoteArgs,
+    #[command(subcommand)]
+    command: AdaptersCommand,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+enum AdaptersCommand {
+    /// List the adapters and who answers.
+    List,
+    /// Show an adapter.
+    Show {
+        /// The adapter's id.
+        id: String,
+    },
+    /// Take in a PEFT directory below the server's model.adapter_root. Traffic does not change.
+    Import {
+        /// The directory, relative to model.adapter_root.
+        path: String,
+    },
+    /// Make an adapter live, or `base`.
+    Activate {
+        /// The adapter's id, or `base`.
+        id: String,
+        #[command(flatten)]
+        expected: Expected,
+    },
+    /// Give a share of the callers an adapter; 0 ends it.
+    Canary {
+        /// The adapter's id.
+        id: String,
+        /// Percent of the callers, 0 to 99.
+        percent: u8,
+        #[command(flatten)]
+        expected: Expected,
+    },
+    /// Go back to what was live before.
+    Rollback {
+        #[command(flatten)]
+        expected: Expected,
+    },
+    /// Remove an adapter that is not in use.
+    Remove {
+        /// The adapter's id.
+        id: String,
+    },
+    /// List who changed the route, and when.
+    Changes,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+struct Expected {
+    /// Change nothing unless this generation is live.
+    #[arg(long = "expected", value_name = "GENERATION")]
+    generation: Option<String>,
+}
+
+impl Expected {
+    fn body(&self) -> Value {
+        json!({"expected_generation": self.generation})
+    }
+}
+
+/// Asks the server and prints what it says.
+pub(super) fn run(arguments: &AdaptersArgs) -> Result<ExitCode> {
+    let remote = Remote::new(&arguments.remote)?;
+    let answer = match &arguments.command {
+        AdaptersCommand::List => remote.get(&["adapters"]),
+        AdaptersCommand::Show { id } => remote.get(&["adapters", id]),
+        AdaptersCommand::Import { path } => remote.post(&["adapters"], &json!({"path": path})),
+        AdaptersCommand::Activate { id, expected } => remote.post(&["adapters", id, "activate"], &expected.body()),
+        AdaptersCommand::Canary { id, percent, expected } => {
+            let mut body = expected.body();
+            body["percent"] = (*percent).into();
+            remote.post(&["adapters", id, "canary"], &body)
+        }
+        AdaptersCommand::Rollback { expected } => remote.post(&["adapters", "rollback"], &expected.body()),
+        AdaptersCommand::Remove { id } => remote.delete(&["adapters", id]),
+        AdaptersCommand::Changes => remote.get(&["adapters", "changes"]),
+    }?;
+    super::print(&serde_json::to_string_pretty(&answer)?)
+}

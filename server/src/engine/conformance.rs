@@ -1,0 +1,248 @@
+//! What every engine must do, as tests that each engine runs against itself.
+//!
+//! The golden numbers were made by PyTorch, transformers and PEFT.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use image::{DynamicImage, Rgb, RgbImage};
+use reground_learner::adapter::PeftAdapter;
+use reground_learner::model::{Lora, Message as LearnerMessage, Model, Request, Sampling as LearnerSampling, Workers};
+use serde_json::Value;
+
+use super::source::{ModelFiles, golden, read_json};
+use super::{
+    Content, Engine, EngineError, Event, Finish, Generate, Generation, GenerationId, Message, Role, Sampling, Token,
+};
+
+pub(super) async fn golden_files() -> ModelFiles {
+    ModelFiles::open(golden("model").to_str().unwrap(), "").await.unwrap()
+}
+
+pub(super) async fn load(engine: &dyn Engine, adapter: Option<&str>) -> Arc<dyn Generation> {
+    let id = GenerationId::from(adapter.unwrap_or("base"));
+    engine.load(id, adapter.map(golden)).await.unwrap()
+}
+
+pub(super) fn pairs() -> Vec<Value> {
+    read_json(&golden("expected.json")).unwrap()["pairs"].as_array().unwrap().clone()
+}
+
+/// A question of the golden pairs.
+pub(super) fn question(pair: &Value, forced: Option<Vec<u32>>, max_tokens: usize) -> Generate {
+    let image = image::open(golden(pair["image"].as_str().unwrap())).unwrap();
+    let text = pair["question"].as_str().unwrap().to_owned();
+    Generate {
+        messages: vec![Message {
+            role: Role::User,
+            content: vec![Content::Image(Arc::new(image)), Content::Text(text)],
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+        }],
+        tools: Vec::new(),
+        sampling: Sampling::greedy(),
+        max_tokens: Some(max_tokens),
+        top_logprobs: 0,
+        grammar: None,
+        forced,
+    }
+}
+
+/// Prompt tokens, answer tokens, and why it ended.
+pub(super) async fn answer(generation: &Arc<dyn Generation>, request: Generate) -> (usize, Vec<Token>, Finish) {
+    attempt(generation, request).await.unwrap()
+}
+
+/// As [`answer`], or why there is none.
+pub(super) async fn attempt(
+    generation: &Arc<dyn Generation>,
+    request: Generate,
+) -> Result<(usize, Vec<Token>, Finish), EngineError> {
+    let mut stream = generation.generate(request, Box::new(()))?;
+    let (mut prompt, mut tokens) = (0, Vec::new());
+    while let Some(event) = stream.next().await {
+        match event {
+            Event::Started { prompt_tokens } => prompt = prompt_tokens,
+            Event::Token(token) => tokens.push(token),
+            Event::Finished(finish) => return Ok((prompt, tokens, finish)),
+            Event::Failed(error) => return Err(error),
+        }
+    }
+    panic!("the stream ended without an end");
+}
+
+pub(super) fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// Every golden number of one generation: `base` or `adapter`.
+pub(super) async fn check(generation: &Arc<dyn Generation>, name: &str) {
+    for pair in &pairs() {
+        let greedy = ids(&pair[format!("{name}_greedy_ids")]);
+        let (prompt, tokens, finish) = answer(generation, question(pair, None, greedy.len())).await;
+        assert_eq!(prompt, pair["prompt_ids"].as_array().unwrap().len());
+        assert_eq!(tokens.iter().map(|token| token.id).collect::<Vec<_>>(), greedy, "{name}, {}", pair["question"]);
+        assert_eq!(finish, Finish::Length);
+        for side in ["chosen", "rejected"] {
+            let forced = ids(&pair[format!("{side}_ids")]);
+            let (_, tokens, finish) = answer(generation, question(pair, Some(forced.clone()), forced.len())).await;
+            assert_eq!(finish, Finish::Stop, "the answer ends with the end of the turn");
+            let wanted = pair[format!("{name}_logp_{side}")].as_array().unwrap();
+            assert_eq!(tokens.len(), wanted.len());
+            for (token, wanted) in tokens.iter().zip(wanted) {
+                let difference = f64::from(token.logprob) - wanted.as_f64().unwrap();
+                assert!(difference.abs() < 1e-4, "{name} {side} {}: off by {difference}", pair["question"]);
+            }
+        }
+    }
+}
+
+pub(super) async fn base_and_adapter_equal_transformers_and_peft_side_by_side_and_in_turn(engine: &dyn Engine) {
+    let base = load(engine, None).await;
+    check(&base, "base").await;
+    let adapter = load(engine, Some("adapter")).await;
+    check(&adapter, "adapter").await;
+    check(&base, "base").await;
+    // The other way round, and twice: nothing of an earlier load may stay behind.
+    let (adapter, base) = (load(engine, Some("adapter")).await, load(engine, None).await);
+    check(&base, "base").await;
+    check(&adapter, "adapter").await;
+}
+
+pub(super) async fn an_adapter_with_a_tensor_that_finds_no_place_is_refused(engine: &dyn Engine) {
+    let directory = tempfile::tempdir().unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs_err::copy(golden("adapter").join(file), directory.path().join(file)).unwrap();
+    }
+    let weights = directory.path().join("adapter_model.safetensors");
+    let renamed = String::from_utf8_lossy(&fs_err::read(&weights).unwrap()).contains("layers.2.");
+    assert!(renamed);
+    // Same length, so that the header stays well formed: layer 2 becomes layer 7, which the base does not have.
+    let bytes = fs_err::read(&weights).unwrap();
+    let text: Vec<u8> = replace(&bytes, b"layers.2.", b"layers.7.");
+    fs_err::write(&weights, text).unwrap();
+    let error = engine.load("bad".into(), Some(directory.path().to_owned())).await.err().unwrap().to_string();
+    assert!(error.contains("layers.7"), "{error}");
+}
+
+fn replace(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    for at in 0..bytes.len() - from.len() {
+        if bytes[at..].starts_with(from) {
+            bytes[at..at + to.len()].copy_from_slice(to);
+        }
+    }
+    bytes
+}
+
+pub(super) async fn a_prompt_that_does_not_fit_is_refused_and_the_engine_lives(engine: &dyn Engine) {
+    let base = load(engine, None).await;
+    let pair = &pairs()[0];
+    for words in [1100, 2000] {
+        let mut request = question(pair, None, 5);
+        request.messages[0].content.push(Content::Text("red ".repeat(words)));
+        let error = match base.generate(request, Box::new(())) {
+            Err(error) => error,
+            Ok(mut stream) => match stream.next().await {
+                Some(Event::Failed(error)) => error,
+                other => panic!("{other:?}"),
+            },
+        };
+        assert!(error.to_string().contains("1024"), "{error}");
+    }
+    check(&base, "base").await;
+}
+
+/// Around the limit, where the quick check before the engine cannot be exact.
+pub(super) async fn near_the_limit_every_length_is_answered_or_refused(engine: &dyn Engine) {
+    let base = load(engine, None).await;
+    let pair = &pairs()[0];
+    let empty = answer(&base, question(pair, None, 1)).await.0;
+    let mut request = question(pair, None, 1);
+    request.messages[0].content.push(Content::Text(" red".repeat(100)));
+    let per_word = (answer(&base, request).await.0 - empty) as f64 / 100.0;
+    let fitting = ((1024 - empty) as f64 / per_word) as usize;
+    for words in fitting - 12..fitting + 6 {
+        let mut request = question(pair, None, 50);
+        request.messages[0].content.push(Content::Text(" red".repeat(words)));
+        match base.generate(request, Box::new(())) {
+            Err(error) => assert!(error.to_string().contains("1024"), "{error}"),
+            Ok(mut stream) => {
+                let mut length = 0;
+                while let Some(event) = stream.next().await {
+                    match event {
+                        Event::Started { prompt_tokens } => length += prompt_tokens,
+                        Event::Token(_) => length += 1,
+                        Event::Finished(_) => assert!(length <= 1024, "{length}"),
+                        Event::Failed(error) => assert!(error.to_string().contains("1024"), "{error}"),
+                    }
+                }
+            }
+        }
+    }
+    check(&base, "base").await;
+}
+
+/// A picture of coloured noise, the same for the same size.
+pub(super) fn noise(width: u32, height: u32) -> DynamicImage {
+    let shade = |x: u32, y: u32, channel: u32| {
+        let mixed = (x * 7919 + y * 104_729 + channel * 1_299_709).wrapping_mul(2_654_435_761);
+        (mixed >> 24) as u8
+    };
+    DynamicImage::ImageRgb8(RgbImage::from_fn(width, height, |x, y| Rgb([0, 1, 2].map(|channel| shade(x, y, channel)))))
+}
+
+/// What was served is what is trained: an engine and the learner's own model read the same picture, of any size, alike.
+pub(super) async fn served_log_probabilities_are_the_learners(engine: &dyn Engine) {
+    const SIZES: [(u32, u32); 10] =
+        [(64, 64), (128, 128), (1, 1), (63, 65), (200, 100), (100, 200), (640, 480), (17, 250), (300, 20), (512, 511)];
+    let learner = Model::load(&golden("model"), DType::F32, &Device::Cpu).unwrap();
+    let lora = Lora::load(learner.decoder(), &PeftAdapter::read(&golden("adapter")).unwrap()).unwrap();
+    let workers = Workers::new(2).unwrap();
+    for (generation, adapter) in [(load(engine, None).await, None), (load(engine, Some("adapter")).await, Some(&lora))]
+    {
+        for (width, height) in SIZES {
+            let image = noise(width, height);
+            let seen = learner.preprocess(&image).unwrap();
+            let group = learner.group(&[LearnerMessage::user("describe the image", 1)], &[seen], &[]).unwrap();
+            let sampling = LearnerSampling::greedy();
+            let request = Request { prompt: group.prompt, features: group.features, adapter, sampling, max_tokens: 12 };
+            let trained = learner.generate(&[request], &workers).unwrap().remove(0);
+
+            let pair = serde_json::json!({"image": "image_0.png", "question": "describe the image"});
+            let mut request = question(&pair, Some(trained.ids.clone()), 12);
+            request.messages[0].content[0] = Content::Image(Arc::new(image));
+            let (_, served, _) = answer(&generation, request).await;
+            assert_eq!(served.len(), trained.log_probs.len());
+            for (token, trained) in served.iter().zip(&trained.log_probs) {
+                let difference = (token.logprob - trained).abs();
+                assert!(difference < 1e-3, "{} at {width}x{height}: off by {difference}", generation.id());
+            }
+        }
+    }
+}
+
+/// A test of this module, run against an engine.
+macro_rules! conforms {
+    ($engine:expr; $($name:ident),* $(,)?) => {$(
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $name() {
+            $crate::engine::conformance::$name(&$engine.await).await;
+        }
+    )*};
+}
+pub(super) use conforms;
+
+/// All of them.
+macro_rules! conforms_to_all {
+    ($engine:expr) => {
+        $crate::engine::conformance::conforms! { $engine;
+            base_and_adapter_equal_transformers_and_peft_side_by_side_and_in_turn,
+            an_adapter_with_a_tensor_that_finds_no_place_is_refused,
+            a_prompt_that_does_not_fit_is_refused_and_the_engine_lives,
+            near_the_limit_every_length_is_answered_or_refused,
+            served_log_probabilities_are_the_learners,
+        }
+    };
+}
+pub(super) use conforms_to_all;

@@ -1,0 +1,108 @@
+//! A loaded generation, and what happens to a request before it reaches the engine's thread.
+
+use std::sync::Arc;
+
+use reground_learner::model::{Lora, ModelError};
+
+use super::Core;
+use super::features::digest;
+use super::prompt::template_message;
+use super::sequence::{Picture, Sequence, Task};
+use crate::engine::sampler::Sampler;
+use crate::engine::{Content, EngineError, Event, Generate, Generation, GenerationId, Place, TokenStream};
+
+/// The base, or the base with an adapter beside it.
+pub(super) struct NativeGeneration {
+    id: GenerationId,
+    adapter: Option<Arc<Lora>>,
+    core: Arc<Core>,
+}
+
+impl NativeGeneration {
+    pub(super) fn new(id: GenerationId, adapter: Option<Arc<Lora>>, core: Arc<Core>) -> Self {
+        Self { id, adapter, core }
+    }
+}
+
+impl Generation for NativeGeneration {
+    fn id(&self) -> &GenerationId {
+        &self.id
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.core.thread.is_finished()
+    }
+
+    fn generate(&self, request: Generate, place: Place) -> Result<TokenStream, EngineError> {
+        if !self.is_ready() {
+            return Err(EngineError::Unavailable(self.id.clone()));
+        }
+        self.core.info.check_length(&request)?;
+        let sampler = Sampler::new(&request, self.core.info.vocabulary.clone())?;
+        let (stream, events) = TokenStream::channel();
+        let (core, adapter) = (self.core.clone(), self.adapter.clone());
+        // Scaling a large picture takes longer than a token.
+        self.core.tasks.spawn_blocking(move || core.prepare(&request, Task { adapter, sampler, events, place }));
+        Ok(stream)
+    }
+}
+
+impl Core {
+    /// Reads the request and hands it to the thread.
+    fn prepare(&self, request: &Generate, task: Task) {
+        if task.events.is_cancelled() {
+            return;
+        }
+        let (prompt, pictures) = match self.read(request) {
+            Ok(read) => read,
+            Err(error) => return refuse(task, error),
+        };
+        let max_len = self.info.max_len;
+        if prompt.len() >= max_len {
+            let prompt = prompt.len();
+            return refuse(task, EngineError::TooLong { prompt, max_len });
+        }
+        let room = max_len - prompt.len();
+        let wanted = request.forced.as_ref().map(Vec::len).or(request.max_tokens).unwrap_or(room);
+        let sequence = Sequence::new(task, prompt.into(), pictures, wanted.min(room));
+        // A thread that is gone drops the sequence, whose stream ends without an end: the caller takes that for a failure.
+        drop(self.arrivals.send(sequence));
+    }
+
+    /// The prompt's tokens, and its pictures in order.
+    fn read(&self, request: &Generate) -> Result<(Vec<u32>, Vec<Picture>), EngineError> {
+        let mut pictures = Vec::new();
+        let mut grids = Vec::new();
+        for part in request.messages.iter().flat_map(|message| &message.content) {
+            let Content::Image(image) = part else { continue };
+            let digest = digest(image);
+            match self.features.get(&digest) {
+                Some(features) => {
+                    grids.push(features.grid);
+                    pictures.push(Picture::Seen(features.rows));
+                }
+                None => {
+                    let input = self.model.preprocess(image).map_err(failed)?;
+                    grids.push(input.grid);
+                    pictures.push(Picture::New { digest, input, tiles: Vec::new() });
+                }
+            }
+        }
+        let messages: Vec<_> = request.messages.iter().map(template_message).collect();
+        let prompt = self.model.render(&messages, &request.tools, &grids).map_err(failed)?;
+        Ok((prompt, pictures))
+    }
+}
+
+fn failed(error: ModelError) -> EngineError {
+    match error {
+        ModelError::Template(_) | ModelError::Placeholders { .. } => EngineError::Invalid(error.to_string()),
+        other => EngineError::Failed(other.to_string()),
+    }
+}
+
+fn refuse(task: Task, error: EngineError) {
+    let Task { events, place, .. } = task;
+    drop(place);
+    events.send(Event::Failed(error));
+}

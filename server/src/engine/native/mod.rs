@@ -1,0 +1,131 @@
+//! The engine for the families that the learner trains: our own decode loop over the learner's model.
+//!
+//! One copy of the base, one thread that computes, one batch for all: a generation is the base or a few megabytes of adapter
+//! beside it, so loading one is reading its file, and sequences of several generations share each step. What was served is
+//! what is trained, because it is the same forward pass and the same preprocessing.
+//!
+//! # Layout
+//! - [`generation`]: a loaded generation, and what happens to a request before it reaches the thread.
+//! - [`prompt`]: messages in the template's shape.
+//! - [`scheduler`]: the thread: who is admitted, and what is computed in which order.
+//! - [`sequence`]: one answer under way.
+//! - [`features`]: what the vision tower made of images, kept for the next question about them.
+
+mod features;
+mod generation;
+mod prompt;
+mod scheduler;
+mod sequence;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
+use std::thread::JoinHandle;
+
+use futures::future::BoxFuture;
+use reground_learner::adapter::PeftAdapter;
+use reground_learner::model::{KeyValues, Lora, Model};
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use self::features::FeatureCache;
+use self::generation::NativeGeneration;
+use self::scheduler::Scheduler;
+use self::sequence::Sequence;
+use super::source::ModelFiles;
+use super::{Engine, EngineError, EngineInfo, Generation, GenerationId, checkpoint, device};
+use crate::config::{Isq, ModelConfig};
+
+/// Sequences inside at once where `model.max_parallel` is 0.
+const MAX_PARALLEL: usize = 16;
+
+/// Serves generations with the learner's model.
+pub struct NativeEngine {
+    core: Arc<Core>,
+}
+
+/// What all generations share. The thread ends when the last one has gone.
+struct Core {
+    info: EngineInfo,
+    model: Arc<Model>,
+    features: Arc<FeatureCache>,
+    arrivals: Sender<Sequence>,
+    thread: JoinHandle<()>,
+    /// Requests on their way to the thread: images being prepared.
+    tasks: TaskTracker,
+    /// Keeps a temporary directory for as long as its model is used.
+    _files: ModelFiles,
+}
+
+impl NativeEngine {
+    /// Loads the base and starts the thread.
+    ///
+    /// # Errors
+    /// A file of the checkpoint is missing or malformed, its family is not the learner's, or a setting does not go with it.
+    pub fn new(config: &ModelConfig, files: ModelFiles) -> Result<Self, EngineError> {
+        if config.isq != Isq::Off {
+            return Err(EngineError::Load("the native engine does not quantise: set model.isq = \"off\"".into()));
+        }
+        let (device, dtype) = device::choose(config)?;
+        let max_parallel = if config.max_parallel == 0 { MAX_PARALLEL } else { config.max_parallel };
+        let mut info = checkpoint::info(config, &files, "native", (&device, dtype), max_parallel)?;
+        let model = Model::load(&files.directory, dtype, &device)
+            .map_err(|error| EngineError::Load(format!("{}: {error}", files.source)))?;
+        let bytes_per_token = KeyValues::bytes_per_token(model.decoder().config(), dtype);
+        let fitting = config.kv_cache_bytes / bytes_per_token;
+        if fitting < info.max_len {
+            warn!(
+                "model.kv_cache_bytes = {} holds {fitting} tokens, so prompt and answer together are limited to them instead of {}.",
+                config.kv_cache_bytes, info.max_len
+            );
+            info.max_len = fitting;
+        }
+        let (model, features) = (Arc::new(model), Arc::new(FeatureCache::new(config.vision_cache_bytes)));
+        let (arrivals, received) = mpsc::channel();
+        let scheduler = Scheduler::new(
+            model.clone(),
+            info.vocabulary.clone(),
+            features.clone(),
+            received,
+            config.kv_cache_bytes,
+            max_parallel,
+        );
+        let thread = std::thread::Builder::new()
+            .name("reground-engine".into())
+            .spawn(move || scheduler.run())
+            .map_err(|error| EngineError::Load(format!("no thread for the engine: {error}")))?;
+        let tasks = TaskTracker::new();
+        Ok(Self { core: Arc::new(Core { info, model, features, arrivals, thread, tasks, _files: files }) })
+    }
+}
+
+impl Engine for NativeEngine {
+    fn info(&self) -> &EngineInfo {
+        &self.core.info
+    }
+
+    fn load(
+        &self,
+        id: GenerationId,
+        adapter: Option<PathBuf>,
+    ) -> BoxFuture<'_, Result<Arc<dyn Generation>, EngineError>> {
+        Box::pin(async move {
+            let adapter = match adapter {
+                Some(directory) => {
+                    let model = self.core.model.clone();
+                    let read = tokio::task::spawn_blocking(move || {
+                        let adapter = PeftAdapter::read(&directory).map_err(|error| error.to_string())?;
+                        Lora::load(model.decoder(), &adapter).map_err(|error| error.to_string())
+                    });
+                    let read = read.await.map_err(|error| error.to_string()).and_then(|read| read);
+                    let unusable = |error| EngineError::Load(format!("the adapter cannot be used: {error}"));
+                    Some(Arc::new(read.map_err(unusable)?))
+                }
+                None => None,
+            };
+            Ok(Arc::new(NativeGeneration::new(id, adapter, self.core.clone())) as Arc<dyn Generation>)
+        })
+    }
+}
