@@ -8,15 +8,17 @@
 //! - [`error`]: the one [`ApiError`](error::ApiError), and where it is rendered.
 //! - [`auth`]: keys and roles. `observe`: request ids, access log, panics. [`metrics`]: Prometheus.
 //! - `body`, `json`: bodies within their limits, read with errors that name the path.
-//! - [`chat`]: chat completions. `adapters`: loading in vLLM's shapes;
-//!   `rollout`: which adapter answers. `models`, `health`: the smaller routes.
+//! - [`chat`]: chat completions; `completions`: stored ones; `feedback`: what is said of them. `adapters`: loading in
+//!   vLLM's shapes; `rollout`: which adapter answers. `models`, `health`: the smaller routes.
 //! - [`openapi`]: the description of it all.
 
 mod adapters;
 pub mod auth;
 mod body;
 pub mod chat;
+mod completions;
 pub mod error;
+mod feedback;
 mod health;
 mod json;
 pub mod metrics;
@@ -41,6 +43,7 @@ pub use routes::configure;
 use crate::answer::Answerer;
 use crate::config::{Config, ConfigError};
 use crate::images::ImageReader;
+use crate::recorder::Recorder;
 use crate::rollout::{Generations, Rollout};
 
 /// The header that names the generation that answered.
@@ -58,6 +61,8 @@ pub struct App {
     pub answerer: Arc<Answerer>,
     /// Reads images.
     pub images: Arc<ImageReader>,
+    /// Writes down what is asked and answered; `None`: this server keeps no data.
+    pub recorder: Option<Arc<Recorder>>,
     /// Who may call.
     pub keyring: auth::Keyring,
     /// What Prometheus is told.
@@ -88,10 +93,17 @@ impl App {
             generations,
             answerer,
             images,
+            recorder: None,
             metrics: metrics::Metrics::install(),
             shutdown,
             started: unix_seconds(),
         })
+    }
+
+    /// The same with a recorder.
+    #[must_use]
+    pub fn with_recorder(self, recorder: Arc<Recorder>) -> Self {
+        Self { recorder: Some(recorder), ..self }
     }
 
     /// From a request's head to the last token of its answer.
