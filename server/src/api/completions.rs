@@ -4,7 +4,6 @@
 //! does not exist.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use actix_web::{HttpResponse, web};
 use reground_learner::bpo::pair::Part;
@@ -37,13 +36,6 @@ pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     web::block(work).await.map_err(|_| ApiError::internal("the thread that used the store is gone"))?
-}
-
-pub(super) fn recorder(app: &App) -> Result<Arc<Recorder>, ApiError> {
-    app.recorder.clone().ok_or_else(|| {
-        let message = "this server keeps no data: it was started without a store";
-        ApiError::not_found(code::COMPLETION_NOT_FOUND, message)
-    })
 }
 
 pub(super) fn no_completion(id: &str) -> ApiError {
@@ -127,7 +119,7 @@ pub(super) async fn list(
     caller: Caller,
     parameters: web::Query<Vec<(String, String)>>,
 ) -> Result<HttpResponse, ApiError> {
-    let recorder = recorder(&app)?;
+    let recorder = app.recorder.clone();
     let mut paging = Paging::of(parameters.into_inner(), true)?;
     let (items, more) = blocking(move || {
         // The rarest first: labels, then the key, then all that are stored.
@@ -165,7 +157,7 @@ pub(super) async fn list(
     responses((status = 200, description = "The completion", body = serde_json::Value),
         (status = 404, description = "No such stored completion of this key", body = ErrorBody)))]
 pub(super) async fn get(app: web::Data<App>, caller: Caller, id: web::Path<String>) -> Result<HttpResponse, ApiError> {
-    let recorder = recorder(&app)?;
+    let recorder = app.recorder.clone();
     let record = blocking(move || find(&recorder, &caller, &id)).await?;
     Ok(HttpResponse::Ok().json(shape(&record)))
 }
@@ -181,7 +173,7 @@ pub(super) async fn update(
     id: web::Path<String>,
     body: JsonBody,
 ) -> Result<HttpResponse, ApiError> {
-    let recorder = recorder(&app)?;
+    let recorder = app.recorder.clone();
     let set = body.parse(SetMetadata::parse).await?;
     let record = blocking(move || {
         find(&recorder, &caller, &id)?;
@@ -205,7 +197,7 @@ pub(super) async fn delete(
     caller: Caller,
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    let recorder = recorder(&app)?;
+    let recorder = app.recorder.clone();
     let asked = id.clone();
     let deleted = blocking(move || {
         if caller.role == Role::Client {
@@ -238,7 +230,7 @@ pub(super) async fn messages(
     id: web::Path<String>,
     parameters: web::Query<Vec<(String, String)>>,
 ) -> Result<HttpResponse, ApiError> {
-    let recorder = recorder(&app)?;
+    let recorder = app.recorder.clone();
     let paging = Paging::of(parameters.into_inner(), false)?;
     let record = blocking(move || find(&recorder, &caller, &id)).await?;
     let said = record.messages.iter().enumerate();

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use super::App;
 use super::auth::Caller;
 use super::body::JsonBody;
-use super::completions::{blocking, no_completion, recorder};
+use super::completions::{blocking, no_completion};
 use super::error::{ApiError, ErrorBody, code};
 use super::json::{self, Fields, Path};
 use crate::config::Role;
@@ -36,7 +36,7 @@ pub(super) struct GiveFeedback {
     ))]
 pub(super) async fn create(app: web::Data<App>, caller: Caller, body: JsonBody) -> Result<HttpResponse, ApiError> {
     let given = body.parse(GiveFeedback::parse).await?;
-    let recorder = recorder(&app)?;
+    let recorder = app.recorder.clone();
     let mut feedback = Feedback {
         id: id::new("fb"),
         created_ms: id::now_ms(),

@@ -44,9 +44,9 @@ pub(super) async fn ready(_: Caller, app: web::Data<App>) -> Result<web::Json<He
         let message = format!("the engine of the live generation `{}` is being restarted", live.id());
         return Err(ApiError::unavailable(code::UNAVAILABLE, message, 1));
     }
-    let store = match app.recorder.as_ref().map(|recorder| recorder.store().health()) {
-        Some(store::Health::Degraded(why)) => Some(why),
-        Some(store::Health::Healthy) | None => None,
+    let store = match app.recorder.store().health() {
+        store::Health::Degraded(why) => Some(why),
+        store::Health::Healthy => None,
     };
     Ok(web::Json(Health { status: "ready", generation: Some(live.id().to_string()), store }))
 }

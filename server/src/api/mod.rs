@@ -61,8 +61,8 @@ pub struct App {
     pub answerer: Arc<Answerer>,
     /// Reads images.
     pub images: Arc<ImageReader>,
-    /// Writes down what is asked and answered; `None`: this server keeps no data.
-    pub recorder: Option<Arc<Recorder>>,
+    /// Writes down what is asked and answered.
+    pub recorder: Arc<Recorder>,
     /// Who may call.
     pub keyring: auth::Keyring,
     /// What Prometheus is told.
@@ -84,26 +84,21 @@ impl App {
         generations: Arc<Generations>,
         answerer: Arc<Answerer>,
         images: Arc<ImageReader>,
+        recorder: Arc<Recorder>,
         shutdown: CancellationToken,
     ) -> Result<Self, ConfigError> {
         Ok(Self {
             keyring: auth::Keyring::new(&config.auth)?,
-            rollout: Arc::new(Rollout::new(generations.clone(), &config.data.dir)),
+            rollout: Arc::new(Rollout::new(generations.clone(), recorder.store().clone())),
             config: Arc::new(config.clone()),
             generations,
             answerer,
             images,
-            recorder: None,
+            recorder,
             metrics: metrics::Metrics::install(),
             shutdown,
             started: unix_seconds(),
         })
-    }
-
-    /// The same with a recorder.
-    #[must_use]
-    pub fn with_recorder(self, recorder: Arc<Recorder>) -> Self {
-        Self { recorder: Some(recorder), ..self }
     }
 
     /// From a request's head to the last token of its answer.

@@ -13,17 +13,20 @@ pub struct Rules {
     rules: Vec<Rule>,
 }
 
+/// Whether a match of a pattern is what the rule looks for.
+type Counts = fn(&str) -> bool;
+
 #[derive(Clone, Debug)]
 struct Rule {
     /// What stands in the place: `[redacted:email]`.
     mark: String,
     pattern: Regex,
     /// Whether a match is one; patterns alone take order numbers for cards.
-    counts: fn(&str) -> bool,
+    counts: Counts,
 }
 
 /// The built-in rules: name, pattern, what a match must satisfy besides.
-const BUILT_IN: [(&str, &str, fn(&str) -> bool); 4] = [
+const BUILT_IN: [(&str, &str, Counts); 4] = [
     // Before the others: what is inside a key must not be taken for a telephone number.
     (
         "key",

@@ -110,8 +110,8 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let (stopping, closing) = (CancellationToken::new(), CancellationToken::new());
     let answerer = Arc::new(Answerer::new(generations.clone(), closing.clone()));
     let images = Arc::new(ImageReader::new(&config.images));
-    let app = api::App::new(&config, generations.clone(), answerer, images, stopping.clone())?;
-    let app = web::Data::new(app.with_recorder(recorder.clone()));
+    let app = api::App::new(&config, generations.clone(), answerer, images, recorder.clone(), stopping.clone())?;
+    let app = web::Data::new(app);
     app.rollout.restore().await?;
 
     let server = HttpServer::new(move || ActixApp::new().configure(api::configure(app.clone())))

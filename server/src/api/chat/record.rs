@@ -24,12 +24,13 @@ pub(super) fn wanted(app: &App, request: &ChatRequest, http: &HttpRequest) -> Re
     let refused = |why: String| {
         ApiError::bad_request(code::UNSUPPORTED_VALUE, format!("`store` must be false: {why}")).at("store")
     };
-    let Some(recorder) = app.recorder.as_ref().filter(|recorder| recorder.config().enabled) else {
+    let recorder = &app.recorder;
+    if !recorder.config().enabled {
         return match request.store {
             Some(true) => Err(refused("this server records nothing".into())),
             _ => Ok(None),
         };
-    };
+    }
     let header = recorder.config().opt_out_header.as_str();
     match (request.store, http.headers().contains_key(header)) {
         (Some(true), true) => Err(refused(format!("the header {header} forbids it"))),

@@ -333,6 +333,7 @@ fn defaults_are_openais() {
         logprobs: false,
         top_logprobs: 0,
         grammar: None,
+        store: None,
         tools: Vec::new(),
         tool_choice: ToolChoice::Auto,
         stream: false,
