@@ -11,6 +11,7 @@
 //! - [`admission`]: the bounded, fair queue in front of each generation.
 //! - [`bootstrapper`]: records become pairs, in the background.
 //! - [`images`]: images as they come in, checked before they are decoded.
+//! - [`recorder`]: what was asked and answered, written down off the answers' path.
 //! - [`rollout`]: which generations are loaded, and which one answers.
 //! - [`engine`]: the trait that every engine implements, and the engines.
 
@@ -22,5 +23,6 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod images;
+pub mod recorder;
 pub mod rollout;
 pub mod serve;

@@ -13,6 +13,7 @@ mod models;
 mod overload;
 mod pairs;
 mod readme;
+mod records;
 mod rollout;
 mod sdk;
 mod shutdown;

@@ -8,21 +8,27 @@
 //! - [`error`]: the one [`ApiError`](error::ApiError), and where it is rendered.
 //! - [`auth`]: keys and roles. `observe`: request ids, access log, panics. [`metrics`]: Prometheus.
 //! - `body`, `json`: bodies within their limits, read with errors that name the path.
-//! - [`chat`]: chat completions. `adapters`: loading in vLLM's shapes;
-//!   `rollout`: which adapter answers. `models`, `health`: the smaller routes.
+//! - [`chat`]: chat completions; `completions`: stored ones; `feedback`: what is said of them;
+//!   `records`, `pairs`: what the operator sees of it; `paging`: lists. `adapters`: loading in
+//!   vLLM's shapes; `rollout`: which adapter answers. `models`, `health`: the smaller routes.
 //! - [`openapi`]: the description of it all.
 
 mod adapters;
 pub mod auth;
 mod body;
 pub mod chat;
+mod completions;
 pub mod error;
+mod feedback;
 mod health;
 mod json;
 pub mod metrics;
 mod models;
 mod observe;
 pub mod openapi;
+mod paging;
+mod pairs;
+mod records;
 mod rollout;
 mod routes;
 #[cfg(test)]
@@ -41,6 +47,7 @@ pub use routes::configure;
 use crate::answer::Answerer;
 use crate::config::{Config, ConfigError};
 use crate::images::ImageReader;
+use crate::recorder::Recorder;
 use crate::rollout::{Generations, Rollout};
 
 /// The header that names the generation that answered.
@@ -58,6 +65,8 @@ pub struct App {
     pub answerer: Arc<Answerer>,
     /// Reads images.
     pub images: Arc<ImageReader>,
+    /// Writes down what is asked and answered.
+    pub recorder: Arc<Recorder>,
     /// Who may call.
     pub keyring: auth::Keyring,
     /// What Prometheus is told.
@@ -79,15 +88,17 @@ impl App {
         generations: Arc<Generations>,
         answerer: Arc<Answerer>,
         images: Arc<ImageReader>,
+        recorder: Arc<Recorder>,
         shutdown: CancellationToken,
     ) -> Result<Self, ConfigError> {
         Ok(Self {
             keyring: auth::Keyring::new(&config.auth)?,
-            rollout: Arc::new(Rollout::new(generations.clone(), &config.data.dir)),
+            rollout: Arc::new(Rollout::new(generations.clone(), recorder.store().clone())),
             config: Arc::new(config.clone()),
             generations,
             answerer,
             images,
+            recorder,
             metrics: metrics::Metrics::install(),
             shutdown,
             started: unix_seconds(),

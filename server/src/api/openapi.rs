@@ -7,7 +7,7 @@ use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{Modify, OpenApi as _};
 
 use super::auth::Caller;
-use super::{adapters, chat, error, health, metrics, models, rollout};
+use super::{adapters, chat, completions, error, feedback, health, metrics, models, pairs, records, rollout};
 
 /// The name of the security scheme.
 const KEY: &str = "key";
@@ -21,6 +21,12 @@ const KEY: &str = "key";
     ),
     paths(
         chat::create,
+        completions::list,
+        completions::get,
+        completions::update,
+        completions::delete,
+        completions::messages,
+        feedback::create,
         models::list,
         models::get,
         adapters::load,
@@ -33,6 +39,13 @@ const KEY: &str = "key";
         rollout::canary,
         rollout::rollback,
         rollout::changes,
+        records::list,
+        records::get,
+        records::delete,
+        pairs::list,
+        pairs::get,
+        pairs::review,
+        pairs::export,
         health::health,
         health::ready,
         metrics::show,

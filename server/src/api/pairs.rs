@@ -139,8 +139,7 @@ pub(super) async fn review(
     for (param, text) in [("chosen", &chosen), ("rejected", &rejected)] {
         let text = text.as_deref().unwrap_or_default();
         if let Some(token) = app.generations.info().vocabulary.control_token_in(text) {
-            let message = format!("`{param}` has the model's control token `{token}` in it");
-            return Err(ApiError::bad_request(code::CONTROL_TOKEN, message).at(param));
+            return Err(ApiError::control_token(token, &param));
         }
     }
     let store = app.recorder.store().clone();

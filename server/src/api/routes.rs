@@ -10,7 +10,9 @@ use actix_web::{HttpRequest, HttpResponse, Route as Handler, web};
 use super::auth::require_key;
 use super::error::ApiError;
 use super::observe::{REQUEST_ID, catch_panic, observe};
-use super::{App, GENERATION, adapters, chat, health, metrics, models, openapi, rollout};
+use super::{
+    App, GENERATION, adapters, chat, completions, feedback, health, metrics, models, openapi, pairs, records, rollout,
+};
 
 /// What logs and metrics say of a path that is no route.
 pub(super) const UNMATCHED: &str = "unmatched";
@@ -24,8 +26,30 @@ pub(super) struct Route {
 }
 
 /// Every route. A test holds it equal to the OpenAPI description.
-pub(super) const ROUTES: [Route; 17] = [
+pub(super) const ROUTES: [Route; 30] = [
     Route { method: "POST", pattern: "/v1/chat/completions", handler: || web::post().to(chat::create) },
+    Route { method: "GET", pattern: "/v1/chat/completions", handler: || web::get().to(completions::list) },
+    Route {
+        method: "GET",
+        pattern: "/v1/chat/completions/{completion_id}",
+        handler: || web::get().to(completions::get),
+    },
+    Route {
+        method: "POST",
+        pattern: "/v1/chat/completions/{completion_id}",
+        handler: || web::post().to(completions::update),
+    },
+    Route {
+        method: "DELETE",
+        pattern: "/v1/chat/completions/{completion_id}",
+        handler: || web::delete().to(completions::delete),
+    },
+    Route {
+        method: "GET",
+        pattern: "/v1/chat/completions/{completion_id}/messages",
+        handler: || web::get().to(completions::messages),
+    },
+    Route { method: "POST", pattern: "/v1/feedback", handler: || web::post().to(feedback::create) },
     Route { method: "GET", pattern: "/v1/models", handler: || web::get().to(models::list) },
     // A model's name may have slashes.
     Route { method: "GET", pattern: "/v1/models/{model:.+}", handler: || web::get().to(models::get) },
@@ -39,6 +63,13 @@ pub(super) const ROUTES: [Route; 17] = [
     Route { method: "DELETE", pattern: "/v1/adapters/{id}", handler: || web::delete().to(rollout::remove) },
     Route { method: "POST", pattern: "/v1/adapters/{id}/activate", handler: || web::post().to(rollout::activate) },
     Route { method: "POST", pattern: "/v1/adapters/{id}/canary", handler: || web::post().to(rollout::canary) },
+    Route { method: "GET", pattern: "/v1/records", handler: || web::get().to(records::list) },
+    Route { method: "GET", pattern: "/v1/records/{id}", handler: || web::get().to(records::get) },
+    Route { method: "DELETE", pattern: "/v1/records/{id}", handler: || web::delete().to(records::delete) },
+    Route { method: "GET", pattern: "/v1/pairs", handler: || web::get().to(pairs::list) },
+    Route { method: "POST", pattern: "/v1/pairs/export", handler: || web::post().to(pairs::export) },
+    Route { method: "GET", pattern: "/v1/pairs/{id}", handler: || web::get().to(pairs::get) },
+    Route { method: "POST", pattern: "/v1/pairs/{id}/review", handler: || web::post().to(pairs::review) },
     Route { method: "GET", pattern: "/health", handler: || web::get().to(health::health) },
     Route { method: "GET", pattern: "/ready", handler: || web::get().to(health::ready) },
     Route { method: "GET", pattern: "/metrics", handler: || web::get().to(metrics::show) },

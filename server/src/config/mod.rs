@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 pub use admission::AdmissionConfig;
 pub use auth::{AuthConfig, KeyConfig, Role};
 pub use bootstrap::{BootstrapConfig, ChosenSource, Injector, WhenUnloaded};
-pub use data::DataConfig;
+pub use data::{DataConfig, RecordConfig};
 pub use error::{ConfigError, Origin};
 pub use images::ImagesConfig;
 pub use load::Loader;
@@ -52,8 +52,10 @@ pub struct Config {
     pub admission: AdmissionConfig,
     /// What images are taken.
     pub images: ImagesConfig,
-    /// Where the server keeps what must last.
+    /// Where what must survive is kept.
     pub data: DataConfig,
+    /// What is written down of queries and their answers.
+    pub record: RecordConfig,
     /// How pairs are made of it.
     pub bootstrap: BootstrapConfig,
     /// What is logged.
@@ -80,6 +82,7 @@ impl Config {
         self.admission.validate()?;
         self.images.validate()?;
         self.data.validate()?;
+        self.record.validate()?;
         self.bootstrap.validate()?;
         self.log.validate()
     }
