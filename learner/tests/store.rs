@@ -271,7 +271,10 @@ fn a_review_decides_and_leaves_an_audit_without_texts() {
     let review = |verdict, edit| store.review(id, "ann", verdict, edit);
     let swapped = review(Verdict::Swap, Edit::default()).unwrap();
     assert_eq!((swapped.data.chosen.as_str(), swapped.data.rejected.as_deref()), ("A square.", Some("A circle.")));
-    assert_eq!((swapped.state, swapped.data.source, swapped.data.negative), (PairState::Accepted, Source::Accepted, Some(NegativeKind::Given)));
+    assert_eq!(
+        (swapped.state, swapped.data.source, swapped.data.negative),
+        (PairState::Accepted, Source::Accepted, Some(NegativeKind::Given))
+    );
     let edit = Edit { chosen: Some("A triangle.".into()), rejected: None };
     let edited = review(Verdict::Edit, edit).unwrap();
     assert_eq!((edited.data.chosen.as_str(), edited.data.source), ("A triangle.", Source::Correction));

@@ -117,7 +117,10 @@ impl Claim {
         let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
         let (negations, content): (BTreeSet<_>, BTreeSet<_>) =
             words.map(str::to_owned).partition(|word| NEGATIONS.contains(&word.as_str()));
-        Self { content: content.into_iter().filter(|word| !FUNCTION_WORDS.contains(&word.as_str())).collect(), negations }
+        Self {
+            content: content.into_iter().filter(|word| !FUNCTION_WORDS.contains(&word.as_str())).collect(),
+            negations,
+        }
     }
 }
 

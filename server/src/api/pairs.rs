@@ -223,7 +223,9 @@ impl ReviewPair {
                 Err(ApiError::bad_request(code::MISSING, message).at("chosen"))
             }
             (Verdict::Edit, Some(_)) | (_, None) => Ok(Self { verdict, chosen, rejected }),
-            (_, Some((param, _))) => Err(ApiError::invalid(param, format!("`{param}` goes with the verdict `edit` only"))),
+            (_, Some((param, _))) => {
+                Err(ApiError::invalid(param, format!("`{param}` goes with the verdict `edit` only")))
+            }
         }
     }
 }

@@ -74,14 +74,11 @@ impl Case {
 }
 
 /// A filter that knows all pairs of the store, but for those that were withdrawn or are about to be.
-pub(super) fn filter(
-    store: &Store,
-    config: &BootstrapConfig,
-    withdrawn: &[String],
-) -> Result<PairFilter, StoreError> {
+pub(super) fn filter(store: &Store, config: &BootstrapConfig, withdrawn: &[String]) -> Result<PairFilter, StoreError> {
     let limit = |most: usize| (most > 0).then_some(most);
     let sources = [Source::Annotation, Source::Correction, Source::Accepted, Source::OwnAnswer];
-    let per_source = sources.into_iter().filter_map(|source| Some((source_name(source), limit(config.max_per_source)?)));
+    let per_source =
+        sources.into_iter().filter_map(|source| Some((source_name(source), limit(config.max_per_source)?)));
     let mut filter = PairFilter::new(Limits {
         max_words: config.max_words,
         max_length_ratio: config.max_length_ratio,

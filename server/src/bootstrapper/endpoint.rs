@@ -178,7 +178,8 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_is_followed_elsewhere() {
-        let (url, _server) = once("HTTP/1.1 307 Go\r\nlocation: http://127.0.0.1:9/\r\ncontent-length: 0\r\n\r\n").await;
+        let (url, _server) =
+            once("HTTP/1.1 307 Go\r\nlocation: http://127.0.0.1:9/\r\ncontent-length: 0\r\n\r\n").await;
         let error = endpoint(url).generate(question()).await.unwrap_err();
         assert_eq!(error, GeneratorError::Failed("the endpoint answered with 307 Temporary Redirect".into()));
     }

@@ -167,7 +167,8 @@ impl Maker {
         };
         let clean = turns.to_vec();
         let asked = heavy(move || weaken::question(&clean, &weakening)).await;
-        let asked = asked.map_err(|_| GeneratorError::Failed("the thread that distorted an image is gone".to_owned()))?;
+        let asked =
+            asked.map_err(|_| GeneratorError::Failed("the thread that distorted an image is gone".to_owned()))?;
         let mut asked = asked.map_err(|error| GeneratorError::Invalid(error.to_string()))?;
         asked.generation = subject.generation.map(str::to_owned);
         let made = Draws::of(&asked);

@@ -99,7 +99,14 @@ impl Bench {
         self.store.add_record(record, &images).unwrap();
     }
 
-    fn hear(&self, record: &Record, key: &str, trusted: bool, rating: Option<f64>, correction: Option<&str>) -> Feedback {
+    fn hear(
+        &self,
+        record: &Record,
+        key: &str,
+        trusted: bool,
+        rating: Option<f64>,
+        correction: Option<&str>,
+    ) -> Feedback {
         let feedback = feedback(record, key, trusted, rating, correction);
         self.store.add_feedback(&feedback).unwrap();
         feedback
@@ -164,13 +171,7 @@ fn record(with_image: bool) -> Record {
     }
 }
 
-fn feedback(
-    record: &Record,
-    key: &str,
-    trusted: bool,
-    rating: Option<f64>,
-    correction: Option<&str>,
-) -> Feedback {
+fn feedback(record: &Record, key: &str, trusted: bool, rating: Option<f64>, correction: Option<&str>) -> Feedback {
     Feedback {
         id: id::new("fb"),
         created_ms: id::now_ms(),
@@ -249,7 +250,8 @@ async fn a_correction_becomes_pairs_with_their_provenance() {
     let heard = bench.hear(&record, "ann", true, None, Some(CORRECTION));
     bench.pass().await;
     let pairs = bench.pairs();
-    let kinds: Vec<_> = pairs.iter().map(|pair| (pair.data.negative.unwrap(), pair.data.rejected.as_deref().unwrap())).collect();
+    let kinds: Vec<_> =
+        pairs.iter().map(|pair| (pair.data.negative.unwrap(), pair.data.rejected.as_deref().unwrap())).collect();
     assert_eq!(
         kinds,
         [
@@ -268,10 +270,16 @@ async fn a_correction_becomes_pairs_with_their_provenance() {
     let distortion = pairs[1].data.distortion.unwrap();
     assert_eq!((distortion.kind, distortion.strength), (bench.config.distortion, 900.0));
     let [weakened, injected] = [&pairs[1], &pairs[2]].map(|pair| pair.made.clone().unwrap());
-    assert_eq!((weakened.by.as_str(), weakened.edge, weakened.temperature, weakened.seed), ("ad-1", Some(512), 0.2, distortion.seed));
+    assert_eq!(
+        (weakened.by.as_str(), weakened.edge, weakened.temperature, weakened.seed),
+        ("ad-1", Some(512), 0.2, distortion.seed)
+    );
     assert_eq!((injected.by.as_str(), injected.temperature, injected.top_p), ("ad-1", 0.8, 0.95));
     let instruction = injected.instruction.unwrap();
-    assert_eq!((instruction.injector.as_str(), instruction.wording.as_str(), instruction.task.as_str()), ("self", "instructed", "answer"));
+    assert_eq!(
+        (instruction.injector.as_str(), instruction.wording.as_str(), instruction.task.as_str()),
+        ("self", "instructed", "answer")
+    );
     let asked = bench.asked();
     assert!(asked.iter().all(|question| question.generation.as_deref() == Some("ad-1")));
     let prompt = &asked.last().unwrap().turns[0];
@@ -327,7 +335,8 @@ async fn an_own_answer_must_be_grounded() {
     // The answer is withdrawn when somebody corrects it, and is what the correction is paired with.
     bench.hear(&first, "ann", true, None, Some(CORRECTION));
     bench.pass().await;
-    let given = |pair: &Pair| pair.data.negative == Some(NegativeKind::Given) && pair.data.rejected.as_deref() == Some(ANSWER);
+    let given =
+        |pair: &Pair| pair.data.negative == Some(NegativeKind::Given) && pair.data.rejected.as_deref() == Some(ANSWER);
     let pairs = bench.pairs();
     assert_eq!(pairs.iter().filter(|pair| pair.state == PairState::Discarded).count(), 2);
     assert_eq!(pairs.iter().filter(|pair| pair.state == PairState::New).count(), 3);
@@ -401,7 +410,11 @@ async fn what_the_filters_refuse_is_drawn_again_and_caps_hold() {
     bench.add(&next);
     bench.hear(&next, "ann", true, None, Some("The apple is orange."));
     bench.pass().await;
-    assert_eq!((bench.pairs().len(), bench.state(&next)), (1, BootstrapState::Skipped), "the cap holds across restarts");
+    assert_eq!(
+        (bench.pairs().len(), bench.state(&next)),
+        (1, BootstrapState::Skipped),
+        "the cap holds across restarts"
+    );
 }
 
 #[tokio::test]
@@ -418,7 +431,11 @@ async fn a_model_that_fails_is_asked_again_later() {
     bench.hear(&record, "ann", true, None, Some(CORRECTION));
     let mut worker = bench.worker();
     assert_eq!(worker.pass().await, Err("it died".into()));
-    assert_eq!((bench.pairs().len(), bench.state(&record)), (0, BootstrapState::Waiting), "nothing half done is stored");
+    assert_eq!(
+        (bench.pairs().len(), bench.state(&record)),
+        (0, BootstrapState::Waiting),
+        "nothing half done is stored"
+    );
     worker.pass().await.unwrap();
     assert_eq!((bench.pairs().len(), bench.state(&record)), (3, BootstrapState::Done));
 }
@@ -489,6 +506,8 @@ async fn feedback_that_comes_meanwhile_is_not_overlooked() {
     bench.pass().await;
     assert_eq!((bench.pairs().len(), bench.state(&record)), (0, BootstrapState::Waiting));
     bench.pass().await;
-    assert!(bench.pairs().iter().all(|pair| pair.data.chosen == "The apple is yellow." && pair.state == PairState::New));
+    assert!(
+        bench.pairs().iter().all(|pair| pair.data.chosen == "The apple is yellow." && pair.state == PairState::New)
+    );
     assert_eq!(bench.pairs().len(), 3);
 }

@@ -102,7 +102,8 @@ pub(super) fn run(arguments: &PairsArgs) -> Result<ExitCode> {
             remote.post(&["pairs", id, "review"], &body)
         }
         PairsCommand::Export { filters, output } => {
-            let body: Value = filters.named().into_iter().map(|(name, value)| (name.to_owned(), json!(value))).collect();
+            let body: Value =
+                filters.named().into_iter().map(|(name, value)| (name.to_owned(), json!(value))).collect();
             let path = ["pairs", "export"];
             match output {
                 None => remote.download(&path, &body, &mut std::io::stdout().lock())?,

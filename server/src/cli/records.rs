@@ -48,8 +48,7 @@ pub(super) fn run(arguments: &RecordsArgs) -> Result<ExitCode> {
     let remote = Remote::new(&arguments.remote)?;
     let answer = match &arguments.command {
         RecordsCommand::List { bootstrap, generation, key, page } => {
-            let filters =
-                [("bootstrap", bootstrap.clone()), ("generation", generation.clone()), ("key", key.clone())];
+            let filters = [("bootstrap", bootstrap.clone()), ("generation", generation.clone()), ("key", key.clone())];
             remote.page(&["records"], page, &filters)
         }
         RecordsCommand::Show { id } => remote.get(&["records", id]),

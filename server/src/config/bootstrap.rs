@@ -200,7 +200,8 @@ impl BootstrapConfig {
             Injector::Endpoint => {
                 let url = url::Url::parse(&self.endpoint).ok();
                 if !url.is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some()) {
-                    let allowed = "an http or https URL such as http://127.0.0.1:8000/v1, for `injector = \"endpoint\"`";
+                    let allowed =
+                        "an http or https URL such as http://127.0.0.1:8000/v1, for `injector = \"endpoint\"`";
                     return Err(ConfigError::value("bootstrap.endpoint", &self.endpoint, allowed));
                 }
                 if self.endpoint_model.is_empty() {
