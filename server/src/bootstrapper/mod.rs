@@ -8,7 +8,7 @@
 //! - [`Bootstrapper`]: the task, from its start to its end.
 //! - `worker`: which record is next, and when to wait.
 //! - `choose`: the chosen answer of a record, or why it has none.
-//! - `negatives`: rejected answers for it, and the pairs that pass the filters.
+//! - `negatives`: rejected answers for it; `kept`: the pairs that pass the filters.
 //! - `case`: a record with all that hangs on it, read from the store and written back.
 //! - [`Models`]: who answers; `endpoint`: a text model behind an OpenAI-compatible endpoint.
 //! - `counters`: what Prometheus is told.
@@ -17,6 +17,7 @@ mod case;
 mod choose;
 mod counters;
 mod endpoint;
+mod kept;
 mod models;
 mod negatives;
 #[cfg(test)]

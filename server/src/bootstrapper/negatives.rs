@@ -1,23 +1,23 @@
-//! Rejected answers for a chosen one, and the pairs that pass the filters.
+//! Rejected answers for a chosen one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use image::DynamicImage;
 use reground_learner::bootstrap::distort::{Distortion, Normalisation};
-use reground_learner::bootstrap::filter::{PairFilter, Rejection};
+use reground_learner::bootstrap::filter::PairFilter;
 use reground_learner::bootstrap::ground::{Grounded, Grounding, OwnAnswer, ground};
 use reground_learner::bootstrap::inject::{self, Injection};
 use reground_learner::bootstrap::instruction::{Task, Wording};
 use reground_learner::bootstrap::weaken::{self, Weakening};
-use reground_learner::bpo::pair::{Message, NegativeKind, Part, PreferencePair, Role, Source};
+use reground_learner::bpo::pair::{Message, NegativeKind, Part, Role, Source};
 use reground_learner::generator::{GeneratorError, Question, Speaker, Turn};
-use reground_learner::store::id;
-use reground_learner::store::rows::{Instruction, Made, Pair, PairState, Record, word};
+use reground_learner::store::rows::{Instruction, Made, Pair, Record, word};
 
-use super::case::{candidate, images, question, text};
-use super::choose::{Choice, Skip, UNTRUSTED};
+use super::case::text;
+use super::choose::{Choice, Skip};
 use super::counters;
+use super::kept::{Kept, Negative};
 use super::models::Models;
 use crate::config::BootstrapConfig;
 
@@ -61,16 +61,6 @@ pub(super) struct Maker {
     config: BootstrapConfig,
 }
 
-/// A rejected answer.
-struct Negative {
-    text: String,
-    kind: NegativeKind,
-    distortion: Option<Distortion>,
-    made: Option<Made>,
-    /// It ended because it became too long.
-    cut_off: bool,
-}
-
 impl Maker {
     pub(super) fn new(models: Models, config: BootstrapConfig) -> Self {
         Self { models, config }
@@ -88,54 +78,53 @@ impl Maker {
             measured.insert("grounding_margin".to_owned(), grounded.margin);
             measured.insert("grounding_agreeing".to_owned(), grounded.agreeing as f64);
         }
-        let mut pairs = Vec::new();
-        let mut keep = |negative: Negative| -> Result<(), Rejection> {
-            let kind = negative.kind;
-            let pair = pair(subject, negative, &measured);
-            let (images, question) = (images(&pair.data), question(&pair.data.conversation));
-            let kept = filter.admit(&candidate(&pair.data, &images, &question, pair.key.as_deref()));
-            match kept {
-                Ok(()) => pairs.push(pair),
-                Err(reason) => counters::rejection(kind, &word(reason)),
-            }
-            kept
-        };
-        if let Some(text) = subject.choice.corrected.clone() {
-            // What the filter says of it was counted; there is no other answer to try.
-            let _ = keep(Negative { text, kind: NegativeKind::Given, distortion: None, made: None, cut_off: false });
+        let mut kept = Kept::new(subject.record, subject.choice, measured, filter);
+        if let Some(text) = &subject.choice.corrected {
+            // Kept or not: there is no other one to try.
+            let _ = kept.take(Negative::given(text.clone()));
         }
-        for (kind, wanted) in [
-            (NegativeKind::ImageWeakened, if subject.images.is_empty() { 0 } else { self.config.weakened }),
-            (NegativeKind::Injected, self.config.injected),
-        ] {
+        let weakened = if subject.images.is_empty() { 0 } else { self.config.weakened };
+        for (kind, wanted) in [(NegativeKind::ImageWeakened, weakened), (NegativeKind::Injected, self.config.injected)]
+        {
             for number in 0..wanted {
-                for attempt in 0..self.config.attempts {
-                    let seed = seed(&subject.record.id, kind, number * self.config.attempts + attempt);
-                    let negative = match kind {
-                        NegativeKind::ImageWeakened => self.weakened(subject, &turns, seed).await,
-                        _ => self.injected(subject, seed).await,
-                    };
-                    let negative = match negative.map_err(Trouble::from) {
-                        Ok(negative) => negative,
-                        Err(Trouble::Skip(_)) => {
-                            counters::rejection(kind, "impossible");
-                            break;
-                        }
-                        Err(trouble) => return Err(trouble),
-                    };
-                    if negative.cut_off {
-                        counters::rejection(kind, "cut_off");
-                        continue;
-                    }
-                    match keep(negative) {
-                        // No other draw would help against a cap.
-                        Ok(()) | Err(Rejection::SourceCap | Rejection::KeyCap | Rejection::TemplateCap) => break,
-                        Err(_) => {}
+                self.draw(kind, number, subject, &turns, &mut kept).await?;
+            }
+        }
+        let pairs = kept.into_pairs();
+        if pairs.is_empty() { Err(Trouble::Skip(Skip::NothingKept)) } else { Ok(pairs) }
+    }
+
+    /// Draws the `number`-th negative of a kind until one is kept, or none can be.
+    async fn draw(
+        &self,
+        kind: NegativeKind,
+        number: usize,
+        subject: &Subject<'_>,
+        turns: &[Turn],
+        kept: &mut Kept<'_>,
+    ) -> Result<(), Trouble> {
+        for attempt in 0..self.config.attempts {
+            let seed = seed(&subject.record.id, kind, number * self.config.attempts + attempt);
+            let drawn = match kind {
+                NegativeKind::ImageWeakened => self.weakened(subject, turns, seed).await,
+                _ => self.injected(subject, seed).await,
+            };
+            match drawn {
+                Ok(negative) if negative.cut_off => counters::rejection(kind, "cut_off"),
+                Ok(negative) => {
+                    if kept.take(negative).is_break() {
+                        return Ok(());
                     }
                 }
+                // Another draw would be no more possible.
+                Err(GeneratorError::Invalid(_)) => {
+                    counters::rejection(kind, "impossible");
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
             }
         }
-        if pairs.is_empty() { Err(Trouble::Skip(Skip::NothingKept)) } else { Ok(pairs) }
+        Ok(())
     }
 
     async fn ground(&self, subject: &Subject<'_>, turns: &[Turn]) -> Result<Grounded, Trouble> {
@@ -254,33 +243,6 @@ impl Draws {
     fn by(self, by: String, edge: Option<u32>, instruction: Option<Instruction>) -> Made {
         let Self { temperature, top_p, seed, max_tokens } = self;
         Made { by, edge, instruction, temperature, top_p, seed, max_tokens }
-    }
-}
-
-fn pair(subject: &Subject<'_>, negative: Negative, measured: &BTreeMap<String, f64>) -> Pair {
-    let Subject { record, choice, .. } = subject;
-    Pair {
-        data: PreferencePair {
-            id: id::new("pair"),
-            images: record.images.clone(),
-            conversation: choice.conversation.clone(),
-            chosen: choice.text.clone(),
-            rejected: Some(negative.text),
-            distortion: negative.distortion,
-            source: choice.source,
-            negative: Some(negative.kind),
-        },
-        created_ms: id::now_ms(),
-        record: Some(record.id.clone()),
-        generation: Some(record.generation.clone()),
-        feedback: choice.feedback.clone(),
-        key: Some(choice.key.clone()),
-        filters: measured.clone(),
-        made: negative.made,
-        state: if choice.review { PairState::Review } else { PairState::New },
-        reason: choice.review.then(|| UNTRUSTED.to_owned()),
-        reviews: Vec::new(),
-        runs: Vec::new(),
     }
 }
 
