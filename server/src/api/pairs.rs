@@ -26,9 +26,9 @@ use super::paging::{Paging, page};
 const AT_ONCE: usize = 16;
 /// States that an export has unless others are asked for: what the next run would read.
 const TRAINED: [&str; 3] = ["new", "accepted", "used"];
-const STATES: [&str; 5] = ["new", "review", "accepted", "discarded", "used"];
-const SOURCES: [&str; 4] = ["annotation", "correction", "accepted", "self"];
-const KINDS: [&str; 3] = ["image_weakened", "injected", "given"];
+const STATES: &[&str] = &["new", "review", "accepted", "discarded", "used"];
+const SOURCES: &[&str] = &["annotation", "correction", "accepted", "self"];
+const KINDS: &[&str] = &["image_weakened", "injected", "given"];
 
 /// What a person decides about a pair.
 #[derive(Debug, PartialEq, ToSchema)]
@@ -63,9 +63,9 @@ struct Filters {
 impl Filters {
     fn add(&mut self, name: &str, value: &str) -> Result<bool, ApiError> {
         let (index, words): (_, &[&str]) = match name {
-            "source" => ("source", &SOURCES),
-            "kind" => ("negative", &KINDS),
-            "state" => ("state", &STATES),
+            "source" => ("source", SOURCES),
+            "kind" => ("negative", KINDS),
+            "state" => ("state", STATES),
             "record" => ("record", &[]),
             "generation" => ("generation", &[]),
             "key" => ("key", &[]),
