@@ -170,3 +170,36 @@ async fn the_models_own_answers_are_chosen_where_the_operator_wants_it() -> Resu
     Client::send(client.request(Method::DELETE, &format!("/v1/records/{record}"))).await?.ok()?;
     Ok(())
 }
+
+#[tokio::test]
+async fn a_kill_in_the_middle_loses_and_doubles_nothing() -> Result<()> {
+    let data = tempfile::tempdir()?;
+    let settings = || Settings::builtin().section("data", &format!("dir = {:?}", data.path()));
+    let mut records = Vec::new();
+    for round in 0..6 {
+        let server = Server::start(settings()).await?;
+        let client = server.client();
+        for number in 0..3 {
+            let question = ask(&format!("Describe image {number} of {round}."), Some(APPLE));
+            let answer = client.answer(&question).await?;
+            let record = answer["id"].as_str().context("an answer without id")?.to_owned();
+            // Once it is seen, the feedback that is acknowledged behind it takes it to the disk.
+            pairs(&client, &record).await?;
+            let feedback = json!({"completion_id": record, "correction": RIGHT});
+            client.post("/v1/feedback", &feedback).await?.ok()?;
+            records.push(record);
+        }
+        // Dropping a server kills it at once: now, and a little later in each round.
+        tokio::time::sleep(Duration::from_millis(120 * round)).await;
+    }
+    let server = Server::start(settings()).await?;
+    for record in &records {
+        let made = pairs(&server.client(), record).await?;
+        let (mut sorted, kinds) = (kinds(&made), kinds(&made));
+        sorted.sort_unstable();
+        sorted.dedup();
+        ensure!(kinds.contains(&"given"), "{record} has no pair with the answer that was corrected: {made:#?}");
+        ensure!(sorted.len() == kinds.len(), "{record} was done twice: {made:#?}");
+    }
+    Ok(())
+}
