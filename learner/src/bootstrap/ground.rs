@@ -199,7 +199,6 @@ mod tests {
         let Poll::Ready(result) = work.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
             panic!("a script does not wait");
         };
-        drop(work);
         let left = generator.drawn.lock().unwrap().len();
         (result, left)
     }

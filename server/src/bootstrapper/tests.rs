@@ -25,9 +25,12 @@ const QUESTION: &str = "What color is the apple?";
 const ANSWER: &str = "The apple is red.";
 const CORRECTION: &str = "The apple is green.";
 
+/// What a test says that the model does.
+type Answerer = dyn Fn(&Question) -> Result<Generated, GeneratorError> + Send + Sync;
+
 /// Answers as the test says, and keeps what it was asked.
 struct Script {
-    answer: Box<dyn Fn(&Question) -> Result<Generated, GeneratorError> + Send + Sync>,
+    answer: Box<Answerer>,
     asked: Mutex<Vec<Question>>,
 }
 
