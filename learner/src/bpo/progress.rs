@@ -62,6 +62,13 @@ pub enum Event {
         /// The step whose tensors the adapter has.
         adapter_step: u64,
     },
+    /// The gate has a verdict on the adapter; it is in the run's gate.json.
+    Gated {
+        /// Whether the adapter may have traffic.
+        passed: bool,
+        /// The checks that failed.
+        failed: Vec<String>,
+    },
     /// The run is over and has none.
     Failed {
         /// Why.
@@ -162,6 +169,8 @@ impl Progress for Bar {
                     "finished after step {step}; the adapter is that of step {adapter_step}"
                 ));
             }
+            Event::Gated { passed: true, .. } => self.bar.println("the gate passed"),
+            Event::Gated { failed, .. } => self.bar.println(format!("the gate did not pass: {}", failed.join("; "))),
             Event::Failed { reason } => self.bar.abandon_with_message(format!("failed: {reason}")),
         }
     }
