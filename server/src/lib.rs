@@ -21,4 +21,5 @@ pub mod config;
 pub mod engine;
 pub mod images;
 pub mod rollout;
+pub mod runs;
 pub mod serve;

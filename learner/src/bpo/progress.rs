@@ -4,12 +4,12 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::metrics::{Evaluation, StepMetrics};
 
 /// What happens in a run. As JSON: `{"event": "step", …}`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Event {
     /// The run starts, or goes on from a checkpoint.
@@ -202,6 +202,10 @@ mod tests {
         assert_eq!((events[0]["event"].as_str(), events[0]["total_steps"].as_u64()), (Some("started"), Some(9)));
         assert_eq!((events[1]["event"].as_str(), events[1]["loss"].as_f64()), (Some("step"), Some(0.5)));
         assert_eq!(events[2]["reason"], "a \"quoted\"\nreason");
+        for (line, event) in text.lines().zip(&events) {
+            let read: Event = serde_json::from_str(line).unwrap();
+            assert_eq!(serde_json::to_value(&read).unwrap(), *event);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The gate of a run directory: `DIR/adapter` against what the run started from.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::bpo::config::{ConfigError, RunConfig};
 use crate::bpo::data::DataError;
 use crate::bpo::data::blobs::BlobDir;
 use crate::bpo::examples::{ExampleError, Examples};
-use crate::bpo::launch::ModelEncoder;
+use crate::bpo::launch::{ModelEncoder, POCKET};
 use crate::bpo::prepare::{FeatureCache, Prepared};
 use crate::bpo::{TrainError, dataset, files};
 use crate::eval::{EvalError, ModelAnswerer};
@@ -72,7 +72,7 @@ pub fn gate(dir: &Path, run: &RunConfig, config: &GateConfig, base: &Base<'_>) -
     }
     config.validate()?;
     let frozen = dataset::read(&dir.join(&run.data.dataset), &run.data.digest, run.data.on_error)?;
-    let (_, mut pairs) = dataset::split(frozen.pairs, run.data.held_out, run.seed);
+    let (_, mut pairs) = dataset::split(frozen.pairs, run.data.held_out, run.data.held_out_seed);
     if config.max_pairs > 0 {
         pairs.truncate(config.max_pairs);
     }
@@ -80,6 +80,8 @@ pub fn gate(dir: &Path, run: &RunConfig, config: &GateConfig, base: &Base<'_>) -
     let cache = FeatureCache::new(run.data.feature_cache_mib << 20);
     let (scored, _) = Prepared::new(base.encoder, &blobs, run, &pairs, &cache)?;
     let (asked, _) = Prepared::new(base.encoder, &blobs, run, &held_out::prompts(&pairs, config.max_answers), &cache)?;
+    let pocket_images = if run.model.base == POCKET { config.pocket_images } else { 0 };
+    let config = &GateConfig { pocket_images, ..config.clone() };
     let subject = Subject { dir, config, base, scored: &scored, asked: &asked };
 
     let start = (!run.model.adapter.as_os_str().is_empty()).then(|| dir.join(&run.model.adapter));

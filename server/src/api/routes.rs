@@ -24,7 +24,7 @@ pub(super) struct Route {
 }
 
 /// Every route. A test holds it equal to the OpenAPI description.
-pub(super) const ROUTES: [Route; 17] = [
+pub(super) const ROUTES: [Route; 30] = [
     Route { method: "POST", pattern: "/v1/chat/completions", handler: || web::post().to(chat::create) },
     Route { method: "GET", pattern: "/v1/models", handler: || web::get().to(models::list) },
     // A model's name may have slashes.
@@ -39,6 +39,39 @@ pub(super) const ROUTES: [Route; 17] = [
     Route { method: "DELETE", pattern: "/v1/adapters/{id}", handler: || web::delete().to(rollout::remove) },
     Route { method: "POST", pattern: "/v1/adapters/{id}/activate", handler: || web::post().to(rollout::activate) },
     Route { method: "POST", pattern: "/v1/adapters/{id}/canary", handler: || web::post().to(rollout::canary) },
+    Route { method: "GET", pattern: "/v1/files", handler: || web::get().to(files::list) },
+    Route { method: "POST", pattern: "/v1/files", handler: || web::post().to(files::create) },
+    Route { method: "GET", pattern: "/v1/files/{file_id}", handler: || web::get().to(files::get) },
+    Route { method: "DELETE", pattern: "/v1/files/{file_id}", handler: || web::delete().to(files::remove) },
+    Route { method: "GET", pattern: "/v1/files/{file_id}/content", handler: || web::get().to(files::content) },
+    Route { method: "GET", pattern: "/v1/fine_tuning/jobs", handler: || web::get().to(fine_tuning::list) },
+    Route { method: "POST", pattern: "/v1/fine_tuning/jobs", handler: || web::post().to(fine_tuning::create) },
+    Route { method: "GET", pattern: "/v1/fine_tuning/jobs/{job_id}", handler: || web::get().to(fine_tuning::get) },
+    Route {
+        method: "POST",
+        pattern: "/v1/fine_tuning/jobs/{job_id}/cancel",
+        handler: || web::post().to(fine_tuning::cancel),
+    },
+    Route {
+        method: "POST",
+        pattern: "/v1/fine_tuning/jobs/{job_id}/pause",
+        handler: || web::post().to(fine_tuning::pause),
+    },
+    Route {
+        method: "POST",
+        pattern: "/v1/fine_tuning/jobs/{job_id}/resume",
+        handler: || web::post().to(fine_tuning::resume),
+    },
+    Route {
+        method: "GET",
+        pattern: "/v1/fine_tuning/jobs/{job_id}/events",
+        handler: || web::get().to(fine_tuning::events),
+    },
+    Route {
+        method: "GET",
+        pattern: "/v1/fine_tuning/jobs/{job_id}/checkpoints",
+        handler: || web::get().to(fine_tuning::checkpoints),
+    },
     Route { method: "GET", pattern: "/health", handler: || web::get().to(health::health) },
     Route { method: "GET", pattern: "/ready", handler: || web::get().to(health::ready) },
     Route { method: "GET", pattern: "/metrics", handler: || web::get().to(metrics::show) },

@@ -6,7 +6,7 @@
 //! - [`run`]: what the binary does.
 //! - [`settings`]: the flags that set configuration keys, shared by the commands that read the configuration.
 //! - [`logging`]: where log lines go.
-//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`], [`mod@eval`], [`adapters`]: the commands; [`remote`]: the
+//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`], [`mod@eval`], [`adapters`], [`runs`]: the commands; [`remote`]: the
 //!   server that some of them talk to.
 
 mod adapters;
@@ -15,6 +15,7 @@ mod eval;
 mod logging;
 mod openapi;
 mod remote;
+mod runs;
 mod serve;
 mod settings;
 mod train;
@@ -27,6 +28,7 @@ use clap::{Parser, Subcommand};
 use crate::config::ConfigError;
 use adapters::AdaptersArgs;
 use eval::EvalArgs;
+use runs::RunsArgs;
 use settings::SettingsArgs;
 use train::TrainArgs;
 
@@ -55,6 +57,8 @@ enum Command {
     Openapi,
     /// The adapters of a running server: list, import, activate, canary, rollback, remove.
     Adapters(AdaptersArgs),
+    /// The fine-tuning runs of a running server: list, show, start, cancel, pause, resume, events.
+    Runs(RunsArgs),
     /// Train one run, or go on with it, without a server.
     Train(TrainArgs),
     /// Measure a model, with or without an adapter, on evaluation sets, without a server.
@@ -73,6 +77,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::CheckConfig(settings) => check_config::run(settings),
         Command::Openapi => openapi::run(),
         Command::Adapters(arguments) => adapters::run(&arguments),
+        Command::Runs(arguments) => runs::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Eval(arguments) => eval::run(*arguments),
     }

@@ -14,15 +14,19 @@ mod auth;
 mod data;
 mod error;
 mod file;
+mod gate;
 mod images;
 mod load;
 mod log;
 mod model;
+mod rollout;
 mod secret;
 mod server;
+mod train;
 #[cfg(test)]
 mod tests;
 
+use reground_learner::gate::GateConfig;
 use serde::{Deserialize, Serialize};
 
 pub use admission::AdmissionConfig;
@@ -32,9 +36,11 @@ pub use error::{ConfigError, Origin};
 pub use images::ImagesConfig;
 pub use load::Loader;
 pub use log::{LogConfig, LogFormat};
+pub use rollout::{AfterGate, RolloutConfig};
 pub use model::{Device, Dtype, EngineKind, Isq, ModelConfig};
 pub use secret::Secret;
 pub use server::ServerConfig;
+pub use train::TrainConfig;
 
 /// All settings.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -52,6 +58,12 @@ pub struct Config {
     pub images: ImagesConfig,
     /// Where the server keeps what must last.
     pub data: DataConfig,
+    /// When an adapter is trained, on what, and with how much of the machine.
+    pub train: TrainConfig,
+    /// What an adapter must show before it gets traffic.
+    pub gate: GateConfig,
+    /// What happens to an adapter that passed the gate.
+    pub rollout: RolloutConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -76,6 +88,9 @@ impl Config {
         self.admission.validate()?;
         self.images.validate()?;
         self.data.validate()?;
+        self.train.validate()?;
+        gate::validate(&self.gate)?;
+        self.rollout.validate()?;
         self.log.validate()
     }
 }
