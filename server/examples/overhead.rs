@@ -119,6 +119,9 @@ async fn measure(side: &str, directory: &str) -> Result<()> {
         config.model.source = directory.to_owned();
         config.model.engine = EngineKind::Mistralrs;
         config.log.filter = "warn".into();
+        // The endpoint as it is run: with a store, and every answer written down.
+        let data = tempfile::tempdir()?;
+        config.data.dir = data.path().into();
         let server = reground::serve::start(config).await?;
         let url = format!("http://{}/v1/chat/completions", server.address());
         let client = reqwest::Client::new();

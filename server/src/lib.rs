@@ -10,6 +10,7 @@
 //! - [`answer`]: from a checked query to an answer.
 //! - [`admission`]: the bounded, fair queue in front of each generation.
 //! - [`images`]: images as they come in, checked before they are decoded.
+//! - [`recorder`]: what was asked and answered, written down off the answers' path.
 //! - [`rollout`]: which generations are loaded, and which one answers.
 //! - [`engine`]: the trait that every engine implements, and the engines.
 
@@ -20,6 +21,7 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod images;
+pub mod recorder;
 pub mod rollout;
 pub mod runs;
 pub mod serve;

@@ -12,6 +12,7 @@ mod hostile;
 mod models;
 mod overload;
 mod readme;
+mod records;
 mod rollout;
 mod sdk;
 mod shutdown;

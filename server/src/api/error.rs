@@ -9,6 +9,7 @@ use std::fmt;
 use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::http::{Method, StatusCode};
 use actix_web::{HttpResponse, ResponseError};
+use reground_learner::store::StoreError;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -76,6 +77,10 @@ pub mod code {
     pub const INVALID_FILE: &str = "invalid_file";
     /// There is nothing to train on.
     pub const NO_DATA: &str = "no_training_data";
+    /// No such recorded completion, or not one of this key.
+    pub const COMPLETION_NOT_FOUND: &str = "completion_not_found";
+    /// The store cannot be written now.
+    pub const STORE_UNAVAILABLE: &str = "store_unavailable";
     /// The state does not allow it: the id is taken, or the generation is live.
     pub const CONFLICT: &str = "conflict";
 }
@@ -313,6 +318,18 @@ impl From<EngineError> for ApiError {
             EngineError::Unavailable(_) => Self::unavailable(code::UNAVAILABLE, message, 1),
             EngineError::Failed(_) => Self::internal(message),
             EngineError::Load(_) => Self::bad_request(code::INVALID_ADAPTER, message),
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let message = error.to_string();
+        match error {
+            error if error.is_failure() => Self::unavailable(code::STORE_UNAVAILABLE, message, 5),
+            StoreError::Exists { .. } | StoreError::Stale { .. } => Self::conflict(message),
+            StoreError::Missing { .. } => Self::not_found(code::COMPLETION_NOT_FOUND, message),
+            _ => Self::bad_request(code::INVALID_VALUE, message),
         }
     }
 }

@@ -180,6 +180,7 @@ impl Drop for Meter {
 #[utoipa::path(get, path = "/metrics", tag = "operation",
     responses((status = 200, description = "Prometheus text format", content_type = "text/plain", body = String)))]
 pub(super) async fn show(_: Admin, app: web::Data<App>) -> HttpResponse {
+    app.recorder.report();
     HttpResponse::Ok()
         .content_type("text/plain; version=0.0.4; charset=utf-8")
         .body(app.metrics.render(&app.generations))

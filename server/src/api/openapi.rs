@@ -7,7 +7,7 @@ use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{Modify, OpenApi as _};
 
 use super::auth::Caller;
-use super::{adapters, chat, error, health, metrics, models, rollout};
+use super::{adapters, chat, completions, error, feedback, files, fine_tuning, health, metrics, models, rollout};
 
 /// The name of the security scheme.
 const KEY: &str = "key";
@@ -21,6 +21,12 @@ const KEY: &str = "key";
     ),
     paths(
         chat::create,
+        completions::list,
+        completions::get,
+        completions::update,
+        completions::delete,
+        completions::messages,
+        feedback::create,
         models::list,
         models::get,
         adapters::load,
@@ -99,7 +105,7 @@ fn add_errors(path: &str, operation: &mut Operation) {
     if path != "/health" {
         add("401", "No API key, or one that is not known");
     }
-    if operation.request_body.is_some() {
+    if operation.request_body.is_some() && path != "/v1/files" {
         add("400", "A parameter is refused; `param` names it");
         add("408", "The body did not arrive in time");
         add("413", "The body is too large");

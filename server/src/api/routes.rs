@@ -10,7 +10,9 @@ use actix_web::{HttpRequest, HttpResponse, Route as Handler, web};
 use super::auth::require_key;
 use super::error::ApiError;
 use super::observe::{REQUEST_ID, catch_panic, observe};
-use super::{App, GENERATION, adapters, chat, health, metrics, models, openapi, rollout};
+use super::{
+    App, GENERATION, adapters, chat, completions, feedback, files, fine_tuning, health, metrics, models, openapi, rollout,
+};
 
 /// What logs and metrics say of a path that is no route.
 pub(super) const UNMATCHED: &str = "unmatched";
@@ -24,8 +26,30 @@ pub(super) struct Route {
 }
 
 /// Every route. A test holds it equal to the OpenAPI description.
-pub(super) const ROUTES: [Route; 30] = [
+pub(super) const ROUTES: &[Route] = &[
     Route { method: "POST", pattern: "/v1/chat/completions", handler: || web::post().to(chat::create) },
+    Route { method: "GET", pattern: "/v1/chat/completions", handler: || web::get().to(completions::list) },
+    Route {
+        method: "GET",
+        pattern: "/v1/chat/completions/{completion_id}",
+        handler: || web::get().to(completions::get),
+    },
+    Route {
+        method: "POST",
+        pattern: "/v1/chat/completions/{completion_id}",
+        handler: || web::post().to(completions::update),
+    },
+    Route {
+        method: "DELETE",
+        pattern: "/v1/chat/completions/{completion_id}",
+        handler: || web::delete().to(completions::delete),
+    },
+    Route {
+        method: "GET",
+        pattern: "/v1/chat/completions/{completion_id}/messages",
+        handler: || web::get().to(completions::messages),
+    },
+    Route { method: "POST", pattern: "/v1/feedback", handler: || web::post().to(feedback::create) },
     Route { method: "GET", pattern: "/v1/models", handler: || web::get().to(models::list) },
     // A model's name may have slashes.
     Route { method: "GET", pattern: "/v1/models/{model:.+}", handler: || web::get().to(models::get) },
@@ -115,7 +139,7 @@ pub(super) fn documented(pattern: &str) -> String {
 /// One resource a path: it knows which methods there are, so that others get a 405 that says so.
 fn resources() -> Vec<impl HttpServiceFactory + 'static> {
     let mut by_pattern: BTreeMap<&str, Vec<&Route>> = BTreeMap::new();
-    for route in &ROUTES {
+    for route in ROUTES {
         by_pattern.entry(route.pattern).or_default().push(route);
     }
     let resource = |(pattern, routes): (&str, Vec<&Route>)| {

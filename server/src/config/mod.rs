@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 pub use admission::AdmissionConfig;
 pub use auth::{AuthConfig, KeyConfig, Role};
-pub use data::DataConfig;
+pub use data::{DataConfig, RecordConfig};
 pub use error::{ConfigError, Origin};
 pub use images::ImagesConfig;
 pub use load::Loader;
@@ -56,8 +56,10 @@ pub struct Config {
     pub admission: AdmissionConfig,
     /// What images are taken.
     pub images: ImagesConfig,
-    /// Where the server keeps what must last.
+    /// Where what must survive is kept.
     pub data: DataConfig,
+    /// What is written down of queries and their answers.
+    pub record: RecordConfig,
     /// When an adapter is trained, on what, and with how much of the machine.
     pub train: TrainConfig,
     /// What an adapter must show before it gets traffic.
@@ -88,6 +90,7 @@ impl Config {
         self.admission.validate()?;
         self.images.validate()?;
         self.data.validate()?;
+        self.record.validate()?;
         self.train.validate()?;
         gate::validate(&self.gate)?;
         self.rollout.validate()?;
