@@ -9,13 +9,13 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use reground_learner::bpo::config::RunConfig;
 use reground_learner::bpo::data::blobs::{BlobDir, Blobs};
+use reground_learner::bpo::launch::ModelEncoder;
 use reground_learner::bpo::pair::{ImageRef, Message, NegativeKind, Part, PreferencePair, Role, Source as PairSource};
 use reground_learner::bpo::progress::{Collected, Event};
 use reground_learner::bpo::trainer::Control;
 use reground_learner::bpo::{dataset, launch};
 use reground_learner::gate::run::{Base, gate};
 use reground_learner::gate::{EvaluationSet, GateConfig, GateReport, Outcome, SetKind};
-use reground_learner::bpo::launch::ModelEncoder;
 use reground_learner::model::{Model, Source, Workers};
 use serde_json::Value;
 

@@ -11,6 +11,7 @@
 //! - [`admission`]: the bounded, fair queue in front of each generation.
 //! - [`images`]: images as they come in, checked before they are decoded.
 //! - [`recorder`]: what was asked and answered, written down off the answers' path.
+//! - [`runs`]: fine-tuning runs, from pairs to an adapter.
 //! - [`rollout`]: which generations are loaded, and which one answers.
 //! - [`engine`]: the trait that every engine implements, and the engines.
 

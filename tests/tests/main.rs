@@ -14,6 +14,7 @@ mod overload;
 mod readme;
 mod records;
 mod rollout;
+mod runs;
 mod sdk;
 mod shutdown;
 mod slow_readers;

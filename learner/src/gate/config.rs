@@ -177,6 +177,18 @@ mod tests {
     }
 
     #[test]
+    fn the_handbook_shows_every_key_with_its_default() {
+        let handbook = include_str!("../../../docs/training.md");
+        let gate = handbook.split("## The gate").nth(1).unwrap();
+        let block = gate.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        assert_eq!(parse(block).unwrap(), GateConfig::default());
+        let shown: toml::Table = block.parse().unwrap();
+        let known = toml::Table::try_from(GateConfig::default()).unwrap();
+        let missing: Vec<&String> = known.keys().filter(|key| *key != "sets" && !shown.contains_key(*key)).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+
+    #[test]
     fn wrong_keys_and_values_are_named() {
         for (text, message) in [
             ("min_item = 1", "unknown field `min_item`"),

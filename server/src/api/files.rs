@@ -196,11 +196,7 @@ async fn receive(
     received
 }
 
-async fn read(
-    mut form: Multipart<'static>,
-    directory: &Path,
-    limit: u64,
-) -> Result<(NamedTempFile, String), ApiError> {
+async fn read(mut form: Multipart<'static>, directory: &Path, limit: u64) -> Result<(NamedTempFile, String), ApiError> {
     let (mut file, mut purpose) = (None, None);
     let refused = |error| refuse(error, limit);
     while let Some(field) = form.next_field().await.map_err(refused)? {
@@ -229,9 +225,8 @@ async fn read(
 
 /// Writes the file's bytes down as they come.
 async fn store(mut field: Field<'static>, directory: &Path, limit: u64) -> Result<NamedTempFile, ApiError> {
-    let failed = |error: io::Error| {
-        ApiError::unavailable(code::STORAGE, format!("the file cannot be written: {error}"), 5)
-    };
+    let failed =
+        |error: io::Error| ApiError::unavailable(code::STORAGE, format!("the file cannot be written: {error}"), 5);
     let file = NamedTempFile::new_in(directory).map_err(failed)?;
     let mut out = tokio::fs::File::from_std(file.reopen().map_err(failed)?);
     while let Some(chunk) = field.chunk().await.map_err(|error| refuse(error, limit))? {

@@ -11,7 +11,8 @@ use super::auth::require_key;
 use super::error::ApiError;
 use super::observe::{REQUEST_ID, catch_panic, observe};
 use super::{
-    App, GENERATION, adapters, chat, completions, feedback, files, fine_tuning, health, metrics, models, openapi, rollout,
+    App, GENERATION, adapters, chat, completions, feedback, files, fine_tuning, health, metrics, models, openapi,
+    rollout,
 };
 
 /// What logs and metrics say of a path that is no route.

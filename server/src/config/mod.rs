@@ -22,9 +22,9 @@ mod model;
 mod rollout;
 mod secret;
 mod server;
-mod train;
 #[cfg(test)]
 mod tests;
+mod train;
 
 use reground_learner::gate::GateConfig;
 use serde::{Deserialize, Serialize};
@@ -36,8 +36,8 @@ pub use error::{ConfigError, Origin};
 pub use images::ImagesConfig;
 pub use load::Loader;
 pub use log::{LogConfig, LogFormat};
-pub use rollout::{AfterGate, RolloutConfig};
 pub use model::{Device, Dtype, EngineKind, Isq, ModelConfig};
+pub use rollout::{AfterGate, RolloutConfig};
 pub use secret::Secret;
 pub use server::ServerConfig;
 pub use train::TrainConfig;

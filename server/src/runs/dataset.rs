@@ -165,7 +165,12 @@ fn anchors(
 }
 
 /// How many others make up `share` of a set that has so many already.
-#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss, reason = "counts of pairs")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "counts of pairs"
+)]
 fn share(share: f64, others: usize) -> usize {
     (others as f64 * share / (1.0 - share)).round() as usize
 }

@@ -68,7 +68,8 @@ pub fn list(store: &Store, query: &Query) -> Result<Page<FileRow>, RunsError> {
 pub fn remove(store: &Store, id: &str) -> Result<(), RunsError> {
     get(store, id)?;
     let waiting = store.list::<Run>(&Query::by("state", "queued"))?.rows;
-    let needs = |run: &&Run| run.dataset_digest.is_none() && RunRequest::of(run).training == Training::File(id.to_owned());
+    let needs =
+        |run: &&Run| run.dataset_digest.is_none() && RunRequest::of(run).training == Training::File(id.to_owned());
     if let Some(run) = waiting.iter().find(needs) {
         return Err(RunsError::FileInUse { file: id.to_owned(), run: run.id.clone() });
     }
@@ -178,7 +179,10 @@ mod tests {
         let good = line("What?", &data_url());
         for (content, said) in [
             (format!("{good}\n\n{{\"x\": 1}}\n"), "line 3: none of the known shapes"),
-            (format!("{good}\n{}\n", line("Who?", "http://example.com/a.png")), "line 2: http://example.com/a.png is a web"),
+            (
+                format!("{good}\n{}\n", line("Who?", "http://example.com/a.png")),
+                "line 2: http://example.com/a.png is a web",
+            ),
             (format!("{good}\n{}\n", line("Who?", "../a.png")), "line 2: image ../a.png is a path"),
             (String::new(), "it is empty"),
             ("PK\u{3}\u{4}".to_owned(), "it is a zip archive"),

@@ -38,7 +38,12 @@ impl Journal {
                 let begins = if *step == 0 { "begins".to_owned() } else { format!("goes on after step {step}") };
                 let message =
                     format!("Training {begins}: {total_steps} steps, {examples} pairs, {held_out} more held out.");
-                (Info, Message, message, json!({"step": step, "total_steps": total_steps, "examples": examples, "held_out": held_out}))
+                (
+                    Info,
+                    Message,
+                    message,
+                    json!({"step": step, "total_steps": total_steps, "examples": examples, "held_out": held_out}),
+                )
             }
             Event::Warning { message } => (Warn, Message, message.clone(), Value::Null),
             Event::Reference { .. } => return None,
@@ -124,6 +129,9 @@ mod tests {
         let told = [1, 2, 3, 2, 3, 4].map(|number| journal.row(&step(number)).map(|row| row.data["step"].clone()));
         assert_eq!(told.iter().flatten().collect::<Vec<_>>(), [1, 2, 3, 4].map(Value::from).iter().collect::<Vec<_>>());
         let row = journal.row(&step(5)).unwrap();
-        assert_eq!((row.kind, &row.data["train_loss"], &row.data["total_steps"]), (EventKind::Metrics, &json!(0.5), &json!(4)));
+        assert_eq!(
+            (row.kind, &row.data["train_loss"], &row.data["total_steps"]),
+            (EventKind::Metrics, &json!(0.5), &json!(4))
+        );
     }
 }

@@ -324,5 +324,6 @@ fn unknown(id: &str) -> RunsError {
 
 /// Whether an error is about the store and not about what was asked of it.
 pub(super) fn is_outage(error: &RunsError) -> bool {
-    matches!(error, RunsError::Store(error) if error.is_failure()) || matches!(error, RunsError::Store(StoreError::Degraded(_)))
+    matches!(error, RunsError::Store(error) if error.is_failure())
+        || matches!(error, RunsError::Store(StoreError::Degraded(_)))
 }

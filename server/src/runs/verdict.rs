@@ -35,7 +35,9 @@ impl Shared {
         };
         let report = match report {
             Ok(report) => report,
-            Err(error) => return self.fail(&run.id, &format!("the gate's verdict cannot be read: {error}"), false).await,
+            Err(error) => {
+                return self.fail(&run.id, &format!("the gate's verdict cannot be read: {error}"), false).await;
+            }
         };
         // A second name for the images is not needed any more.
         let images = directory.join(BLOBS);
@@ -93,7 +95,9 @@ impl Shared {
         let (id, parent) = (GenerationId::from(adapter), GenerationId::from(run.parent.as_str()));
         let percent = self.after.canary_percent;
         let (done, told) = match self.after.after_gate {
-            AfterGate::Hold => return (EventLevel::Info, format!("Adapter {adapter} is kept, and waits to be activated.")),
+            AfterGate::Hold => {
+                return (EventLevel::Info, format!("Adapter {adapter} is kept, and waits to be activated."));
+            }
             AfterGate::Activate => {
                 (self.rollout.activate(&id, Some(&parent), ITSELF).await, format!("Adapter {adapter} is live."))
             }

@@ -135,7 +135,8 @@ impl Shared {
             return self.run(run.id, |run| drop(run.started_ms.get_or_insert_with(id::now_ms)), Vec::new()).await;
         }
         let request = RunRequest::of(&run);
-        let parent = request.parent.clone().map_or_else(|| self.rollout.route().live, |id| GenerationId::from(id.as_str()));
+        let parent =
+            request.parent.clone().map_or_else(|| self.rollout.route().live, |id| GenerationId::from(id.as_str()));
         let adapter = if parent == GenerationId::base() {
             None
         } else {

@@ -27,9 +27,9 @@ const USUAL: usize = 20;
 impl App {
     /// What trains.
     pub(super) fn runs(&self) -> Result<&Runs, ApiError> {
-        self.runs.as_deref().ok_or_else(|| {
-            ApiError::not_found(code::JOB_NOT_FOUND, "this server keeps no data, so it trains nothing")
-        })
+        self.runs
+            .as_deref()
+            .ok_or_else(|| ApiError::not_found(code::JOB_NOT_FOUND, "this server keeps no data, so it trains nothing"))
     }
 
     async fn job(&self, run: Run) -> Result<web::Json<Job>, ApiError> {
@@ -56,9 +56,7 @@ pub(super) async fn create(
     let request = body.parse(move |bytes| request::parse(bytes, &name)).await?;
     let run = runs.create(request, &caller.name).await.map_err(|error| match error {
         // The body names it, not the path.
-        RunsError::UnknownFile(_) => {
-            ApiError::bad_request(code::FILE_NOT_FOUND, error.to_string()).at("training_file")
-        }
+        RunsError::UnknownFile(_) => ApiError::bad_request(code::FILE_NOT_FOUND, error.to_string()).at("training_file"),
         error => error.into(),
     })?;
     app.job(run).await

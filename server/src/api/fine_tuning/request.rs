@@ -89,7 +89,8 @@ fn method(value: Value, at: &Path<'_>, request: &mut RunRequest) -> Result<(), A
 fn hyperparameters(value: Value, at: &Path<'_>, is_dpo: bool, request: &mut RunRequest) -> Result<(), ApiError> {
     let mut fields = Fields::of(value, at)?;
     if is_dpo {
-        request.beta = fields.optional("beta", |value, at| auto(value, at, |v, at| json::number(v, at, 1e-6..=100.0)))?.flatten();
+        request.beta =
+            fields.optional("beta", |value, at| auto(value, at, |v, at| json::number(v, at, 1e-6..=100.0)))?.flatten();
     }
     let epochs = |value: Value, at: &Path<'_>| json::number(value, at, 0.01..=1000.0);
     request.epochs = fields.optional("n_epochs", |value, at| auto(value, at, epochs))?.flatten();
@@ -144,7 +145,8 @@ mod tests {
         let request = parsed(&json!({"model": "reground", "training_file": "pairs"})).unwrap();
         assert_eq!(request, RunRequest::default());
         let supervised = json!({"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": "auto"}}});
-        let request = parsed(&json!({"model": "reground", "training_file": "pairs:all", "method": supervised})).unwrap();
+        let request =
+            parsed(&json!({"model": "reground", "training_file": "pairs:all", "method": supervised})).unwrap();
         assert_eq!((request.method, request.training), (Method::Supervised, Training::All));
     }
 
