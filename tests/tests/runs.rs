@@ -120,9 +120,10 @@ async fn a_file_becomes_an_adapter_that_answers() -> Result<()> {
     let checkpoints = client.get(&format!("/v1/fine_tuning/jobs/{id}/checkpoints")).await?.ok()?;
     ensure!(checkpoints["data"].as_array().is_some_and(|list| !list.is_empty()), "{checkpoints}");
     ensure!(client.metric("reground_runs_total").await?.is_some_and(|runs| runs >= 1.0), "no metric");
-    let pinned = client.answer(&json!({"model": format!("reground@{adapter}"), "max_tokens": 4,
-        "messages": [{"role": "user", "content": "Hello"}]}));
-    ensure!(pinned.await?["system_fingerprint"] == *adapter, "the name of the result does not answer");
+    let body = json!({"model": format!("reground@{adapter}"), "max_tokens": 4,
+        "messages": [{"role": "user", "content": "Hello"}]});
+    let pinned = client.answer(&body).await?;
+    ensure!(pinned["system_fingerprint"] == *adapter, "the name of the result does not answer");
 
     // The next run continues it; then both are taken back.
     let second = begin(&client, &file).await?;

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use actix_web::body::SizedStream;
 use actix_web::http::header;
 use actix_web::{FromRequest as _, HttpRequest, HttpResponse, web};
 use futures::{StreamExt, future, stream};
@@ -149,10 +150,7 @@ pub(super) async fn content(_: Admin, app: web::Data<App>, id: web::Path<String>
         let count = file.read_buf(&mut chunk).await?;
         Ok::<_, io::Error>((count > 0).then(|| (chunk.freeze(), file)))
     });
-    Ok(HttpResponse::Ok()
-        .content_type("application/octet-stream")
-        .insert_header((header::CONTENT_LENGTH, row.bytes))
-        .streaming(chunks))
+    Ok(HttpResponse::Ok().content_type("application/octet-stream").body(SizedStream::new(row.bytes, chunks)))
 }
 
 /// Removes an uploaded file. Runs that have begun keep what they froze of it.

@@ -68,10 +68,10 @@ impl Child {
             .stderr(Stdio::piped())
             .kill_on_drop(true);
         match train.device.as_str() {
-            "auto" => {}
-            "cpu" => drop(command.env("CUDA_VISIBLE_DEVICES", "")),
-            device => drop(command.env("CUDA_VISIBLE_DEVICES", device)),
-        }
+            "auto" => &mut command,
+            "cpu" => command.env("CUDA_VISIBLE_DEVICES", ""),
+            device => command.env("CUDA_VISIBLE_DEVICES", device),
+        };
         let mut process = command.spawn()?;
         let missing = || io::Error::other("the process has no pipes");
         let output = BufReader::new(process.stdout.take().ok_or_else(missing)?).lines();

@@ -24,12 +24,12 @@ pub enum RunsError {
     #[error("there is no generation `{0}` to start from")]
     UnknownGeneration(String),
     /// The run's state does not allow it.
-    #[error("job `{id}` is {}; only one that is {allowed} can be {wanted}", word(*.state))]
+    #[error("job `{id}` is {state}; only one that is {allowed} can be {wanted}")]
     State {
         /// The run.
         id: String,
         /// Its state.
-        state: RunState,
+        state: &'static str,
         /// In which states it could be done.
         allowed: &'static str,
         /// What was asked for.

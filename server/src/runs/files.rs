@@ -108,7 +108,7 @@ impl Blobs for Looked<'_> {
     }
 
     fn get(&self, digest: &str) -> io::Result<Vec<u8>> {
-        self.0.get(digest)
+        Blobs::get(self.0, digest)
     }
 }
 

@@ -5,15 +5,18 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use metrics::counter;
 use reground_learner::gate::{GateConfig, GateReport};
 use reground_learner::store::rows::{AdapterRow, FileRow, Run, RunEvent, RunState};
 use reground_learner::store::{Page, Query, Store, StoreError, id};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 use super::error::word;
 use super::files::{self, Upload};
+use super::settings::BLOBS;
 use super::{Program, RunRequest, RunsError, Training, dataset, worker};
 use crate::config::{Config, RolloutConfig, TrainConfig};
 use crate::engine::GenerationId;
@@ -174,8 +177,12 @@ impl Runs {
     /// # Errors
     /// There is none, or it is over.
     pub async fn cancel(&self, id: &str) -> Result<Run, RunsError> {
-        let from = [RunState::Queued, RunState::Running, RunState::Paused];
-        self.change(id, &from, "queued, running or paused", "cancelled", RunState::Cancelled).await
+        const FROM: &[RunState] = &[RunState::Queued, RunState::Running, RunState::Paused];
+        let run = self.change(id, FROM, "queued, running or paused", "cancelled", RunState::Cancelled).await?;
+        counter!("reground_runs_total", "outcome" => word(run.state)).increment(1);
+        // Its process, if it has one, is ended just now: it does not matter what it finds.
+        self.shared.release_images(id).await;
+        Ok(run)
     }
 
     /// Writes down what is wanted of a run; the task sees to it.
@@ -194,7 +201,7 @@ impl Runs {
                 store.write(|rows| {
                     let Some(mut run) = rows.get::<Run>(&id)? else { return Ok(Err(unknown(&id))) };
                     if !from.contains(&run.state) {
-                        return Ok(Err(RunsError::State { id: run.id, state: run.state, allowed, wanted }));
+                        return Ok(Err(RunsError::State { id: run.id, state: word(run.state), allowed, wanted }));
                     }
                     run.state = to;
                     if to == RunState::Cancelled {
@@ -205,7 +212,7 @@ impl Runs {
                 })?
             })
             .await?;
-        tracing::info!(run.id = %run.id, "A run is to be {}.", word(run.state));
+        info!(run.id = %run.id, "A run is to be {}.", word(run.state));
         self.shared.wake.notify_one();
         Ok(run)
     }
@@ -279,6 +286,17 @@ impl Shared {
     ) -> Result<T, RunsError> {
         let store = self.store.clone();
         tokio::task::spawn_blocking(move || work(&store)).await.map_err(io::Error::other)?
+    }
+
+    /// Gives up the second names of a run's images, so that what is deleted takes no more space.
+    pub(super) async fn release_images(&self, id: &str) {
+        let images = self.store.run_directory(id).join(BLOBS);
+        let released = tokio::task::spawn_blocking(move || fs_err::remove_dir_all(images)).await;
+        if let Ok(Err(error)) = released
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            warn!(run.id = %id, %error, "The images of a run that is over stay.");
+        }
     }
 
     pub(super) fn new_run(&self, request: RunRequest, trigger: &str) -> Run {

@@ -1,7 +1,6 @@
 //! A run's `run.toml` and `gate.toml`.
 
 use std::io;
-use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use reground_learner::bpo::config::{CheckpointSection, LoraSection, LossSection, ModelSection, Preset, RunConfig};
@@ -54,7 +53,7 @@ pub(super) fn run_config(
 /// Threads of a training process.
 pub(super) fn threads(train: &TrainConfig) -> usize {
     match train.threads {
-        0 => std::thread::available_parallelism().map_or(1, |cores| NonZero::get(cores).div_ceil(2)),
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)),
         some => some,
     }
 }

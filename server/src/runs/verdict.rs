@@ -12,7 +12,6 @@ use tracing::{info, warn};
 use super::RunsError;
 use super::journal::Journal;
 use super::runs::Shared;
-use super::settings::BLOBS;
 use crate::config::AfterGate;
 use crate::engine::GenerationId;
 use crate::rollout::{Origin, RolloutError};
@@ -39,9 +38,6 @@ impl Shared {
                 return self.fail(&run.id, &format!("the gate's verdict cannot be read: {error}"), false).await;
             }
         };
-        // A second name for the images is not needed any more.
-        let images = directory.join(BLOBS);
-        tokio::task::spawn_blocking(move || fs_err::remove_dir_all(images)).await.map_err(io::Error::other)?.ok();
         if !report.passed {
             let failed: Vec<&str> = report.failed().map(|check| check.name.as_str()).collect();
             let why = match failed.as_slice() {
@@ -55,7 +51,9 @@ impl Shared {
         self.note(run, adapter.clone(), AdapterState::Passed, report).await?;
         let (level, told) = self.roll_out(run, &adapter).await;
         self.keep(journal.say(level, told)).await;
-        self.over(&run.id, RunState::Succeeded, move |run| run.adapter = Some(adapter)).await
+        self.over(&run.id, RunState::Succeeded, move |run| run.adapter = Some(adapter)).await?;
+        self.release_images(&run.id).await;
+        Ok(())
     }
 
     /// The adapter's id; it is taken in unless it was before the server stopped.

@@ -132,7 +132,7 @@ impl Shared {
     /// wanted.
     async fn begin(&self, run: Run) -> Result<Option<Run>, RunsError> {
         if run.dataset_digest.is_some() {
-            return self.run(run.id, |run| drop(run.started_ms.get_or_insert_with(id::now_ms)), Vec::new()).await;
+            return self.run(run.id, |_| (), Vec::new()).await;
         }
         let request = RunRequest::of(&run);
         let parent =
@@ -287,7 +287,10 @@ impl Shared {
         warn!(run.id = %id, "A run failed: {reason}");
         self.keep(Journal::new(id).say(EventLevel::Error, format!("The run failed: {reason}"))).await;
         let reason = reason.to_owned();
-        self.over(id, RunState::Failed, move |run| (run.error, run.refused) = (Some(reason), refused)).await
+        self.over(id, RunState::Failed, move |run| (run.error, run.refused) = (Some(reason), refused)).await?;
+        // Not before: a server that stops in between goes on with the run.
+        self.release_images(id).await;
+        Ok(())
     }
 
     /// Ends a run, if it is still wanted.
