@@ -10,12 +10,14 @@
 //! - [`store`]: records, feedback, pairs, runs, adapters and the rollout state, on disk.
 //! - [`pocket`]: the small model that ships with the project, its drawn world and its builder.
 //! - [`generator`]: what background work asks of whatever serves the model.
+//! - [`gate`]: the checks between a finished run and traffic.
 //! - [`eval`]: CHAIR, POPE, preference accuracy, with confidence intervals.
 
 pub mod adapter;
 pub mod bootstrap;
 pub mod bpo;
 pub mod eval;
+pub mod gate;
 pub mod generator;
 pub mod model;
 pub mod pocket;

@@ -12,6 +12,7 @@
 //! - [`bootstrapper`]: records become pairs, in the background.
 //! - [`images`]: images as they come in, checked before they are decoded.
 //! - [`recorder`]: what was asked and answered, written down off the answers' path.
+//! - [`runs`]: fine-tuning runs, from pairs to an adapter.
 //! - [`rollout`]: which generations are loaded, and which one answers.
 //! - [`engine`]: the trait that every engine implements, and the engines.
 
@@ -25,4 +26,5 @@ pub mod engine;
 pub mod images;
 pub mod recorder;
 pub mod rollout;
+pub mod runs;
 pub mod serve;

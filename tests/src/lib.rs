@@ -7,12 +7,14 @@
 //! - [`Client`]: requests, answers and streams.
 //! - [`Golden`]: the checkpoint in `golden/idefics3` and the numbers that PyTorch computed on it.
 //! - [`pictures`]: images, good and bad ones.
+//! - [`upload`]: files as a form.
 //! - [`load`]: many requests at once, bounded in number and time.
 //! - [`command`]: the binary's other commands.
 //! - [`say!`]: progress that a test shows while it runs.
 
 pub mod load;
 pub mod pictures;
+pub mod upload;
 
 mod binary;
 mod client;

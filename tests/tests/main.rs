@@ -15,6 +15,7 @@ mod pairs;
 mod readme;
 mod records;
 mod rollout;
+mod runs;
 mod sdk;
 mod shutdown;
 mod slow_readers;

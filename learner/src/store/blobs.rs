@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use super::rows::{Record, Row};
 use super::{Store, StoreError, keys};
-use crate::bpo::data::blobs::Blobs;
+use crate::bpo::data::blobs::{BlobDir, Blobs};
 
 /// How long a blob without a row is kept for whoever brought it.
 const CLAIM: Duration = Duration::from_secs(3600);
@@ -28,6 +29,35 @@ impl Store {
             self.core.noticed(self.blobs.put(image.as_ref()).map_err(StoreError::from))?;
         }
         self.commit(|rows| rows.insert(record)).map(drop)
+    }
+
+    /// Takes a file of the data directory's file system in as a blob, without reading it into memory; gives its digest. As with
+    /// [`Blobs::put`], its row may come within the hour.
+    ///
+    /// # Errors
+    /// The store is full or failed.
+    pub fn adopt(&self, file: &Path) -> Result<String, StoreError> {
+        self.core.check_space()?;
+        let _no_blob_goes = self.blob_use.read().unwrap_or_else(PoisonError::into_inner);
+        let digest = self.core.noticed(self.blobs.adopt(file).map_err(StoreError::from))?;
+        self.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.clone(), Instant::now());
+        Ok(digest)
+    }
+
+    /// Where a blob is, if it is there. It is for reading.
+    ///
+    /// # Errors
+    /// `InvalidInput` for what is no digest.
+    pub fn blob_path(&self, digest: &str) -> io::Result<PathBuf> {
+        self.blobs.path(digest)
+    }
+
+    /// Has a blob in another directory, too, where it stays when the store's own goes.
+    ///
+    /// # Errors
+    /// `NotFound`, or any failure of the file system.
+    pub fn link_blob(&self, digest: &str, to: &BlobDir) -> io::Result<()> {
+        to.link(&self.blobs, digest)
     }
 
     /// Removes blobs that no row needs, and gives their number and bytes. One that [`Blobs::put`] brought within the last

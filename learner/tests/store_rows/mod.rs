@@ -104,6 +104,7 @@ pub(crate) fn run() -> Run {
         adapter: None,
         restarts: 0,
         error: None,
+        refused: false,
     }
 }
 

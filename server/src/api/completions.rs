@@ -70,7 +70,7 @@ pub(super) async fn list(
     let recorder = app.recorder.clone();
     // The rarest first: labels, then the key, then all that are stored.
     let (mut by, mut model) = (Vec::new(), None);
-    let paging = Paging::read(parameters.into_inner(), |name, value| {
+    let paging = Paging::OLDEST_FIRST.read(parameters.into_inner(), MOST, |name, value| {
         match name.strip_prefix("metadata[").and_then(|name| name.strip_suffix(']')) {
             Some(key) => by.push(("metadata", format!("{key}={value}"))),
             None if name == "model" => model = Some(value.to_owned()),
@@ -186,7 +186,7 @@ pub(super) async fn messages(
     parameters: web::Query<Vec<(String, String)>>,
 ) -> Result<HttpResponse, ApiError> {
     let recorder = app.recorder.clone();
-    let paging = Paging::read(parameters.into_inner(), |_, _| Ok(false))?;
+    let paging = Paging::OLDEST_FIRST.read(parameters.into_inner(), MOST, |_, _| Ok(false))?;
     let record = blocking(move || find(&recorder, &caller, &id)).await?;
     let said = record.messages.iter().enumerate();
     let mut items: Vec<Value> = said.map(|(index, said)| message(&record, index, said)).collect();

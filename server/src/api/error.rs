@@ -69,6 +69,14 @@ pub mod code {
     pub const STORAGE: &str = "storage_unavailable";
     /// An adapter is not loaded, or is not where it was looked for.
     pub const ADAPTER_NOT_FOUND: &str = "adapter_not_found";
+    /// No such fine-tuning job.
+    pub const JOB_NOT_FOUND: &str = "fine_tuning_job_not_found";
+    /// No such uploaded file.
+    pub const FILE_NOT_FOUND: &str = "file_not_found";
+    /// A line of an uploaded file cannot be used.
+    pub const INVALID_FILE: &str = "invalid_file";
+    /// There is nothing to train on.
+    pub const NO_DATA: &str = "no_training_data";
     /// No such recorded completion, or not one of this key.
     pub const COMPLETION_NOT_FOUND: &str = "completion_not_found";
     /// No such pair.

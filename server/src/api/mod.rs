@@ -20,6 +20,8 @@ pub mod chat;
 mod completions;
 pub mod error;
 mod feedback;
+mod files;
+mod fine_tuning;
 mod health;
 mod json;
 pub mod metrics;
@@ -49,6 +51,7 @@ use crate::config::{Config, ConfigError};
 use crate::images::ImageReader;
 use crate::recorder::Recorder;
 use crate::rollout::{Generations, Rollout};
+use crate::runs::Runs;
 
 /// The header that names the generation that answered.
 const GENERATION: HeaderName = HeaderName::from_static("x-reground-generation");
@@ -67,6 +70,8 @@ pub struct App {
     pub images: Arc<ImageReader>,
     /// Writes down what is asked and answered.
     pub recorder: Arc<Recorder>,
+    /// Trains adapters; `None`: this program does not.
+    pub runs: Option<Arc<Runs>>,
     /// Who may call.
     pub keyring: auth::Keyring,
     /// What Prometheus is told.
@@ -99,10 +104,17 @@ impl App {
             answerer,
             images,
             recorder,
+            runs: None,
             metrics: metrics::Metrics::install(),
             shutdown,
             started: unix_seconds(),
         })
+    }
+
+    /// The same with fine-tuning runs.
+    #[must_use]
+    pub fn with_runs(self, runs: Arc<Runs>) -> Self {
+        Self { runs: Some(runs), ..self }
     }
 
     /// From a request's head to the last token of its answer.

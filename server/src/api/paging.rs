@@ -1,43 +1,50 @@
 //! Lists in OpenAI's shape: `after`, `limit`, `order`.
 
 use actix_web::HttpResponse;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::error::{ApiError, code, shown};
 
 /// Most items of a page.
 pub(super) const MOST: usize = 100;
-/// Items of a page for which no number is asked.
-const USUAL: usize = 20;
 
 /// Which page of a list is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Paging {
     /// Behind this id.
     pub(super) after: Option<String>,
-    /// Most items, 1 to [`MOST`].
+    /// Most items.
     pub(super) limit: usize,
     /// `order=desc`.
     pub(super) newest_first: bool,
 }
 
 impl Paging {
-    /// Reads the parameters of a list; every other one goes to `filter`, which says whether it is one of the route's.
+    /// Twenty items, oldest first: what most lists give when nothing is asked for.
+    pub(super) const OLDEST_FIRST: Self = Self { after: None, limit: 20, newest_first: false };
+    /// Twenty items, latest first.
+    pub(super) const NEWEST_FIRST: Self = Self { after: None, limit: 20, newest_first: true };
+
+    /// Reads the parameters of a list over what it gives without them, `limit` from 1 to `most`; every other one goes to
+    /// `filter`, which says whether it is one of the route's.
     ///
     /// # Errors
     /// A parameter that the route does not know, or a wrong value.
     pub(super) fn read(
+        self,
         parameters: Vec<(String, String)>,
+        most: usize,
         mut filter: impl FnMut(&str, &str) -> Result<bool, ApiError>,
     ) -> Result<Self, ApiError> {
-        let mut paging = Self { after: None, limit: USUAL, newest_first: false };
+        let mut paging = self;
         for (name, value) in parameters {
             match name.as_str() {
                 "after" => paging.after = Some(value),
                 "limit" => {
-                    let limit = value.parse().ok().filter(|limit| (1..=MOST).contains(limit));
+                    let limit = value.parse().ok().filter(|limit| (1..=most).contains(limit));
                     paging.limit = limit.ok_or_else(|| {
-                        ApiError::invalid("limit", format!("`limit` is {}; allowed: 1 to {MOST}", shown(&value)))
+                        ApiError::invalid("limit", format!("`limit` is {}; allowed: 1 to {most}", shown(&value)))
                     })?;
                 }
                 "order" => {
@@ -61,7 +68,8 @@ impl Paging {
 }
 
 /// A page; each item has an `id`.
-pub(super) fn page(items: Vec<Value>, more: bool) -> HttpResponse {
+pub(super) fn page<T: Serialize>(items: Vec<T>, more: bool) -> HttpResponse {
+    let items: Vec<Value> = items.into_iter().map(|item| json!(item)).collect();
     let id = |item: Option<&Value>| item.map_or(Value::Null, |item| item["id"].clone());
     let (first_id, last_id) = (id(items.first()), id(items.last()));
     HttpResponse::Ok()
@@ -74,7 +82,7 @@ mod tests {
 
     fn read(parameters: &[(&str, &str)]) -> Result<Paging, ApiError> {
         let parameters = parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Paging::read(parameters, |name, _| Ok(name == "state"))
+        Paging::OLDEST_FIRST.read(parameters, MOST, |name, _| Ok(name == "state"))
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::body::JsonBody;
 use super::completions::blocking;
 use super::error::{ApiError, ErrorBody, code, shown};
 use super::json::{self, Fields, Path};
-use super::paging::{Paging, page};
+use super::paging::{MOST, Paging, page};
 
 /// Pairs that are written at once while they are exported.
 const AT_ONCE: usize = 16;
@@ -102,7 +102,7 @@ pub(super) async fn list(
     parameters: web::Query<Vec<(String, String)>>,
 ) -> Result<HttpResponse, ApiError> {
     let mut filters = Filters::default();
-    let paging = Paging::read(parameters.into_inner(), |name, value| filters.add(name, value))?;
+    let paging = Paging::OLDEST_FIRST.read(parameters.into_inner(), MOST, |name, value| filters.add(name, value))?;
     let Paging { after, limit, newest_first } = paging;
     let store = app.recorder.store().clone();
     let query = Query { by: filters.by, after, limit, newest_first };

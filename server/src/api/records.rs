@@ -9,7 +9,7 @@ use super::App;
 use super::auth::Admin;
 use super::completions::{blocking, no_completion};
 use super::error::{ApiError, ErrorBody};
-use super::paging::{Paging, page};
+use super::paging::{MOST, Paging, page};
 
 /// Lists records.
 #[utoipa::path(get, path = "/v1/records", tag = "records",
@@ -32,7 +32,7 @@ pub(super) async fn list(
 ) -> Result<HttpResponse, ApiError> {
     const INDEXES: [&str; 4] = ["bootstrap", "generation", "key", "conversation"];
     let mut by = Vec::new();
-    let paging = Paging::read(parameters.into_inner(), |name, value| {
+    let paging = Paging::OLDEST_FIRST.read(parameters.into_inner(), MOST, |name, value| {
         let index = INDEXES.into_iter().find(|index| *index == name);
         by.extend(index.map(|index| (index, value.to_owned())));
         Ok(index.is_some())

@@ -6,8 +6,8 @@
 //! - [`run`]: what the binary does.
 //! - [`settings`]: the flags that set configuration keys, shared by the commands that read the configuration.
 //! - [`logging`]: where log lines go.
-//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`], [`mod@eval`], [`adapters`], [`records`], [`pairs`]: the
-//!   commands; [`remote`]: the server that some of them talk to.
+//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`], [`mod@eval`], [`adapters`], [`records`], [`pairs`], [`runs`]:
+//!   the commands; [`remote`]: the server that some of them talk to.
 
 mod adapters;
 mod check_config;
@@ -17,6 +17,7 @@ mod openapi;
 mod pairs;
 mod records;
 mod remote;
+mod runs;
 mod serve;
 mod settings;
 mod train;
@@ -31,6 +32,7 @@ use adapters::AdaptersArgs;
 use eval::EvalArgs;
 use pairs::PairsArgs;
 use records::RecordsArgs;
+use runs::RunsArgs;
 use settings::SettingsArgs;
 use train::TrainArgs;
 
@@ -63,6 +65,8 @@ enum Command {
     Records(RecordsArgs),
     /// The pairs of a running server: list, show, review, export.
     Pairs(PairsArgs),
+    /// The fine-tuning runs of a running server: list, show, start, cancel, pause, resume, events.
+    Runs(RunsArgs),
     /// Train one run, or go on with it, without a server.
     Train(TrainArgs),
     /// Measure a model, with or without an adapter, on evaluation sets, without a server.
@@ -83,6 +87,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Adapters(arguments) => adapters::run(&arguments),
         Command::Records(arguments) => records::run(&arguments),
         Command::Pairs(arguments) => pairs::run(&arguments),
+        Command::Runs(arguments) => runs::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Eval(arguments) => eval::run(*arguments),
     }

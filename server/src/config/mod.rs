@@ -15,15 +15,19 @@ mod bootstrap;
 mod data;
 mod error;
 mod file;
+mod gate;
 mod images;
 mod load;
 mod log;
 mod model;
+mod rollout;
 mod secret;
 mod server;
 #[cfg(test)]
 mod tests;
+mod train;
 
+use reground_learner::gate::GateConfig;
 use serde::{Deserialize, Serialize};
 
 pub use admission::AdmissionConfig;
@@ -35,8 +39,10 @@ pub use images::ImagesConfig;
 pub use load::Loader;
 pub use log::{LogConfig, LogFormat};
 pub use model::{Device, Dtype, EngineKind, Isq, ModelConfig};
+pub use rollout::{AfterGate, RolloutConfig};
 pub use secret::Secret;
 pub use server::ServerConfig;
+pub use train::TrainConfig;
 
 /// All settings.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -58,6 +64,12 @@ pub struct Config {
     pub record: RecordConfig,
     /// How pairs are made of it.
     pub bootstrap: BootstrapConfig,
+    /// When an adapter is trained, on what, and with how much of the machine.
+    pub train: TrainConfig,
+    /// What an adapter must show before it gets traffic.
+    pub gate: GateConfig,
+    /// What happens to an adapter that passed the gate.
+    pub rollout: RolloutConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -84,6 +96,9 @@ impl Config {
         self.data.validate()?;
         self.record.validate()?;
         self.bootstrap.validate()?;
+        self.train.validate()?;
+        gate::validate(&self.gate)?;
+        self.rollout.validate()?;
         self.log.validate()
     }
 }

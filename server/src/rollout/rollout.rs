@@ -136,6 +136,15 @@ impl Rollout {
         Ok(blocking(&self.library, move |library| library.get(&id)).await?)
     }
 
+    /// The directory of an adapter whose files are those that were taken in.
+    ///
+    /// # Errors
+    /// There is none of the id, or its files were changed.
+    pub async fn verified(&self, id: &str) -> Result<PathBuf, RolloutError> {
+        let id = id.to_owned();
+        Ok(blocking(&self.library, move |library| library.verified(&id)).await?)
+    }
+
     /// Takes in the PEFT adapter in a directory. Traffic does not change, and nothing is loaded yet.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use actix_web::{App as ActixApp, HttpServer, web};
 use anyhow::Context;
+use reground_learner::bpo::launch::POCKET;
 use reground_learner::model::Model;
 use reground_learner::store::{Options, Store};
 use tokio::task::JoinHandle;
@@ -18,10 +19,11 @@ use crate::bootstrapper::{Bootstrapper, Models};
 use crate::config::{Config, EngineKind, Isq};
 use crate::engine::Engine;
 use crate::engine::native::NativeEngine;
-use crate::engine::source::ModelFiles;
+use crate::engine::source::{BUILTIN, ModelFiles};
 use crate::images::ImageReader;
 use crate::recorder::Recorder;
 use crate::rollout::Generations;
+use crate::runs::{Base, Program, Runs};
 
 /// How long an idle connection stays open: longer than load balancers keep theirs, so that they close first.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
@@ -32,6 +34,7 @@ pub struct Running {
     generations: Arc<Generations>,
     recorder: Arc<Recorder>,
     bootstrapper: Bootstrapper,
+    runs: Arc<Runs>,
     handle: actix_web::dev::ServerHandle,
     /// Cancelled when no new request is taken any more.
     stopping: CancellationToken,
@@ -67,7 +70,8 @@ impl Running {
     pub async fn stop(self) -> anyhow::Result<()> {
         info!("Stopping: open answers get {} s.", self.deadline.as_secs());
         self.stopping.cancel();
-        self.bootstrapper.stop().await;
+        let (runs, bootstrapper) = (self.runs.clone(), self.bootstrapper);
+        let saved = tokio::spawn(async move { tokio::join!(runs.stop(), bootstrapper.stop()) });
         let closing = self.closing.clone();
         let deadline = self.deadline;
         let stopping = self.handle.stop(true);
@@ -81,6 +85,7 @@ impl Running {
             () = watchdog => {}
         }
         let served = self.server.await.context("the server panicked")?.context("the server failed");
+        saved.await.context("the runs panicked")?;
         let recorder = self.recorder;
         tokio::task::spawn_blocking(move || recorder.close()).await.context("the recorder panicked")?;
         served
@@ -108,6 +113,7 @@ impl Running {
 pub async fn start(config: Config) -> anyhow::Result<Running> {
     let recorder = recorder(&config).await?;
     let files = ModelFiles::open(&config.model.source, &config.model.revision).await?;
+    let base = base(&files)?;
     let engine = engine(&config, files)?;
     let generations = Arc::new(Generations::start(engine, config.admission.clone()).await?);
     let (stopping, closing) = (CancellationToken::new(), CancellationToken::new());
@@ -115,11 +121,13 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let images = Arc::new(ImageReader::new(&config.images));
     let app =
         api::App::new(&config, generations.clone(), answerer, images.clone(), recorder.clone(), stopping.clone())?;
-    let app = web::Data::new(app);
     app.rollout.restore().await?;
+    let store = recorder.store().clone();
     let served = Arc::new(BackgroundGenerator::new(generations.clone()));
     let models = Models::new(served, config.model.source == "builtin", &config.bootstrap)?;
-    let bootstrapper = Bootstrapper::start(recorder.store().clone(), models, images, &config.bootstrap);
+    let bootstrapper = Bootstrapper::start(store.clone(), models, images, &config.bootstrap);
+    let runs = Arc::new(Runs::start(store, app.rollout.clone(), &config, base, Program::this()?));
+    let app = web::Data::new(app.with_runs(runs.clone()));
 
     let server = HttpServer::new(move || ActixApp::new().configure(api::configure(app.clone())))
         .disable_signals()
@@ -136,6 +144,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         generations,
         recorder,
         bootstrapper,
+        runs,
         handle: server.handle(),
         stopping,
         closing,
@@ -154,6 +163,16 @@ async fn recorder(config: &Config) -> anyhow::Result<Arc<Recorder>> {
         .context("`data.dir` names the directory")?;
     let digest = blake3::hash(config.to_toml()?.as_bytes()).to_hex().to_string();
     Recorder::start(Arc::new(store), &config.record, digest)
+}
+
+/// What runs train: the model that is served.
+fn base(files: &ModelFiles) -> anyhow::Result<Base> {
+    let checkpoint = if files.source == BUILTIN {
+        POCKET.to_owned()
+    } else {
+        files.directory.to_str().context("the model's directory has a name that is no UTF-8")?.to_owned()
+    };
+    Ok(Base { checkpoint, source: files.source.clone() })
 }
 
 fn engine(config: &Config, files: ModelFiles) -> anyhow::Result<Arc<dyn Engine>> {

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod audit;
+mod event;
 mod feedback;
 mod file;
 mod pair;
@@ -13,8 +14,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub use adapter::{AdapterRow, AdapterState, GateCheck, GateResult};
+pub use adapter::{AdapterRow, AdapterState};
 pub use audit::Audit;
+pub use event::{EventKind, EventLevel, RunEvent};
 pub use feedback::Feedback;
 pub use file::FileRow;
 pub use pair::{Instruction, Made, Pair, PairState, Review, Verdict};

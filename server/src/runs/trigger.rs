@@ -1,0 +1,43 @@
+//! Runs that nobody asks for.
+
+use reground_learner::store::rows::{Pair, Run};
+use reground_learner::store::{Query, Store};
+
+use super::{RunsError, dataset};
+use crate::config::TrainConfig;
+
+/// There are enough new pairs.
+const PAIRS: &str = "pairs";
+/// It is time.
+const SCHEDULE: &str = "schedule";
+
+/// Why a run is due now, if one is. `now` in milliseconds since 1970.
+///
+/// # Errors
+/// The store failed.
+pub(super) fn due(store: &Store, train: &TrainConfig, now: u64) -> Result<Option<&'static str>, RunsError> {
+    if !train.enabled || (train.min_pairs == 0 && train.interval_hours == 0) {
+        return Ok(None);
+    }
+    let new = dataset::count_new(store)?;
+    if new == 0 {
+        return Ok(None);
+    }
+    if train.min_pairs > 0 && new >= train.min_pairs {
+        return Ok(Some(PAIRS));
+    }
+    if train.interval_hours == 0 {
+        return Ok(None);
+    }
+    let last = Query { limit: 1, newest_first: true, ..Query::default() };
+    let since = match store.list::<Run>(&last)?.rows.first() {
+        Some(run) => run.created_ms,
+        // Without a run, the time begins with the first pair.
+        None => {
+            let first = Query { limit: 1, ..Query::default() };
+            store.list::<Pair>(&first)?.rows.first().map_or(now, |pair| pair.created_ms)
+        }
+    };
+    let interval = train.interval_hours.saturating_mul(3_600_000);
+    Ok((now.saturating_sub(since) >= interval).then_some(SCHEDULE))
+}
