@@ -6,11 +6,12 @@
 //! - [`run`]: what the binary does.
 //! - [`settings`]: the flags that set configuration keys, shared by the commands that read the configuration.
 //! - [`logging`]: where log lines go.
-//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`], [`mod@eval`], [`adapters`], [`records`], [`pairs`], [`runs`]:
-//!   the commands; [`remote`]: the server that some of them talk to.
+//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`], [`mod@eval`], [`adapters`], [`records`], [`pairs`], [`runs`],
+//!   [`mod@demo`]: the commands; [`remote`]: the server that some of them talk to.
 
 mod adapters;
 mod check_config;
+mod demo;
 mod eval;
 mod logging;
 mod openapi;
@@ -29,6 +30,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::ConfigError;
 use adapters::AdaptersArgs;
+use demo::DemoArgs;
 use eval::EvalArgs;
 use pairs::PairsArgs;
 use records::RecordsArgs;
@@ -67,6 +69,8 @@ enum Command {
     Pairs(PairsArgs),
     /// The fine-tuning runs of a running server: list, show, start, cancel, pause, resume, events.
     Runs(RunsArgs),
+    /// Show the whole loop on the built-in model: ask, correct, train, measure, roll back.
+    Demo(DemoArgs),
     /// Train one run, or go on with it, without a server.
     Train(TrainArgs),
     /// Measure a model, with or without an adapter, on evaluation sets, without a server.
@@ -88,6 +92,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Records(arguments) => records::run(&arguments),
         Command::Pairs(arguments) => pairs::run(&arguments),
         Command::Runs(arguments) => runs::run(&arguments),
+        Command::Demo(arguments) => demo::run(arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Eval(arguments) => eval::run(*arguments),
     }
