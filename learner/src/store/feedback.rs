@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::rows::{BootstrapState, Feedback, Record, Row};
-use super::{Store, StoreError, Transaction, keys};
+use super::{Query, Store, StoreError, Transaction, keys};
 
 /// Most feedback that is kept of one API key to one record. The latest counts, so that nobody needs more.
 pub const FEEDBACK_LIMIT: usize = 32;
@@ -37,6 +37,9 @@ impl Store {
     /// # Errors
     /// The store failed.
     pub fn drop_feedback(&self, record: &str) -> Result<usize, StoreError> {
+        if self.count::<Feedback>(&Query::by("record", record))? == 0 {
+            return Ok(0);
+        }
         self.write(|rows| {
             if rows.get::<Record>(record)?.is_some() {
                 return Ok(0);

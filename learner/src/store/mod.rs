@@ -129,8 +129,7 @@ impl Store {
         let made = fs::create_dir_all(blobs.root()).and_then(|()| keeper::probe(&directory));
         made.map_err(|source| StoreError::Open { path: directory.clone(), source })?;
         let db = keeper::open(&directory, &options, OPENING)?;
-        blobs::empty_incoming(&directory)
-            .map_err(|source| StoreError::Open { path: directory.clone(), source })?;
+        blobs::empty_incoming(&directory).map_err(|source| StoreError::Open { path: directory.clone(), source })?;
         let core = Arc::new(Core {
             directory,
             min_free: AtomicU64::new(options.min_free_bytes),
