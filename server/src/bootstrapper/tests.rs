@@ -508,8 +508,14 @@ async fn records_that_always_fail_do_not_block_those_behind() {
     assert!(bad.iter().all(|record| bench.state(record) == BootstrapState::Waiting));
 }
 
-#[tokio::test]
-async fn a_stop_between_negative_and_store_loses_and_doubles_nothing() {
+#[test]
+fn a_stop_between_negative_and_store_loses_and_doubles_nothing() {
+    // One thread for what blocks: whoever holds it decides how far the work gets.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(stop_everywhere());
+}
+
+async fn stop_everywhere() {
     let bench = Bench::new(usual);
     let record = record(true);
     bench.add(&record);
@@ -521,9 +527,14 @@ async fn a_stop_between_negative_and_store_loses_and_doubles_nothing() {
         let mut work = Box::pin(worker.pass());
         let mut done = false;
         for _ in 0..=polls {
-            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-            if futures::poll!(&mut work).is_ready() {
-                done = true;
+            let (let_go, held) = std::sync::mpsc::channel::<()>();
+            let holder = tokio::task::spawn_blocking(move || held.recv());
+            done = futures::poll!(&mut work).is_ready();
+            drop(let_go);
+            holder.await.unwrap().unwrap_err();
+            // What the poll has asked for is done before this.
+            tokio::task::spawn_blocking(|| ()).await.unwrap();
+            if done {
                 break;
             }
         }
