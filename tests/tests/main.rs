@@ -21,3 +21,4 @@ mod shutdown;
 mod slow_readers;
 mod together;
 mod train;
+mod whole_loop;
