@@ -84,6 +84,8 @@ fn config(demo: &Demo, data: &std::path::Path) -> Config {
     let mut config = Config::default();
     config.server.port = 0;
     config.data.dir = data.to_owned();
+    // Nobody waits between two questions here; every one of them is wanted.
+    config.record.queue = 100_000;
     // One run, when everything that was asked has been looked at: the demonstration asks for it.
     config.train.min_pairs = 0;
     config.train.seed = demo.seed;
