@@ -12,7 +12,7 @@ const END_OF_TURN: usize = 2;
 
 /// A checkpoint of the golden one's kind, about twelve times its size: every width is multiplied, weights are random. It
 /// never ends its turn by itself, so that every answer has the length that was asked for.
-pub fn grow(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn grow(from: &Path, to: &Path) -> Result<()> {
     const FACTOR: usize = 4;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;

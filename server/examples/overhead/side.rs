@@ -20,15 +20,15 @@ use crate::TOKENS;
 
 /// What some askers waited, one after the other each.
 #[derive(Serialize, Deserialize)]
-pub struct Block {
+pub(crate) struct Block {
     /// Of each request.
-    pub latencies: Vec<Duration>,
+    pub(crate) latencies: Vec<Duration>,
     /// From the first question to the last answer.
-    pub elapsed: Duration,
+    pub(crate) elapsed: Duration,
 }
 
 /// mistralrs in this process.
-pub async fn bare(directory: &str) -> Result<()> {
+pub(crate) async fn bare(directory: &str) -> Result<()> {
     let model = ModelBuilder::new(directory)
         .with_device(Device::Cpu)
         .with_dtype(ModelDType::F32)
@@ -41,7 +41,7 @@ pub async fn bare(directory: &str) -> Result<()> {
 }
 
 /// The server and its client in this process, HTTP between them.
-pub async fn endpoint(directory: &str) -> Result<()> {
+pub(crate) async fn endpoint(directory: &str) -> Result<()> {
     let mut config = Config::default();
     config.server.port = 0;
     config.model.source = directory.to_owned();

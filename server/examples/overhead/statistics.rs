@@ -11,37 +11,37 @@ use crate::side::Block;
 const RESAMPLES: usize = 2000;
 
 /// Blocks of both sides that ran one after the other, the same number of each.
-pub struct Round {
-    pub bare: [Block; 2],
-    pub endpoint: [Block; 2],
+pub(crate) struct Round {
+    pub(crate) bare: [Block; 2],
+    pub(crate) endpoint: [Block; 2],
 }
 
 /// The blocks of the bare side.
-pub fn bare<'a>(rounds: &[&'a Round]) -> Vec<&'a Block> {
+pub(crate) fn bare<'a>(rounds: &[&'a Round]) -> Vec<&'a Block> {
     rounds.iter().flat_map(|round| &round.bare).collect()
 }
 
 /// The blocks of the endpoint.
-pub fn endpoint<'a>(rounds: &[&'a Round]) -> Vec<&'a Block> {
+pub(crate) fn endpoint<'a>(rounds: &[&'a Round]) -> Vec<&'a Block> {
     rounds.iter().flat_map(|round| &round.endpoint).collect()
 }
 
 /// A figure and its interval.
-pub struct Estimate {
-    pub value: f64,
-    pub low: f64,
-    pub high: f64,
+pub(crate) struct Estimate {
+    pub(crate) value: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
 }
 
 /// Requests a second of some blocks.
-pub fn rate(blocks: &[&Block]) -> f64 {
+pub(crate) fn rate(blocks: &[&Block]) -> f64 {
     let requests: usize = blocks.iter().map(|block| block.latencies.len()).sum();
     let elapsed: Duration = blocks.iter().map(|block| block.elapsed).sum();
     requests as f64 / elapsed.as_secs_f64()
 }
 
 /// A percentile of the latencies of some blocks, by nearest rank: milliseconds.
-pub fn percentile(blocks: &[&Block], percent: usize) -> f64 {
+pub(crate) fn percentile(blocks: &[&Block], percent: usize) -> f64 {
     let mut latencies: Vec<_> = blocks.iter().flat_map(|block| &block.latencies).collect();
     latencies.sort_unstable();
     let rank = (latencies.len() * percent).div_ceil(100);
@@ -50,7 +50,7 @@ pub fn percentile(blocks: &[&Block], percent: usize) -> f64 {
 
 /// The figure over all rounds, and the middle 95 % of what it is over rounds drawn again with replacement. Machines drift, so
 /// a round is drawn whole, with both of its sides.
-pub fn estimate(rounds: &[Round], figure: impl Fn(&[&Round]) -> f64) -> Estimate {
+pub(crate) fn estimate(rounds: &[Round], figure: impl Fn(&[&Round]) -> f64) -> Estimate {
     let mut random = ChaCha8Rng::seed_from_u64(0);
     let mut drawn: Vec<f64> = (0..RESAMPLES)
         .map(|_| {

@@ -3,7 +3,9 @@
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use mistralrs::core::{Constraint, ModelCategory, NormalRequest, Request, Response, SamplingParams, StopTokens};
+use mistralrs::core::{
+    Constraint, ModelCategory, NormalRequest, Request, Response, SamplingParams, StopTokens, ToolChoice,
+};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -134,7 +136,8 @@ impl Generation for MistralrsGeneration {
                 response,
                 0,
                 prompt::tools(request.tools)?,
-                None,
+                // The template sees them all the same; without it mistralrs ends an answer after what it takes for a call.
+                Some(ToolChoice::None),
             )
         };
         let (me, id) = (self.me.clone(), self.id.clone());
