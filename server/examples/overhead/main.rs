@@ -28,7 +28,7 @@ use self::statistics::{Round, bare, endpoint, estimate, percentile, rate};
 /// Times that both processes are started.
 const STARTS: usize = 3;
 /// Askers, and the requests of one block: enough that most are asked while all askers wait.
-const BLOCKS: [(usize, usize); 3] = [(1, 40), (8, 64), (32, 160)];
+const BLOCKS: [(usize, usize); 3] = [(1, 16), (8, 24), (32, 96)];
 /// Uncounted requests after a start.
 const WARM: usize = 50;
 /// Tokens of each answer.
