@@ -26,7 +26,7 @@ async fn corrected_answers_become_an_adapter_that_hallucinates_less_and_comes_ba
     let place = tempfile::tempdir()?;
     let page = place.path().join("page.html");
     let demo = Command::from(reground_tests::command("demo")?)
-        .args(["--questions", "200", "--images", "120", "--json", "--page"])
+        .args(["--questions", "400", "--images", "200", "--json", "--page"])
         .arg(&page)
         .current_dir(place.path())
         .stdout(Stdio::piped())

@@ -33,7 +33,7 @@ pub struct GateConfig {
     pub preference_margin: f64,
     /// By which factor answers may become longer or shorter in the mean, at least 1. Default 1.5.
     pub max_length_ratio: f64,
-    /// How far the share of empty or unfinished answers, or of garbled captions, may rise. Default 0.02.
+    /// How far the share of empty or unfinished answers, or of garbled captions, may rise. Default 0.08.
     pub broken_margin: f64,
     /// How far the share of refusals may rise. Default 0.02.
     pub refusal_margin: f64,
@@ -41,9 +41,9 @@ pub struct GateConfig {
     pub change_margin: f64,
     /// How far CHAIR_i may rise. Default 0.02.
     pub chair_margin: f64,
-    /// How far Cover may fall. Default 0.03.
+    /// How far Cover may fall. Default 0.05.
     pub cover_margin: f64,
-    /// How far POPE's accuracy may fall. Default 0.03.
+    /// How far POPE's accuracy may fall. Default 0.05.
     pub pope_margin: f64,
     /// Pictures of each kind of statistics from the pocket's world; asked of the pocket model only. 0: none. Default 200.
     pub pocket_images: usize,
@@ -93,12 +93,12 @@ impl Default for GateConfig {
             max_chosen_drop: 0.2,
             preference_margin: 0.05,
             max_length_ratio: 1.5,
-            broken_margin: 0.02,
+            broken_margin: 0.08,
             refusal_margin: 0.02,
             change_margin: 0.1,
             chair_margin: 0.02,
-            cover_margin: 0.03,
-            pope_margin: 0.03,
+            cover_margin: 0.05,
+            pope_margin: 0.05,
             pocket_images: 200,
             sets: Vec::new(),
         }

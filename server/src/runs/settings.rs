@@ -33,6 +33,7 @@ pub(super) fn run_config(
                 Method::Supervised => Preset::Sft,
             },
             beta: Some(request.beta.unwrap_or(train.beta)),
+            sft: (request.method == Method::Dpo).then_some(train.sft),
             ..LossSection::default()
         },
         checkpoint: CheckpointSection { every: train.checkpoint_every, ..CheckpointSection::default() },
@@ -92,6 +93,7 @@ mod tests {
         let train = TrainConfig::default();
         let config = run_config(&train, &RunRequest::default(), "pocket", None, "d");
         assert_eq!((config.train.batch, config.optimizer.learning_rate), (train.batch, train.learning_rate));
+        assert_eq!(config.loss.resolve().sft, train.sft);
         assert!(config.validate().is_ok());
         let request = RunRequest {
             batch: Some(3),
@@ -101,7 +103,7 @@ mod tests {
         };
         let config = run_config(&train, &request, "pocket", Some(Path::new("../../adapters/ad-1")), "d");
         assert_eq!((config.train.batch, config.optimizer.learning_rate), (3, train.learning_rate / 2.0));
-        assert_eq!(config.loss.resolve().bpo, 0.0);
+        assert_eq!((config.loss.resolve().bpo, config.loss.resolve().sft), (0.0, 1.0));
         assert_eq!(config.model.adapter, Path::new("../../adapters/ad-1"));
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("run.toml");
