@@ -26,9 +26,10 @@ async fn what_a_reviewer_decides_while_a_run_begins_holds() {
 #[tokio::test]
 async fn nothing_begins_or_goes_on_while_training_is_off() {
     let mut place = Place::new().await;
-    let runs = place.runs(&(started(0) + "touch waited\nsleep 600 & wait\n"));
+    let runs = place.runs(&(started(0) + &waits_once("pause", &format!("{};", paused().trim()))));
     let id = asked(&runs).await;
     until_there(&place.store.run_directory(&id).join("waited")).await;
+    place.pair(9, PairState::New);
     let waiting = asked(&runs).await;
     runs.stop().await;
     place.config.train.enabled = false;
