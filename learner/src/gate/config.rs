@@ -12,8 +12,8 @@ use crate::eval::Bootstrap;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GateConfig {
-    /// Items below which a check says nothing and is skipped, at least 1. Default 20. When every check is skipped, the gate
-    /// does not pass.
+    /// Items (pictures, or questions of a set) below which a check says nothing and is skipped, at least 1. Default 20. The
+    /// gate does not pass when all checks are skipped that look at the length and the form of answers.
     pub min_items: usize,
     /// Confidence of "not worse", above 0.5 and below 1. Default 0.95.
     pub confidence: f64,
@@ -23,7 +23,7 @@ pub struct GateConfig {
     pub seed: u64,
     /// Most held-out pairs to score; 0 for all. Default 256.
     pub max_pairs: usize,
-    /// Most held-out prompts to answer; 0 answers none. Default 64.
+    /// Most held-out prompts to answer; 0 answers none, and then only captions of a set show a collapse. Default 64.
     pub max_answers: usize,
     /// Most tokens of an answer. Default 256.
     pub max_answer_tokens: usize,

@@ -8,7 +8,7 @@ use super::ConfigError;
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// Train at all.
+    /// Train at all. Off: runs that wait or are half done go on waiting.
     pub enabled: bool,
     /// New pairs that start a run by themselves; 0: none do.
     pub min_pairs: usize,
