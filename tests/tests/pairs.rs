@@ -133,6 +133,11 @@ async fn what_a_stranger_corrects_waits_for_a_person() -> Result<()> {
     ensure!(root.post("/v1/pairs/pair-x/review", &verdict("accept")).await?.status == 404);
     let token = json!({"verdict": "edit", "chosen": "an <image> of nothing"});
     ensure!(root.post(&at, &token).await?.error()?.code.as_deref() == Some("control_token"));
+    let same = json!({"verdict": "edit", "chosen": "Nothing.", "rejected": "nothing"});
+    for (refused, param) in [(&json!({"verdict": "edit", "chosen": " "}), "chosen"), (&same, "verdict")] {
+        let error = root.post(&at, refused).await?.error()?;
+        ensure!(error.param.as_deref() == Some(param), "{error:?}");
+    }
     ensure!(root.post(&at, &verdict("accept")).await?.ok()?["state"] == "accepted");
     ensure!(export().await?.lines().count() == 1);
     let edit = json!({"verdict": "edit", "rejected": "There is a red apple in the picture that is not there."});

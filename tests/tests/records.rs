@@ -80,7 +80,9 @@ async fn feedback_comes_during_the_answer_and_only_from_who_asked() -> Result<()
     let settings = Settings::builtin().key("ann", "sk-ann", "client").key("bob", "sk-bob", "client");
     let server = Server::start(settings.key("root", "sk-root", "admin")).await?;
     let [ann, bob, root] = ["sk-ann", "sk-bob", "sk-root"].map(|key| server.client_with(Some(key)));
-    let mut stream = ann.open(&question(json!({"stream": true, "store": true, "max_tokens": 200}))).await?;
+    // Token 2 ends an answer: without it this one goes on for as long as somebody listens.
+    let endless = json!({"stream": true, "store": true, "max_tokens": 900, "logit_bias": {"2": -100}});
+    let mut stream = ann.open(&question(endless)).await?;
     let first = stream.next().await?.context("a first chunk")?;
     let id = id_of(&first)?.to_owned();
     let judge = |rating: Value| json!({"completion_id": id.clone(), "rating": rating});
@@ -91,12 +93,20 @@ async fn feedback_comes_during_the_answer_and_only_from_who_asked() -> Result<()
     // The client leaves; what there was of the answer is kept and marked.
     drop(stream);
     let record = stored(&ann, &id).await?;
-    ensure!(record["choices"][0]["finish_reason"] != "tool_calls", "{record}");
+    let choice = &record["choices"][0];
+    ensure!(choice["finish_reason"].is_null(), "{record}");
+    ensure!(choice["message"]["content"].as_str().is_some_and(|text| !text.is_empty()), "{record}");
     ensure!(bob.get(&at(&id)).await?.status == 404 && root.get(&at(&id)).await?.status == 200);
     ensure!(delete(&bob, &id).await?.status == 404);
     for wrong in [judge(json!(2)), json!({"completion_id": id}), json!({"completion_id": id, "correction": " "})] {
         ensure!(ann.post("/v1/feedback", &wrong).await?.status == 400, "{wrong}");
     }
+    // One was kept before.
+    for _ in 1..32 {
+        ann.post("/v1/feedback", &judge(json!(1))).await?.ok()?;
+    }
+    let much = ann.post("/v1/feedback", &judge(json!(1))).await?;
+    ensure!(much.status == 409 && much.error()?.code.as_deref() == Some("conflict"), "{}", much.text());
     ensure!(delete(&ann, &id).await?.status == 200);
     ensure!(ann.post("/v1/feedback", &judge(json!(1))).await?.status == 404);
     Ok(())

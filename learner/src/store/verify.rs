@@ -175,7 +175,7 @@ impl Survey<'_> {
 
     fn indexes(&mut self, repair: bool) -> Result<(), StoreError> {
         let mut found = BTreeSet::new();
-        for prefix in ["x/", "b/"] {
+        for prefix in ["x/", keys::NEEDS] {
             for key in self.db.scan_prefix(prefix).keys() {
                 found.insert(String::from_utf8_lossy(&key?).into_owned());
             }

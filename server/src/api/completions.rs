@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use actix_web::{HttpResponse, web};
 use reground_learner::bpo::pair::Part;
 use reground_learner::store::rows::{Answer, Finish, Record, RecordedMessage};
-use reground_learner::store::{Query, StoreError};
+use reground_learner::store::{Deleted, Query, Store, StoreError};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::App;
 use super::auth::Caller;
+use super::blocking::blocking;
 use super::body::JsonBody;
 use super::chat::request::metadata;
 use super::error::{ApiError, ErrorBody, code, shown};
@@ -29,16 +30,17 @@ pub(super) struct SetMetadata {
     pub metadata: BTreeMap<String, String>,
 }
 
-/// Runs what blocks off the async threads.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    web::block(work).await.map_err(|_| ApiError::internal("the thread that used the store is gone"))?
-}
-
 pub(super) fn no_completion(id: &str) -> ApiError {
     let message = format!("there is no recorded completion `{}`", shown(id));
     ApiError::not_found(code::COMPLETION_NOT_FOUND, message)
+}
+
+/// Deletes a record with all that hangs on it.
+pub(super) fn delete_record(store: &Store, id: &str) -> Result<Deleted, ApiError> {
+    store.delete_record(id).map_err(|error| match error {
+        StoreError::Missing { .. } => no_completion(id),
+        other => other.into(),
+    })
 }
 
 /// The caller's stored completion.
@@ -158,10 +160,7 @@ pub(super) async fn delete(
         if caller.role == Role::Client {
             find(&recorder, &caller, &id)?;
         }
-        recorder.store().delete_record(&id).map_err(|error| match error {
-            StoreError::Missing { .. } => no_completion(&id),
-            other => other.into(),
-        })
+        delete_record(recorder.store(), &id)
     })
     .await?;
     Ok(HttpResponse::Ok().json(json!({

@@ -336,7 +336,9 @@ impl From<StoreError> for ApiError {
         let message = error.to_string();
         match error {
             error if error.is_failure() => Self::unavailable(code::STORE_UNAVAILABLE, message, 5),
-            StoreError::Exists { .. } | StoreError::Stale { .. } => Self::conflict(message),
+            StoreError::Exists { .. } | StoreError::Stale { .. } | StoreError::FeedbackLimit { .. } => {
+                Self::conflict(message)
+            }
             StoreError::Missing { .. } => Self::not_found(code::COMPLETION_NOT_FOUND, message),
             _ => Self::bad_request(code::INVALID_VALUE, message),
         }

@@ -8,8 +8,9 @@ use utoipa::ToSchema;
 
 use super::App;
 use super::auth::Caller;
+use super::blocking::blocking;
 use super::body::JsonBody;
-use super::completions::{blocking, no_completion};
+use super::completions::no_completion;
 use super::error::{ApiError, ErrorBody, code};
 use super::json::{self, Fields, Path};
 use crate::config::Role;
@@ -32,6 +33,7 @@ pub(super) struct GiveFeedback {
     responses(
         (status = 200, description = "Kept", body = serde_json::Value),
         (status = 404, description = "No such answer of this key, or one that is not recorded", body = ErrorBody),
+        (status = 409, description = "This key has said 32 things of the answer already", body = ErrorBody),
         (status = 503, description = "The store cannot be written now", body = ErrorBody),
     ))]
 pub(super) async fn create(app: web::Data<App>, caller: Caller, body: JsonBody) -> Result<HttpResponse, ApiError> {

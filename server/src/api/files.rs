@@ -20,10 +20,11 @@ use utoipa::ToSchema;
 
 use super::App;
 use super::auth::Admin;
+use super::blocking::blocking;
 use super::error::{ApiError, ErrorBody, code, shown};
 use super::observe::Arrival;
 use super::paging::{Paging, page};
-use crate::runs::files::{PURPOSE, Upload};
+use crate::runs::files::{self, PURPOSE, Upload};
 
 /// Bytes of a multipart body beside the file: boundaries, headers, the purpose.
 const AROUND: u64 = 64 << 10;
@@ -84,15 +85,17 @@ pub(super) async fn create(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<web::Json<File>, ApiError> {
-    let runs = app.runs()?;
+    app.runs()?;
+    let store = app.recorder.store().clone();
     let Arrival(arrival) = Arrival::extract(&request).await?;
-    let directory = runs.incoming().map_err(|error| ApiError::unavailable(code::STORAGE, error.to_string(), 5))?;
+    let directory = store.incoming().map_err(|error| ApiError::unavailable(code::STORAGE, error.to_string(), 5))?;
     let limit = app.config.train.max_file_bytes;
     let received = timeout_at(arrival + app.deadline(), receive(&request, payload, &directory, limit));
     let (file, filename) = received.await.map_err(|_| ApiError::body_timeout())??;
     let upload = Upload { filename, key: caller.name.to_string() };
-    // The name goes when this is dropped, whether the file was taken in or not.
-    let row = runs.add_file(file.path().to_owned(), upload).await?;
+    // The name goes when this is dropped: by the thread that reads the file, which goes on when the caller has left.
+    let file = file.into_temp_path();
+    let row = blocking(move || Ok(files::add(&store, &file, upload)?)).await?;
     Ok(web::Json(row.into()))
 }
 

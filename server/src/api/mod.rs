@@ -7,7 +7,7 @@
 //! - `routes`: every route, in one table.
 //! - [`error`]: the one [`ApiError`](error::ApiError), and where it is rendered.
 //! - [`auth`]: keys and roles. `observe`: request ids, access log, panics. [`metrics`]: Prometheus.
-//! - `body`, `json`: bodies within their limits, read with errors that name the path.
+//! - `blocking`: work that waits for the disk; `body`, `json`: bodies within their limits, read with errors that name the path.
 //! - [`chat`]: chat completions; `completions`: stored ones; `feedback`: what is said of them;
 //!   `records`, `pairs`: what the operator sees of it; `paging`: lists. `adapters`: loading in
 //!   vLLM's shapes; `rollout`: which adapter answers. `models`, `health`: the smaller routes.
@@ -15,6 +15,7 @@
 
 mod adapters;
 pub mod auth;
+mod blocking;
 mod body;
 pub mod chat;
 mod completions;

@@ -16,8 +16,8 @@ use utoipa::ToSchema;
 
 use super::App;
 use super::auth::Admin;
+use super::blocking::blocking;
 use super::body::JsonBody;
-use super::completions::blocking;
 use super::error::{ApiError, ErrorBody, code, shown};
 use super::json::{self, Fields, Path};
 use super::paging::{MOST, Paging, page};
@@ -217,6 +217,11 @@ impl ReviewPair {
         let rejected = fields.optional("rejected", |v, at| json::short_string(v, at, 32_768))?;
         fields.finish()?;
         let texts = [("chosen", &chosen), ("rejected", &rejected)];
+        if let Some((param, _)) =
+            texts.iter().find(|(_, text)| text.as_ref().is_some_and(|text| text.trim().is_empty()))
+        {
+            return Err(ApiError::invalid(param, format!("`{param}` is empty; an answer says something")));
+        }
         match (verdict, texts.iter().find(|(_, text)| text.is_some())) {
             (Verdict::Edit, None) => {
                 let message = "`edit` needs a new text: `chosen`, `rejected` or both";
@@ -286,6 +291,7 @@ mod tests {
             (json!({}), "verdict"),
             (json!({"verdict": "keep"}), "verdict"),
             (json!({"verdict": "edit"}), "chosen"),
+            (json!({"verdict": "edit", "chosen": "A hat.", "rejected": " "}), "rejected"),
             (json!({"verdict": "accept", "rejected": "x"}), "rejected"),
             (json!({"verdict": "accept", "by": "x"}), "by"),
         ] {

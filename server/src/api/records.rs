@@ -1,13 +1,14 @@
 //! /v1/records: everything that was written down, for the operator. Stored completions are what callers see of it.
 
 use actix_web::{HttpResponse, web};
+use reground_learner::store::Query;
 use reground_learner::store::rows::{Feedback, Pair, Record};
-use reground_learner::store::{Query, StoreError};
 use serde_json::{Value, json};
 
 use super::App;
 use super::auth::Admin;
-use super::completions::{blocking, no_completion};
+use super::blocking::blocking;
+use super::completions::{delete_record, no_completion};
 use super::error::{ApiError, ErrorBody};
 use super::paging::{MOST, Paging, page};
 
@@ -72,13 +73,7 @@ pub(super) async fn get(_: Admin, app: web::Data<App>, id: web::Path<String>) ->
         (status = 404, description = "No such record", body = ErrorBody)))]
 pub(super) async fn delete(_: Admin, app: web::Data<App>, id: web::Path<String>) -> Result<HttpResponse, ApiError> {
     let (store, asked) = (app.recorder.store().clone(), id.clone());
-    let deleted = blocking(move || {
-        store.delete_record(&id).map_err(|error| match error {
-            StoreError::Missing { .. } => no_completion(&id),
-            other => other.into(),
-        })
-    })
-    .await?;
+    let deleted = blocking(move || delete_record(&store, &id)).await?;
     let mut shown = json!(deleted);
     (shown["id"], shown["object"], shown["deleted"]) = (json!(asked), json!("record.deleted"), json!(true));
     Ok(HttpResponse::Ok().json(shown))

@@ -7,9 +7,12 @@ use reground_learner::bpo::pair::{Message, Source};
 use reground_learner::store::rows::{Answer, Feedback, Finish, Pair, PairState, Record};
 
 use crate::config::{BootstrapConfig, ChosenSource};
+use crate::recorder::is_redacted;
 
-/// Why a pair waits for a person.
-pub(super) const UNTRUSTED: &str = "untrusted_correction";
+/// Why a pair waits for a person: no trusted key wrote the chosen answer.
+pub(super) const UNTRUSTED_CORRECTION: &str = "untrusted_correction";
+/// Why a pair waits for a person: no trusted key called the answer right. A caller can have the model say anything.
+pub(super) const UNTRUSTED_RATING: &str = "untrusted_rating";
 /// Why a pair is withdrawn: what was said later contradicts it.
 pub(super) const SUPERSEDED: &str = "superseded";
 
@@ -39,6 +42,8 @@ pub(super) enum Skip {
     Disapproved,
     /// No source that counts says what is right.
     NoSource,
+    /// What would be chosen has marks in the place of what redaction took out, which a model must not learn to say.
+    Redacted,
     /// The grounding filter refused the model's own answer.
     NotGrounded,
     /// The generation that answered is not loaded any more.
@@ -58,8 +63,8 @@ pub(super) struct Choice {
     pub(super) feedback: Option<String>,
     /// Name of the API key that it came with.
     pub(super) key: String,
-    /// Whether a person must look at its pairs first.
-    pub(super) review: bool,
+    /// Why a person must look at its pairs first; `None`: nobody must.
+    pub(super) review: Option<&'static str>,
     /// The conversation up to the answer.
     pub(super) conversation: Vec<Message>,
     /// The answer that a correction corrects.
@@ -76,6 +81,7 @@ impl Skip {
             Self::SeveralAnswers => "several_answers",
             Self::Disapproved => "disapproved",
             Self::NoSource => "no_source",
+            Self::Redacted => "redacted",
             Self::NotGrounded => "not_grounded",
             Self::NotLoaded => "not_loaded",
             Self::Impossible => "impossible",
@@ -86,6 +92,13 @@ impl Skip {
 
 /// Decides by all feedback to the record, oldest first.
 pub(super) fn choose(record: &Record, feedback: &[Feedback], config: &BootstrapConfig, now_ms: u64) -> Decision {
+    match by_source(record, feedback, config, now_ms) {
+        Decision::Make(choice) if is_redacted(&choice.text) => Decision::Skip(Skip::Redacted),
+        decision => decision,
+    }
+}
+
+fn by_source(record: &Record, feedback: &[Feedback], config: &BootstrapConfig, now_ms: u64) -> Decision {
     let Some(conversation) = record.training_messages() else { return Decision::Skip(Skip::Tools) };
     if check_turns(&conversation).is_err() {
         return Decision::Skip(Skip::Conversation);
@@ -100,7 +113,7 @@ pub(super) fn choose(record: &Record, feedback: &[Feedback], config: &BootstrapC
             text: said.correction.as_deref().unwrap_or_default().trim().to_owned(),
             feedback: Some(said.id.clone()),
             key: said.key.clone(),
-            review: !said.trusted,
+            review: (!said.trusted).then_some(UNTRUSTED_CORRECTION),
             conversation,
             corrected,
         });
@@ -133,18 +146,19 @@ fn own_answer(
     if rated.as_ref().is_some_and(|rated| rated.mean < 0.0) || correction(feedback).is_some() {
         return Decision::Skip(Skip::Disapproved);
     }
-    let choice = |source, feedback| Choice {
+    let choice = |source, feedback, review| Choice {
         source,
         text: answer.text.trim().to_owned(),
         feedback,
         key: record.key.clone(),
-        review: false,
+        review,
         conversation,
         corrected: None,
     };
     let accepted = rated.filter(|rated| rated.mean >= config.accepted_rating);
     if let Some(rated) = accepted.filter(|_| config.sources.contains(&ChosenSource::Accepted)) {
-        return Decision::Make(choice(Source::Accepted, Some(rated.latest)));
+        let review = (!rated.trusted).then_some(UNTRUSTED_RATING);
+        return Decision::Make(choice(Source::Accepted, Some(rated.latest), review));
     }
     if !config.sources.contains(&ChosenSource::OwnAnswer) || !can_be_scored(record, answer) {
         return Decision::Skip(Skip::NoSource);
@@ -152,7 +166,7 @@ fn own_answer(
     if feedback.is_empty() && now_ms.saturating_sub(record.created_ms) < config.self_after_s * 1000 {
         return Decision::Later;
     }
-    Decision::Make(choice(Source::OwnAnswer, None))
+    Decision::Make(choice(Source::OwnAnswer, None, None))
 }
 
 /// Grounding needs a picture, and the tokens, which redaction takes away.
@@ -165,13 +179,17 @@ struct Rated {
     mean: f64,
     /// The latest feedback with a rating.
     latest: String,
+    /// Whether a trusted key's latest rating is positive.
+    trusted: bool,
 }
 
 fn rating(feedback: &[Feedback]) -> Option<Rated> {
     let rated = || feedback.iter().filter_map(|said| Some((said, said.rating?)));
-    let latest: BTreeMap<&str, f64> = rated().map(|(said, rating)| (said.key.as_str(), rating)).collect();
-    let mean = latest.values().sum::<f64>() / latest.len() as f64;
-    rated().next_back().map(|(said, _)| Rated { mean, latest: said.id.clone() })
+    let latest: BTreeMap<&str, (f64, bool)> =
+        rated().map(|(said, rating)| (said.key.as_str(), (rating, said.trusted))).collect();
+    let mean = latest.values().map(|(rating, _)| rating).sum::<f64>() / latest.len() as f64;
+    let trusted = latest.values().any(|(rating, trusted)| *trusted && *rating > 0.0);
+    rated().next_back().map(|(said, _)| Rated { mean, latest: said.id.clone(), trusted })
 }
 
 impl Choice {
@@ -182,7 +200,11 @@ impl Choice {
         }
         match self.source {
             Source::Correction => pair.feedback == self.feedback,
-            _ => !pair.reviews.is_empty() || pair.data.source == self.source,
+            // What waits for a person is made anew once a trusted key vouches for it, and the other way round.
+            _ => {
+                let same = pair.data.source == self.source && pair.reason.as_deref() == self.review;
+                same || !pair.reviews.is_empty()
+            }
         }
     }
 }

@@ -82,7 +82,9 @@ impl Endpoint {
     }
 
     fn read(&self, status: StatusCode, body: &[u8]) -> Result<Generated, GeneratorError> {
-        if status == StatusCode::BAD_REQUEST || status == StatusCode::PAYLOAD_TOO_LARGE {
+        let about_the_content =
+            [StatusCode::BAD_REQUEST, StatusCode::PAYLOAD_TOO_LARGE, StatusCode::UNPROCESSABLE_ENTITY];
+        if about_the_content.contains(&status) {
             return Err(GeneratorError::Invalid(format!("the endpoint refused the request with {status}")));
         }
         // A wrong key or address is the operator's to mend: what waits for it must not be given up.
@@ -192,6 +194,7 @@ mod tests {
             (StatusCode::OK, &cut[..], false),
             (StatusCode::OK, b"{}", false),
             (StatusCode::BAD_REQUEST, b"{}", false),
+            (StatusCode::UNPROCESSABLE_ENTITY, b"{}", false),
             (StatusCode::OK, b"<html>", true),
             (StatusCode::UNAUTHORIZED, b"{}", true),
             (StatusCode::TOO_MANY_REQUESTS, b"{}", true),

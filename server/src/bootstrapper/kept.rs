@@ -10,7 +10,7 @@ use reground_learner::store::id;
 use reground_learner::store::rows::{Made, Pair, PairState, Record, word};
 
 use super::case::{candidate, images, question};
-use super::choose::{Choice, UNTRUSTED};
+use super::choose::Choice;
 use super::counters;
 
 /// A rejected answer.
@@ -94,8 +94,8 @@ impl<'a> Kept<'a> {
             key: Some(choice.key.clone()),
             filters: self.measured.clone(),
             made: negative.made,
-            state: if choice.review { PairState::Review } else { PairState::New },
-            reason: choice.review.then(|| UNTRUSTED.to_owned()),
+            state: if choice.review.is_some() { PairState::Review } else { PairState::New },
+            reason: choice.review.map(str::to_owned),
             reviews: Vec::new(),
             runs: Vec::new(),
         }

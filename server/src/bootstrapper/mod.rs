@@ -6,7 +6,7 @@
 //!
 //! # Layout
 //! - [`Bootstrapper`]: the task, from its start to its end.
-//! - `worker`: which record is next, and when to wait.
+//! - `worker`: which record is next, and when to wait; `failed`: those that have failed.
 //! - `choose`: the chosen answer of a record, or why it has none.
 //! - `negatives`: rejected answers for it; `kept`: the pairs that pass the filters.
 //! - `case`: a record with all that hangs on it, read from the store and written back.
@@ -17,6 +17,7 @@ mod case;
 mod choose;
 mod counters;
 mod endpoint;
+mod failed;
 mod kept;
 mod models;
 mod negatives;

@@ -15,7 +15,7 @@ use reground_learner::store::rows::{
 use reground_learner::store::{Options, Query, Store, id};
 use tempfile::TempDir;
 
-use super::choose::{Decision, SUPERSEDED, Skip, UNTRUSTED, choose};
+use super::choose::{Decision, SUPERSEDED, Skip, UNTRUSTED_CORRECTION, UNTRUSTED_RATING, choose};
 use super::models::Models;
 use super::worker::Worker;
 use crate::config::{BootstrapConfig, ChosenSource, ImagesConfig, WhenUnloaded};
@@ -206,17 +206,24 @@ fn the_chosen_answer_is_decided_by_who_said_what() {
         Decision::Skip(skip) => Err(skip),
         Decision::Later => panic!("there was time enough"),
     };
-    let own = |source| Ok((source, ANSWER.to_owned(), false));
-    let corrected = |text: &str, review| Ok((Source::Correction, text.to_owned(), review));
+    let own = Ok((Source::OwnAnswer, ANSWER.to_owned(), None));
+    let accepted = |trusted: bool| Ok((Source::Accepted, ANSWER.to_owned(), (!trusted).then_some(UNTRUSTED_RATING)));
+    let corrected =
+        |text: &str, review: bool| Ok((Source::Correction, text.to_owned(), review.then_some(UNTRUSTED_CORRECTION)));
     let cases = [
-        (vec![], own(Source::OwnAnswer)),
-        (vec![said("a", false, Some(0.2), None)], own(Source::OwnAnswer)),
-        (vec![said("a", false, Some(0.5), None)], own(Source::Accepted)),
+        (vec![], own.clone()),
+        (vec![said("a", false, Some(0.2), None)], own.clone()),
+        (vec![said("a", false, Some(0.5), None)], accepted(false)),
+        (vec![said("a", true, Some(0.5), None)], accepted(true)),
+        // Who is trusted must be who calls it right.
+        (vec![said("a", false, Some(1.0), None), said("b", true, Some(0.0), None)], accepted(false)),
+        (vec![said("a", false, Some(0.2), None), said("b", true, Some(1.0), None)], accepted(true)),
         (vec![said("a", false, Some(-0.1), None)], Err(Skip::Disapproved)),
         // The latest rating of a key counts, and keys weigh the same.
-        (vec![said("a", false, Some(-1.0), None), said("a", false, Some(1.0), None)], own(Source::Accepted)),
-        (vec![said("a", false, Some(1.0), None), said("b", false, Some(-1.0), None)], own(Source::OwnAnswer)),
+        (vec![said("a", false, Some(-1.0), None), said("a", false, Some(1.0), None)], accepted(false)),
+        (vec![said("a", false, Some(1.0), None), said("b", false, Some(-1.0), None)], own),
         (vec![said("a", false, None, Some("x y"))], corrected("x y", true)),
+        (vec![said("a", true, None, Some("call [redacted:phone]"))], Err(Skip::Redacted)),
         (vec![said("a", true, None, Some("x y")), said("b", false, None, Some("p q"))], corrected("x y", false)),
         (vec![said("a", true, None, Some("x y")), said("b", true, None, Some("p q"))], corrected("p q", false)),
         (vec![said("a", true, None, Some(" x y ")), said("a", true, Some(1.0), None)], corrected("x y", false)),
@@ -232,6 +239,7 @@ fn the_chosen_answer_is_decided_by_who_said_what() {
         (changed(&two), Skip::SeveralAnswers),
         (changed(&|record| record.answers[0].token_ids.clear()), Skip::NoSource),
         (changed(&|record| record.images.clear()), Skip::NoSource),
+        (changed(&|record| record.answers[0].text = "Ask [redacted:email].".into()), Skip::Redacted),
     ] {
         assert_eq!(decide(&record, &[]), Err(skip));
     }
@@ -308,7 +316,11 @@ async fn an_untrusted_correction_waits_for_review() {
     bench.pass().await;
     let pairs = bench.pairs();
     assert_eq!(pairs.len(), 3);
-    assert!(pairs.iter().all(|pair| pair.state == PairState::Review && pair.reason.as_deref() == Some(UNTRUSTED)));
+    assert!(
+        pairs
+            .iter()
+            .all(|pair| pair.state == PairState::Review && pair.reason.as_deref() == Some(UNTRUSTED_CORRECTION))
+    );
     // A trusted one takes its place; what a person has decided stays.
     let kept = &pairs[0].data.id;
     let review = Review { at_ms: 1, by: "root".into(), verdict: Verdict::Accept };
@@ -318,8 +330,30 @@ async fn an_untrusted_correction_waits_for_review() {
     let states: Vec<_> = bench.pairs().into_iter().map(|pair| (pair.state, pair.reason)).collect();
     let superseded = (PairState::Discarded, Some(SUPERSEDED.to_owned()));
     let new = (PairState::New, None);
-    let accepted = (PairState::Accepted, Some(UNTRUSTED.to_owned()));
+    let accepted = (PairState::Accepted, Some(UNTRUSTED_CORRECTION.to_owned()));
     assert_eq!(states, [accepted, superseded.clone(), superseded, new.clone(), new.clone(), new]);
+}
+
+#[tokio::test]
+async fn an_untrusted_rating_waits_for_review_until_a_trusted_key_agrees() {
+    let bench = Bench::new(usual);
+    let record = record(true);
+    bench.add(&record);
+    bench.hear(&record, "stranger", false, Some(1.0), None);
+    bench.pass().await;
+    let pairs = bench.pairs();
+    assert_eq!(pairs.len(), 2);
+    assert!(
+        pairs.iter().all(|pair| pair.state == PairState::Review && pair.reason.as_deref() == Some(UNTRUSTED_RATING))
+    );
+    bench.hear(&record, "stranger", false, Some(0.9), None);
+    bench.pass().await;
+    assert_eq!(bench.pairs(), pairs, "a stranger's word again changes nothing");
+    bench.hear(&record, "ann", true, Some(1.0), None);
+    bench.pass().await;
+    let pairs = bench.pairs();
+    assert_eq!(pairs.iter().filter(|pair| pair.reason.as_deref() == Some(SUPERSEDED)).count(), 2);
+    assert_eq!(pairs.iter().filter(|pair| pair.state == PairState::New).count(), 2);
 }
 
 #[tokio::test]
@@ -441,6 +475,37 @@ async fn a_model_that_fails_is_asked_again_later() {
     );
     worker.pass().await.unwrap();
     assert_eq!((bench.pairs().len(), bench.state(&record)), (3, BootstrapState::Done));
+}
+
+#[tokio::test]
+async fn records_that_always_fail_do_not_block_those_behind() {
+    let bench = Bench::new(|question| match question.turns.last() {
+        Some(turn) if turn.text.contains("poison") => Err(GeneratorError::Failed("it died".into())),
+        _ => usual(question),
+    });
+    let mut bad = Vec::new();
+    for _ in 0..4 {
+        let mut record = record(true);
+        record.messages[0].content[1] = Part::Text { text: "poison".into() };
+        bench.add(&record);
+        bench.hear(&record, "ann", true, None, Some(CORRECTION));
+        bad.push(record);
+    }
+    let good = record(true);
+    bench.add(&good);
+    bench.hear(&good, "ann", true, None, Some(CORRECTION));
+    let mut worker = bench.worker();
+    assert_eq!(worker.pass().await, Err("it died".into()));
+    assert_eq!(bench.state(&good), BootstrapState::Waiting, "three in a row: the model may be gone");
+    assert_eq!(worker.pass().await, Err("it died".into()));
+    assert_eq!(bench.state(&good), BootstrapState::Done);
+    bench.asked();
+    worker.pass().await.unwrap_err();
+    worker.pass().await.unwrap();
+    bench.asked();
+    worker.pass().await.unwrap();
+    assert_eq!(bench.asked().len(), 0, "who fails again and again is not asked at once");
+    assert!(bad.iter().all(|record| bench.state(record) == BootstrapState::Waiting));
 }
 
 #[tokio::test]

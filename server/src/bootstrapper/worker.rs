@@ -7,13 +7,14 @@ use std::time::Duration;
 use image::DynamicImage;
 use reground_learner::bootstrap::filter::PairFilter;
 use reground_learner::bpo::data::blobs::Blobs;
-use reground_learner::store::rows::{Pair, Record};
+use reground_learner::store::rows::{BootstrapState, Pair, Record};
 use reground_learner::store::{Query, Store, StoreError, id};
 use tokio::time::Instant;
 
 use super::case::{self, Case, Outcome, Stored};
 use super::choose::{Choice, Decision, Skip, can_be_withdrawn, choose};
 use super::counters;
+use super::failed::Failed;
 use super::models::Models;
 use super::negatives::{Maker, Subject, Trouble};
 use crate::config::{BootstrapConfig, WhenUnloaded};
@@ -25,10 +26,31 @@ const POLL: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(60);
 /// Records that are read at once.
 const PAGE: usize = 64;
-/// Records that may fail in a row before all others have to wait, too.
+/// Records that may fail in a row before the pass ends: the model, not they, is to blame then.
 const FAILURES: usize = 3;
 /// How long the filter is believed: reviews and deletions change what is stored.
 const FRESH: Duration = Duration::from_secs(300);
+
+/// Failures within one pass.
+#[derive(Default)]
+struct Troubles {
+    /// Of the last records, one after the other.
+    row: usize,
+    last: Option<String>,
+}
+
+impl Troubles {
+    /// # Errors
+    /// So many records failed in a row that the others would, too.
+    fn note(&mut self, seen: Result<(), String>) -> Result<(), String> {
+        match seen {
+            Ok(()) => self.row = 0,
+            Err(why) if self.row + 1 == FAILURES => return Err(why),
+            Err(why) => (self.row, self.last) = (self.row + 1, Some(why)),
+        }
+        Ok(())
+    }
+}
 
 /// Looks at one record after the other.
 pub(super) struct Worker {
@@ -38,11 +60,20 @@ pub(super) struct Worker {
     config: BootstrapConfig,
     /// What it knows and since when; `None` after anything that it may know wrongly.
     filter: Option<(PairFilter, Instant)>,
+    /// Records that failed and still wait.
+    failed: Failed,
 }
 
 impl Worker {
     pub(super) fn new(store: Arc<Store>, models: Models, images: Arc<ImageReader>, config: BootstrapConfig) -> Self {
-        Self { store, maker: Maker::new(models, config.clone()), images, config, filter: None }
+        Self {
+            store,
+            maker: Maker::new(models, config.clone()),
+            images,
+            config,
+            filter: None,
+            failed: Failed::default(),
+        }
     }
 
     /// Works until it is dropped.
@@ -62,36 +93,54 @@ impl Worker {
         }
     }
 
-    /// Looks at every record that waits, oldest first.
+    /// Looks at every record that waits, oldest first, those that failed before after all others.
     ///
     /// # Errors
     /// Why some of them still wait.
     pub(super) async fn pass(&mut self) -> Result<(), String> {
         let mut query = Query { limit: PAGE, ..Query::by("bootstrap", "waiting") };
-        let (mut row, mut failed) = (0, None);
+        let (mut troubles, again) = (Troubles::default(), self.failed.due(Instant::now()));
         loop {
             let asked = query.clone();
             let page = self.blocking(move |store| store.list::<Record>(&asked)).await?;
             for record in page.rows {
                 query.after = Some(record.id.clone());
-                match self.look(record).await {
-                    Ok(()) => row = 0,
-                    Err(why) => {
-                        row += 1;
-                        self.filter = None;
-                        if row == FAILURES {
-                            return Err(why);
-                        }
-                        failed = Some(why);
-                    }
+                if !self.failed.contains(&record.id) {
+                    let seen = self.try_record(record).await;
+                    troubles.note(seen)?;
                 }
             }
             if !page.more {
                 break;
             }
         }
+        for id in again {
+            let asked = id.clone();
+            let record = self.blocking(move |store| store.get::<Record>(&asked)).await?;
+            match record.filter(|record| record.bootstrap == BootstrapState::Waiting) {
+                Some(record) => {
+                    let seen = self.try_record(record).await;
+                    troubles.note(seen)?;
+                }
+                None => self.failed.remove(&id),
+            }
+        }
         counters::waiting(self.blocking(|store| store.count::<Record>(&Query::by("bootstrap", "waiting"))).await?);
-        failed.map_or(Ok(()), Err)
+        troubles.last.map_or(Ok(()), Err)
+    }
+
+    /// Looks at a record, and remembers whether that failed.
+    async fn try_record(&mut self, record: Record) -> Result<(), String> {
+        let id = record.id.clone();
+        let seen = self.look(record).await;
+        match &seen {
+            Ok(()) => self.failed.remove(&id),
+            Err(_) => {
+                self.filter = None;
+                self.failed.add(id, Instant::now());
+            }
+        }
+        seen
     }
 
     async fn look(&mut self, record: Record) -> Result<(), String> {

@@ -11,10 +11,10 @@ use tokio::runtime::{Builder, Runtime};
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub(super) struct RemoteArgs {
     /// Where the server listens.
-    #[arg(long, env = "REGROUND_URL", default_value = "http://127.0.0.1:8080")]
+    #[arg(long, global = true, env = "REGROUND_URL", default_value = "http://127.0.0.1:8080")]
     url: Url,
     /// Variable that holds an admin's API key; needed if the server has keys.
-    #[arg(long, value_name = "VARIABLE", default_value = "REGROUND_API_KEY")]
+    #[arg(long, global = true, value_name = "VARIABLE", default_value = "REGROUND_API_KEY")]
     key_env: String,
 }
 

@@ -27,7 +27,7 @@ pub struct KeyConfig {
     /// What it opens.
     #[serde(default)]
     pub role: Role,
-    /// Whether corrections that come with it are learned from without review. Those of an admin always are.
+    /// Whether corrections and positive ratings that come with it are learned from without review. Those of an admin always are.
     #[serde(default)]
     pub trusted: bool,
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::Recorder;
+use super::image::EncodedImage;
 use crate::answer::{FinishReason, Piece, ToolCall};
 use crate::images::ReadImage;
 
@@ -16,7 +17,7 @@ pub struct Draft {
     recorder: Arc<Recorder>,
     /// `None` only while it is dropped.
     record: Option<Record>,
-    images: Vec<ReadImage>,
+    images: Vec<EncodedImage>,
     arrival: Instant,
     begun: bool,
 }
@@ -24,18 +25,13 @@ pub struct Draft {
 impl Draft {
     /// Begins a record of `n` answers to a request that arrived then. From here on there can be feedback to it.
     #[must_use]
-    pub fn new(
-        recorder: Arc<Recorder>,
-        mut record: Record,
-        n: usize,
-        images: Vec<ReadImage>,
-        arrival: Instant,
-    ) -> Self {
+    pub fn new(recorder: Arc<Recorder>, mut record: Record, n: usize, images: &[ReadImage], arrival: Instant) -> Self {
         record.config_digest.clone_from(&recorder.config_digest);
         record.created_ms = id::now_ms().saturating_sub(milliseconds(arrival));
         record.answers = vec![Answer::default(); n];
         let key: Arc<str> = record.key.as_str().into();
         recorder.shared.open.lock().unwrap_or_else(PoisonError::into_inner).insert(record.id.clone(), key);
+        let images = images.iter().map(EncodedImage::from).collect();
         Self { recorder, record: Some(record), images, arrival, begun: false }
     }
 

@@ -3,11 +3,14 @@
 //! # Layout
 //! - [`Recorder`]: the bounded queue, the thread that writes, and which answers are still under way.
 //! - [`Draft`]: a record while its answer comes.
-//! - [`Rules`]: what must not be written down. `metadata`: images without what a camera wrote into them.
+//! - [`Rules`]: what must not be written down. `image`: images as they wait; `metadata`: without what a camera wrote into them.
 
 mod draft;
+mod image;
 mod metadata;
 mod redact;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,9 +25,9 @@ use reground_learner::store::rows::Record;
 use reground_learner::store::{Health, Store, StoreError, id};
 
 pub use self::draft::Draft;
-pub use self::redact::Rules;
+use self::image::EncodedImage;
+pub use self::redact::{Rules, is_redacted};
 use crate::config::RecordConfig;
-use crate::images::ReadImage;
 
 /// The counter of records: `stored`, `dropped` (the queue was full), `failed` (the store).
 const RECORDS: &str = "reground_records_total";
@@ -51,12 +54,14 @@ struct Shared {
     open: Mutex<HashMap<String, Arc<str>>>,
     /// Bytes of images in the queue.
     waiting: AtomicUsize,
+    /// Answers whose record will not come: the writer removes what was said of them.
+    lost: Mutex<Vec<String>>,
 }
 
 /// A record on its way to the store.
 struct Job {
     record: Record,
-    images: Vec<ReadImage>,
+    images: Vec<EncodedImage>,
 }
 
 impl Recorder {
@@ -123,7 +128,7 @@ impl Recorder {
     }
 
     /// Takes a record if there is room for it.
-    fn submit(&self, record: Record, images: Vec<ReadImage>) {
+    fn submit(&self, record: Record, images: Vec<EncodedImage>) {
         let bytes = images.iter().map(|image| image.bytes.len()).sum();
         let id = record.id.clone();
         let room = self.shared.waiting.fetch_add(bytes, Ordering::AcqRel) + bytes <= self.config.queue_bytes;
@@ -132,7 +137,7 @@ impl Recorder {
         drop(queue);
         if !taken {
             self.shared.waiting.fetch_sub(bytes, Ordering::AcqRel);
-            self.shared.close(&id);
+            self.shared.lose(&id);
             counter!(RECORDS, "outcome" => "dropped").increment(1);
         }
     }
@@ -150,6 +155,15 @@ impl Recorder {
 impl Shared {
     fn close(&self, id: &str) {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    fn lose(&self, id: &str) {
+        self.close(id);
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).push(id.to_owned());
+    }
+
+    fn is_open(&self, id: &str) -> bool {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).contains_key(id)
     }
 }
 
@@ -169,27 +183,32 @@ impl Writer {
                     let bytes = job.images.iter().map(|image| image.bytes.len()).sum();
                     let id = job.record.id.clone();
                     let outcome = match self.write(job) {
-                        Ok(()) => "stored",
+                        Ok(()) => {
+                            self.shared.close(&id);
+                            "stored"
+                        }
                         Err(error) => {
                             // What the store itself suffers it logs once, not once a record.
                             if !error.is_failure() {
                                 tracing::error!(record.id = id, %error, "A record could not be stored");
                             }
+                            self.shared.lose(&id);
                             "failed"
                         }
                     };
                     counter!(RECORDS, "outcome" => outcome).increment(1);
                     self.shared.waiting.fetch_sub(bytes, Ordering::AcqRel);
-                    self.shared.close(&id);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            self.forget_lost();
             if tidied.elapsed() >= TIDY {
                 tidied = Instant::now();
                 self.tidy();
             }
         }
+        self.forget_lost();
         if let Err(error) = self.store.flush() {
             tracing::error!(%error, "The last records could not be flushed");
         }
@@ -204,19 +223,35 @@ impl Writer {
                 Some(cleaned) => blake3::hash(cleaned).to_hex().to_string(),
                 None => image.digest,
             };
-            record.images.push(ImageRef { digest, width: image.image.width(), height: image.image.height() });
+            record.images.push(ImageRef { digest, width: image.width, height: image.height });
             files.push(cleaned.unwrap_or_else(|| image.bytes.to_vec()));
         }
         self.rules.record(&mut record);
         self.store.add_record(&record, &files)
     }
 
+    /// Removes what was said of answers whose record will not come.
+    fn forget_lost(&self) {
+        let lost = std::mem::take(&mut *self.shared.lost.lock().unwrap_or_else(PoisonError::into_inner));
+        for id in lost {
+            // What stays is found when the store is tidied, which tells a failure.
+            let _ = self.store.drop_feedback(&id);
+        }
+    }
+
     fn tidy(&self) {
         const DAY: u64 = 24 * 3600 * 1000;
-        let retained = self.store.retain(id::now_ms(), self.config.max_age_days * DAY, self.config.max_bytes);
-        match retained.and_then(|records| self.store.collect_garbage().map(|garbage| (records, garbage))) {
-            Ok((0, (0, _))) => {}
-            Ok((records, (blobs, bytes))) => tracing::info!(records, blobs, bytes, "Removed what is kept no longer"),
+        let tidy = || {
+            let records = self.store.retain(id::now_ms(), self.config.max_age_days * DAY, self.config.max_bytes)?;
+            let feedback = self.store.drop_stray_feedback(|record| self.shared.is_open(record))?;
+            let (blobs, bytes) = self.store.collect_garbage()?;
+            Ok::<_, StoreError>((records, feedback, blobs, bytes))
+        };
+        match tidy() {
+            Ok((0, 0, 0, _)) => {}
+            Ok((records, feedback, blobs, bytes)) => {
+                tracing::info!(records, feedback, blobs, bytes, "Removed what is kept no longer");
+            }
             Err(error) => tracing::warn!(%error, "What is kept no longer could not be removed"),
         }
     }

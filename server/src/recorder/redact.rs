@@ -13,6 +13,15 @@ pub struct Rules {
     rules: Vec<Rule>,
 }
 
+/// What every mark begins with.
+const MARK: &str = "[redacted:";
+
+/// Whether a rule has taken something out of a text: a mark stands in its place.
+#[must_use]
+pub fn is_redacted(text: &str) -> bool {
+    text.contains(MARK)
+}
+
 /// Whether a match of a pattern is what the rule looks for.
 type Counts = fn(&str) -> bool;
 
@@ -48,7 +57,7 @@ impl Rules {
         for (name, pattern, counts) in BUILT_IN {
             if built_in.iter().any(|wanted| wanted == name) {
                 let pattern = Regex::new(pattern).map_err(|error| error.to_string())?;
-                rules.push(Rule { mark: format!("[redacted:{name}]"), pattern, counts });
+                rules.push(Rule { mark: format!("{MARK}{name}]"), pattern, counts });
             }
         }
         if let Some(unknown) = built_in.iter().find(|name| BUILT_IN.iter().all(|(known, ..)| known != name)) {
@@ -56,7 +65,7 @@ impl Rules {
         }
         for pattern in patterns {
             let pattern = Regex::new(pattern).map_err(|error| error.to_string())?;
-            rules.push(Rule { mark: "[redacted:custom]".to_owned(), pattern, counts: |_| true });
+            rules.push(Rule { mark: format!("{MARK}custom]"), pattern, counts: |_| true });
         }
         Ok(Self { rules })
     }
@@ -180,6 +189,7 @@ mod tests {
             ("the project-zeus plan", "the [redacted:custom] plan"),
         ] {
             assert_eq!(redacted(given), left);
+            assert!(is_redacted(left) && !is_redacted(given));
         }
     }
 

@@ -74,7 +74,7 @@ pub(super) fn draft(
         redactions: 0,
         bootstrap: BootstrapState::Waiting,
     };
-    Some(Draft::new(recorder, record, request.n, images.to_vec(), arrival))
+    Some(Draft::new(recorder, record, request.n, images, arrival))
 }
 
 /// What all turns of a conversation have in common: who asks, and everything up to the first thing that the user says.
