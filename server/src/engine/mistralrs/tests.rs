@@ -2,10 +2,11 @@
 
 use super::MistralrsEngine;
 use crate::config::ModelConfig;
-use crate::engine::conformance::{conforms_to_all, golden_files};
+use crate::engine::conformance::{conforms_to_all, golden_files, pocket_files};
+use crate::engine::source::ModelFiles;
 
-async fn engine() -> MistralrsEngine {
-    MistralrsEngine::new(&ModelConfig::default(), golden_files().await).unwrap()
+fn engine(files: ModelFiles) -> MistralrsEngine {
+    MistralrsEngine::new(&ModelConfig::default(), files).unwrap()
 }
 
-conforms_to_all!(engine());
+conforms_to_all!(async { engine(golden_files().await) }, async { engine(pocket_files().await) });
