@@ -104,7 +104,7 @@ fn random_adapter(learner: &Model, directory: &Path) {
     let mut adapter = Lora::init(learner.decoder(), config, 0).unwrap().to_adapter().unwrap();
     let mut random = ChaCha8Rng::seed_from_u64(0);
     for weights in adapter.modules.values_mut() {
-        let values: Vec<f32> = (0..weights.b.elem_count()).map(|_| random.random_range(-0.05..0.05)).collect();
+        let values: Vec<f32> = (0..weights.b.elem_count()).map(|_| random.random_range(-0.25..0.25)).collect();
         weights.b = Tensor::from_vec(values, weights.b.dims(), &Device::Cpu).unwrap();
     }
     adapter.write(directory, Naming::Checkpoint).unwrap();
