@@ -8,17 +8,18 @@ use tokio::time::timeout;
 
 use super::MistralrsEngine;
 use crate::config::ModelConfig;
-use crate::engine::conformance::{answer, conforms_to_all, golden_files, load, pairs, question};
+use crate::engine::conformance::{answer, conforms_to_all, golden_files, load, pairs, pocket_files, question};
 use crate::engine::sampler::LETHAL_SEED;
+use crate::engine::source::ModelFiles;
 use crate::engine::{Engine, EngineError, Event, Finish, Generate, Place, Sampling, TokenStream};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-async fn engine() -> MistralrsEngine {
-    MistralrsEngine::new(&ModelConfig::default(), golden_files().await).unwrap()
+fn engine(files: ModelFiles) -> MistralrsEngine {
+    MistralrsEngine::new(&ModelConfig::default(), files).unwrap()
 }
 
-conforms_to_all!(engine());
+conforms_to_all!(async { engine(golden_files().await) }, async { engine(pocket_files().await) });
 
 /// A place, and what is ready once it is free.
 fn place() -> (Place, oneshot::Receiver<()>) {
@@ -40,7 +41,7 @@ async fn started(stream: &mut TokenStream) {
 /// Equal prompts, which mistralrs would put into one batch, each handed over as early as can be.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_wait_inside_answer_as_alone() {
-    let engine = engine().await;
+    let engine = engine(golden_files().await);
     let base = load(&engine, None).await;
     let pairs = pairs();
     let mut alone = Vec::new();
@@ -58,7 +59,7 @@ async fn requests_that_wait_inside_answer_as_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_gives_up_before_its_turn_leaves_at_once() {
-    let engine = engine().await;
+    let engine = engine(golden_files().await);
     let base = load(&engine, None).await;
     let (running_place, mut running_left) = place();
     let mut running = base.generate(endless(), running_place).unwrap();
@@ -76,7 +77,7 @@ async fn who_gives_up_before_its_turn_leaves_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waits_for_an_engine_that_dies_is_told_to_try_again() {
-    let engine = engine().await;
+    let engine = engine(golden_files().await);
     let base = load(&engine, None).await;
     let mut lethal = question(&pairs()[0], None, 5);
     lethal.sampling.seed = LETHAL_SEED;
@@ -99,7 +100,7 @@ async fn who_waits_for_an_engine_that_dies_is_told_to_try_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_in_the_text_does_not_end_the_answer() {
     const TEXT: &str = r#"{"name": "look", "arguments": {}} and more"#;
-    let engine = engine().await;
+    let engine = engine(golden_files().await);
     let base = load(&engine, None).await;
     let vocabulary = &engine.info().vocabulary;
     let id_of = |byte: u8| (0..vocabulary.len() as u32).find(|&id| vocabulary.bytes(id) == [byte]).unwrap();
