@@ -2,16 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod killed;
+
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use image::ImageReader;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use killed::Kills;
 use reground_learner::adapter::PeftAdapter;
 use reground_learner::bpo::config::{Preset, RunConfig};
 use reground_learner::bpo::data::blobs::BlobDir;
@@ -101,10 +100,8 @@ fn the_trainer_walks_pytorchs_twenty_steps() {
     }
 }
 
-const DIR: &str = "REGROUND_TEST_GOLDEN_RUN";
 /// More than twenty lives can get through.
 const STEPS: u64 = 150;
-const KILLS: usize = 20;
 
 /// A run directory of the golden pictures, as `train --run` finds one.
 fn prepare(dir: &Path, change: impl Fn(&mut RunConfig)) {
@@ -154,7 +151,7 @@ fn no_pocket() -> Option<Source> {
 /// Not a test of its own: the process that is killed.
 #[test]
 fn child() {
-    let Some(dir) = std::env::var_os(DIR) else {
+    let Some(dir) = killed::directory() else {
         return;
     };
     let mut progress = JsonLines(std::io::stderr());
@@ -170,28 +167,7 @@ fn killed_at_twenty_random_steps_the_adapter_is_the_same_to_the_byte() {
     let outcome = launch::train(whole.path(), &no_pocket, &Control::default(), &mut Silent).unwrap();
     assert!(matches!(outcome, Outcome::Finished { step: STEPS, .. }), "{outcome:?}");
 
-    let mut rng = ChaCha8Rng::seed_from_u64(21);
-    let mut kills = 0;
-    while kills < KILLS {
-        let (steps, delay) = (rng.random_range(0..5usize), rng.random_range(0..20_000u64));
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--nocapture"])
-            .env(DIR, killed.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-        let step = lines.filter(|line| line.contains("\"event\":\"step\"")).nth(steps);
-        assert!(
-            step.is_some_and(|line| !line.contains(&format!("\"step\":{STEPS},"))),
-            "the child ended before kill {kills}"
-        );
-        std::thread::sleep(std::time::Duration::from_micros(delay));
-        child.kill().unwrap();
-        assert!(!child.wait().unwrap().success());
-        kills += 1;
-    }
+    Kills { number: 20, seed: 21, steps: 0..5, delay: 0..20_000 }.inflict(killed.path(), STEPS);
     let resumed = launch::train(killed.path(), &no_pocket, &Control::default(), &mut Silent).unwrap();
     assert_eq!(resumed, outcome);
     for file in ["adapter/adapter_model.safetensors", "adapter/adapter_config.json"] {

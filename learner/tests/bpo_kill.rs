@@ -3,22 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod bpo_toy;
-
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+mod killed;
 
 use bpo_toy::{Toy, bits, config, run, timeless, uninterrupted};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use killed::Kills;
 use reground_learner::bpo::config::{Preset, RunConfig};
 use reground_learner::bpo::policy::Policy;
 use reground_learner::bpo::progress::{JsonLines, Silent};
 use reground_learner::bpo::trainer::{Control, Outcome};
 
-const DIR: &str = "REGROUND_TEST_RUN_DIR";
 /// Twice what twenty lives can get through, however fast the machine is.
 const STEPS: u64 = 200;
-const KILLS: usize = 20;
 const DROPOUT: f64 = 0.2;
 
 fn setting() -> RunConfig {
@@ -36,7 +31,7 @@ fn toy() -> Toy {
 /// Not a test of its own: the process that is killed.
 #[test]
 fn child() {
-    let Some(dir) = std::env::var_os(DIR) else {
+    let Some(dir) = killed::directory() else {
         return;
     };
     let mut progress = JsonLines(std::io::stderr());
@@ -46,33 +41,8 @@ fn child() {
 #[test]
 fn killed_at_twenty_random_steps_it_ends_with_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
-    let mut rng = ChaCha8Rng::seed_from_u64(20);
-    let (mut kills, mut starts) = (0, 0);
-    while kills < KILLS {
-        starts += 1;
-        assert!(starts <= KILLS, "a child ended before it could be killed");
-        // Up to 8 steps a life with a checkpoint every 3: some lives end without having saved anything.
-        let (steps, delay) = (rng.random_range(0..8usize), rng.random_range(0..3000u64));
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--nocapture"])
-            .env(DIR, dir.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-        let step = lines.filter(|line| line.contains("\"event\":\"step\"")).nth(steps);
-        if step.is_none_or(|line| line.contains(&format!("\"step\":{STEPS},"))) {
-            // The run got to its end: what is left of the kills would find nothing to interrupt.
-            child.wait().unwrap();
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_micros(delay));
-        child.kill().unwrap();
-        kills += 1;
-        assert!(!child.wait().unwrap().success());
-    }
-    assert_eq!(kills, KILLS);
+    // Up to 8 steps a life with a checkpoint every 3: some lives end without having saved anything.
+    Kills { number: 20, seed: 20, steps: 0..8, delay: 0..3000 }.inflict(dir.path(), STEPS);
     let mut last = toy();
     let outcome = run(dir.path(), &mut last, &setting(), &Control::default(), &mut Silent).unwrap();
     assert!(matches!(outcome, Outcome::Finished { step: STEPS, .. }), "{outcome:?}");

@@ -113,6 +113,44 @@ fn captions_and_questions_are_answered_and_measured() {
     assert_eq!((malformed.value, malformed.items), (Some(1.0), 2));
 }
 
+/// AMBER's files, with a query of each of two types for two pictures.
+fn amber(directory: &Path) -> PathBuf {
+    let data = directory.join("data");
+    fs::create_dir_all(data.join("query")).unwrap();
+    let image = |id: u64| format!("image_{}.png", id % 2);
+    let query = |id: u64, query: &str| json!({"id": id, "image": image(id), "query": query});
+    let write = |name: &str, content: Value| fs::write(data.join(name), content.to_string()).unwrap();
+    let asked =
+        [query(1, "Describe this image."), query(2, "Describe this image."), query(3, "A cat?"), query(4, "A dog?")];
+    write("query/query_all.json", json!(asked));
+    let described = |id: u64| json!({"id": id, "type": "generative", "truth": ["circle"], "hallu": ["star"]});
+    let judged = |id: u64, truth: &str| json!({"id": id, "type": "discriminative-hallucination", "truth": truth});
+    write("annotations.json", json!([described(1), described(2), judged(3, "no"), judged(4, "yes")]));
+    write("relation.json", json!({"circle": ["ring"], "star": []}));
+    fs::write(data.join("safe_words.txt"), "line\n").unwrap();
+    data
+}
+
+#[test]
+fn amber_is_measured_by_type_of_query() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = amber(directory.path());
+    let settings = Offline { amber: Some(data.clone()), ..settings(&[]) };
+    let report = measure(&settings).unwrap();
+    let items = |report: &Report, section: &str, name: &str| report.estimate(section, name).unwrap().items;
+    assert_eq!(items(&report, "AMBER generative", "Hal"), 2);
+    assert_eq!(items(&report, "AMBER discriminative-hallucination", "accuracy"), 2);
+    // A random model says nothing about stars, nor that there are none.
+    assert_eq!(report.estimate("AMBER generative", "Cog").unwrap().value, Some(0.0));
+    assert_eq!(report.estimate("AMBER discriminative-hallucination", "accuracy").unwrap().value, Some(0.5));
+    let report = measure(&Offline { limit: 1, ..settings.clone() }).unwrap();
+    assert_eq!(items(&report, "AMBER generative", "Hal"), 1);
+    assert_eq!(items(&report, "AMBER discriminative-hallucination", "accuracy"), 1);
+
+    fs::remove_file(data.join("safe_words.txt")).unwrap();
+    assert!(measure(&settings).unwrap_err().to_string().contains("safe_words.txt"));
+}
+
 #[test]
 fn what_cannot_be_measured_is_named() {
     let directory = tempfile::tempdir().unwrap();

@@ -133,9 +133,11 @@ fn its_figures_are_those_of_pytorch_and_doubt_does_not_pass() {
     };
     let report = run.gate(&lenient);
     assert_eq!(report.check("held-out pairs: log π(y⁺) per token").unwrap().outcome, Outcome::Passed, "{report}");
-    let cautious = run.gate(&GateConfig { min_items: 5, ..lenient });
+    let cautious = run.gate(&GateConfig { min_items: 5, ..lenient.clone() });
     assert!(cautious.checks.iter().all(|check| check.outcome == Outcome::Skipped), "{cautious}");
     assert!(!cautious.passed, "four items say nothing, and nothing is no permission");
+    let unasked = run.gate(&GateConfig { max_answers: 0, ..lenient });
+    assert!(unasked.failed().next().is_none() && !unasked.passed, "nobody looked for collapse: {unasked}");
 }
 
 #[test]
@@ -177,8 +179,7 @@ fn trained(learning_rate: f64, loss: &str) -> (Run, Vec<Event>) {
          decay = \"constant\"\nwarmup = 0.0\n[train]\nepochs = 40.0\nbatch = 2\nthreads = 1\n[data]\nblobs = \"blobs\"\n\
          held_out = 0.5\n[guard]\nloss_ratio = 0.0\n[loss]\n{loss}\n"
     ));
-    let settings = GateConfig { max_answers: 0, ..few() };
-    std::fs::write(run.dir.path().join("gate.toml"), toml::to_string(&settings).unwrap()).unwrap();
+    std::fs::write(run.dir.path().join("gate.toml"), toml::to_string(&few()).unwrap()).unwrap();
     let mut progress = Collected::default();
     launch::train(run.dir.path(), &|| None, &Control::default(), &mut progress).unwrap();
     (run, progress.0)

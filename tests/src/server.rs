@@ -194,6 +194,7 @@ impl Server {
         let mut child = Command::new(binary::path()?)
             .args(["serve", "--port", "0"])
             .args(&settings.flags)
+            .envs(settings.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(directory.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

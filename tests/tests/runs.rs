@@ -14,7 +14,8 @@ const LIMIT: Duration = Duration::from_secs(180);
 
 /// Training that changes little, judged on few pictures: these tests are about what happens around it.
 fn settings(train: &str) -> Settings {
-    let gate = "pocket_images = 12\nresamples = 200\nmax_answers = 4";
+    let gate = "pocket_images = 24\nresamples = 200\nmax_answers = 4\nmax_length_ratio = 100.0\nbroken_margin = 1.0\n\
+        chair_margin = 1.0\ncover_margin = 1.0\npope_margin = 1.0";
     let small = "min_pairs = 0\nlearning_rate = 1e-5\nbatch = 4\nthreads = 1\nrank = 4\nalpha = 8.0\nnice = 0";
     Settings::builtin()
         .section("model", "device = \"cpu\"")

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! cargo run --release -p reground-learner --example comparison -- --out DIR
-//!     [--model DIR] [--annotations 100,1600] [--seeds 3] [--steps 150] [--images 400]
+//!     [--model DIR] [--annotations 100,1600] [--seeds 3] [--steps 150] [--images 1000] [--threads 0]
 //! ```
 //!
 //! Every row sees the same chosen answers for the same number of steps. The learning rate of a row is chosen on validation
 //! pictures with seed 0. Each finished cell is a JSON file in DIR; a command that was interrupted goes on where it was when it
-//! is repeated, and the table is printed after every column of cells, so that an interrupted study is a smaller one.
+//! is repeated, and the table is printed after every column of cells, so that an interrupted study is a smaller one. Figures
+//! repeat with the same number of threads (0: all cores), which decides dropout.
 
 mod annotations;
 mod cell;
@@ -30,8 +31,7 @@ use annotations::{Annotations, Maker};
 use cell::{Bench, Cell, Split};
 use row::Row;
 
-const USAGE: &str =
-    "usage: comparison --out DIR [--model DIR] [--annotations 100,1600] [--seeds 3] [--steps 150] [--images 400]";
+const USAGE: &str = "usage: comparison --out DIR [--model DIR] [--annotations 100,1600] [--seeds 3] [--steps 150] [--images 1000] [--threads 0]";
 
 struct Options {
     out: PathBuf,
@@ -40,13 +40,14 @@ struct Options {
     seeds: u64,
     steps: u64,
     images: usize,
+    threads: usize,
 }
 
 impl Options {
     fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
         let mut out = None;
         let (mut source, mut annotations) = (shipped::source(), vec![100, 1600]);
-        let (mut seeds, mut steps, mut images) = (3, 150, 400);
+        let (mut seeds, mut steps, mut images, mut threads) = (3, 150, 1000, 0);
         while let Some(name) = arguments.next() {
             let value = arguments.next().with_context(|| format!("{name} needs a value\n{USAGE}"))?;
             match name.as_str() {
@@ -56,19 +57,20 @@ impl Options {
                 "--seeds" => seeds = value.parse()?,
                 "--steps" => steps = value.parse()?,
                 "--images" => images = value.parse()?,
+                "--threads" => threads = value.parse()?,
                 _ => bail!("unknown option {name}\n{USAGE}"),
             }
         }
-        Ok(Self { out: out.context(USAGE)?, source, annotations, seeds, steps, images })
+        Ok(Self { out: out.context(USAGE)?, source, annotations, seeds, steps, images, threads })
     }
 }
 
 fn main() -> Result<()> {
-    let Options { out, source, annotations, seeds, steps, images } = Options::parse(std::env::args().skip(1))?;
+    let Options { out, source, annotations, seeds, steps, images, threads } = Options::parse(std::env::args().skip(1))?;
     fs_err::create_dir_all(&out)?;
     let weights = source.weights(DType::F32, &Device::Cpu)?;
     let model = Model::build(&source, &weights)?;
-    let workers = Workers::new(0)?;
+    let workers = Workers::new(threads)?;
     let blobs = BlobDir::new(out.join("blobs"));
     let bench = Bench { source: &source, model: &model, workers: &workers, out: &out, steps, images };
 

@@ -71,12 +71,13 @@ impl Row {
         }
     }
 
-    /// Learning rates to choose from. Without a supervised term a small model breaks at rates at which the others learn.
+    /// Learning rates to choose from, as many for each row. Without a supervised term a small model breaks at rates at which
+    /// the others learn.
     pub(crate) fn rates(self) -> &'static [f64] {
         match self {
             Self::Base => &[],
-            Self::Paper => &[1e-4, 3e-4],
-            _ => &[1e-3, 3e-3],
+            Self::Paper => &[3e-5, 1e-4, 3e-4],
+            _ => &[3e-4, 1e-3, 3e-3],
         }
     }
 }

@@ -1,7 +1,8 @@
 //! `adapter_config.json`: what of PEFT's settings this project represents, and the refusal of the rest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::error::AdapterError;
@@ -20,13 +21,19 @@ pub enum TargetModules {
 }
 
 impl TargetModules {
-    /// Whether `module` is named; `None` if the expression cannot be evaluated here (look-around, back-references).
-    pub fn names(&self, module: &str) -> Option<bool> {
-        match self {
-            Self::List(entries) => Some(entries.iter().any(|entry| pattern::listed(entry, module))),
-            Self::Regex(expression) => pattern::full(expression).ok().map(|regex| regex.is_match(module)),
-            Self::AllLinear => Some(true),
-        }
+    /// Those of `modules` that are named; `None` if the expression cannot be evaluated here (look-around, back-references).
+    pub fn named<'a>(&self, modules: impl IntoIterator<Item = &'a str>) -> Option<BTreeSet<&'a str>> {
+        let modules = modules.into_iter();
+        Some(match self {
+            Self::List(entries) => {
+                modules.filter(|module| entries.iter().any(|entry| pattern::listed(entry, module))).collect()
+            }
+            Self::Regex(expression) => {
+                let regex = pattern::full(expression).ok()?;
+                modules.filter(|module| regex.is_match(module)).collect()
+            }
+            Self::AllLinear => modules.collect(),
+        })
     }
 }
 
@@ -137,14 +144,22 @@ impl AdapterConfig {
         Ok(config)
     }
 
-    /// Rank and α of one module, patterns included.
+    /// Rank and α of each of `modules`, patterns included.
     ///
     /// # Errors
     /// A pattern that does not compile.
-    pub fn rank_and_alpha(&self, module: &str) -> Result<(usize, f64), AdapterError> {
-        let r = first_match("rank_pattern", &self.rank_pattern, module)?.unwrap_or(self.r);
-        let alpha = first_match("alpha_pattern", &self.alpha_pattern, module)?.unwrap_or(self.lora_alpha);
-        Ok((r, alpha))
+    pub fn ranks_and_alphas<'a>(
+        &self,
+        modules: impl IntoIterator<Item = &'a str>,
+    ) -> Result<BTreeMap<&'a str, (usize, f64)>, AdapterError> {
+        let modules: Vec<&str> = modules.into_iter().collect();
+        let ranks = first_matches("rank_pattern", &self.rank_pattern, &modules)?;
+        let alphas = first_matches("alpha_pattern", &self.alpha_pattern, &modules)?;
+        let of = |module| {
+            let r = ranks.get(module).copied().unwrap_or(self.r);
+            (module, (r, alphas.get(module).copied().unwrap_or(self.lora_alpha)))
+        };
+        Ok(modules.into_iter().map(of).collect())
     }
 
     /// Factor of `B·A·x` for a module: α/r, or α/√r with rsLoRA.
@@ -189,27 +204,35 @@ fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 9e15 { json!(value as i64) } else { json!(value) }
 }
 
-fn first_match<T: Copy>(key: &'static str, patterns: &[(String, T)], module: &str) -> Result<Option<T>, AdapterError> {
+/// The value of each module that a pattern matches, by the first one that does. Every pattern is compiled once, and no two are
+/// held at a time: both are a matter of some hundred kilobytes and milliseconds where somebody means harm.
+fn first_matches<'a, T: Copy>(
+    key: &'static str,
+    patterns: &[(String, T)],
+    modules: &[&'a str],
+) -> Result<BTreeMap<&'a str, T>, AdapterError> {
+    let mut found = BTreeMap::new();
     for (name, value) in patterns {
-        let regex = pattern::suffix(name).map_err(|error| AdapterError::Pattern {
-            key,
-            pattern: name.clone(),
-            reason: error.to_string(),
-        })?;
-        if regex.is_match(module) {
-            return Ok(Some(*value));
+        let regex = compiled(key, name)?;
+        for &module in modules {
+            if !found.contains_key(module) && regex.is_match(module) {
+                found.insert(module, *value);
+            }
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
-fn checked(key: &'static str, name: &str) -> Result<String, AdapterError> {
+fn compiled(key: &'static str, name: &str) -> Result<Regex, AdapterError> {
     pattern::suffix(name).map_err(|error| AdapterError::Pattern {
         key,
         pattern: name.to_owned(),
         reason: error.to_string(),
-    })?;
-    Ok(name.to_owned())
+    })
+}
+
+fn checked(key: &'static str, name: &str) -> Result<String, AdapterError> {
+    compiled(key, name).map(|_| name.to_owned())
 }
 
 fn target_modules(value: &Value) -> Result<TargetModules, AdapterError> {
@@ -307,8 +330,8 @@ mod tests {
             "rank_pattern": {r"layers\.0\..*": 2}, "alpha_pattern": {"k_proj": 16.0}, "use_rslora": true, "lora_dropout": 0.05,
         }))
         .unwrap();
-        assert_eq!(config.rank_and_alpha("m.layers.0.self_attn.q_proj").unwrap(), (2, 8.0));
-        assert_eq!(config.rank_and_alpha("m.layers.1.self_attn.k_proj").unwrap(), (4, 16.0));
+        let (q, k) = ("m.layers.0.self_attn.q_proj", "m.layers.1.self_attn.k_proj");
+        assert_eq!(config.ranks_and_alphas([q, k]).unwrap(), BTreeMap::from([(q, (2, 8.0)), (k, (4, 16.0))]));
         assert_eq!(config.scale(4, 16.0), 8.0);
         let again = AdapterConfig::parse(config.to_json().as_object().unwrap()).unwrap();
         assert_eq!(again, config);
@@ -336,6 +359,14 @@ mod tests {
         }
         assert!(matches!(parse(json!({"peft_type": "IA3"})), Err(AdapterError::PeftType { .. })));
         assert!(parse(json!({"invented_next_year": null, "use_dora": false, "modules_to_save": []})).is_ok());
+    }
+
+    #[test]
+    fn the_first_pattern_that_matches_counts() {
+        let patterns = [(r"q_proj".to_owned(), 1), (r"layers\.0\..*".to_owned(), 2)];
+        let modules = ["layers.0.q_proj", "layers.0.k_proj", "layers.1.k_proj"];
+        let found = first_matches("rank_pattern", &patterns, &modules).unwrap();
+        assert_eq!(found, BTreeMap::from([(modules[0], 1), (modules[1], 2)]));
     }
 
     #[test]

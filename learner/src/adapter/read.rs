@@ -32,20 +32,22 @@ impl PeftAdapter {
         if halves.is_empty() {
             return Err(AdapterError::Empty { path });
         }
-        for module in halves.keys() {
-            if config.target_modules.names(module) == Some(false) {
-                return Err(AdapterError::NotTargeted { module: module.clone() });
-            }
+        let names = || halves.keys().map(String::as_str);
+        if let Some(named) = config.target_modules.named(names())
+            && let Some(module) = names().find(|module| !named.contains(module))
+        {
+            return Err(AdapterError::NotTargeted { module: module.to_owned() });
         }
+        let ranks = config.ranks_and_alphas(names())?;
         let bytes = fs_err::read(&path)?;
         let mut tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
             .map_err(|error| AdapterError::Safetensors { path: path.clone(), reason: error.to_string() })?;
         let mut modules = BTreeMap::new();
-        for (module, [a, b]) in halves {
-            let a = take(&mut tensors, &a, &path)?;
-            let b = take(&mut tensors, &b, &path)?;
-            let weights = Self::check_module(&module, a, b, &config)?;
-            modules.insert(module, weights);
+        for (module, (r, alpha)) in ranks {
+            let [a, b] = &halves[module];
+            let (a, b) = (take(&mut tensors, a, &path)?, take(&mut tensors, b, &path)?);
+            let weights = Self::check_module(module, a, b, (r, alpha, config.scale(r, alpha)))?;
+            modules.insert(module.to_owned(), weights);
         }
         Ok(Self { config, modules })
     }

@@ -121,14 +121,13 @@ impl PeftAdapter {
         self.modules.values().map(|weights| weights.a.elem_count() + weights.b.elem_count()).sum()
     }
 
-    /// Checks one module: ranks agree with the settings and each other, every value is finite.
+    /// Checks one module: ranks agree with the settings' (r, α, scale) and each other, every value is finite.
     pub(super) fn check_module(
         module: &str,
         a: Tensor,
         b: Tensor,
-        config: &AdapterConfig,
+        (r, alpha, scale): (usize, f64, f64),
     ) -> Result<LoraWeights, AdapterError> {
-        let (r, alpha) = config.rank_and_alpha(module)?;
         let shape = |tensor, found: &Tensor, expected: String| AdapterError::Shape {
             module: module.to_owned(),
             tensor,
@@ -149,6 +148,6 @@ impl PeftAdapter {
                 return Err(AdapterError::NotFinite { module: module.to_owned(), tensor });
             }
         }
-        Ok(LoraWeights { a, b, scale: config.scale(r, alpha), r, alpha })
+        Ok(LoraWeights { a, b, scale, r, alpha })
     }
 }

@@ -87,8 +87,7 @@ fn judge(
         .and_then(|settings| gate::run::gate(dir, config, &settings, base));
     match verdict {
         Ok(report) => {
-            let failed = report.failed().map(|check| check.name.clone()).collect();
-            progress.event(&Event::Gated { passed: report.passed, failed });
+            progress.event(&Event::Gated { passed: report.passed, failed: report.reasons() });
             Ok(())
         }
         Err(error) => {

@@ -1,12 +1,13 @@
 //! AMBER: its files, and its measures.
 //!
-//! Queries are JSON lists `[{"id": 1, "image": "AMBER_1.jpg", "query": "Describe this image."}, …]`; annotations are
-//! `[{"id": 1, "type": "generative", "truth": ["dog"], "hallu": ["person"]}, {"id": 1005, "type":
-//! "discriminative-attribute-state", "truth": "yes"}, …]`; relations `{"dog": ["puppy"], …}` name the words for each object.
-//! Objects are found by those names only; AMBER's own script also takes words that an embedding finds similar, so figures
-//! compare between models measured here, not with published ones.
+//! In AMBER's `data` directory, queries are JSON lists `[{"id": 1, "image": "AMBER_1.jpg", "query": "Describe this image."}, …]`;
+//! annotations are `[{"id": 1, "type": "generative", "truth": ["dog"], "hallu": ["person"]}, {"id": 1005, "type":
+//! "discriminative-attribute-state", "truth": "yes"}, …]`; relations `{"sand": ["desert", "ground"], …}` name words that may
+//! stand for an object, and one word may stand for several. AMBER's own script tags nouns and also takes words that an
+//! embedding finds similar; here a word counts wherever it stands and only if it is in the relations. So figures compare
+//! between models measured here, not with published ones.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -15,7 +16,10 @@ use serde::de::DeserializeOwned;
 use super::error::EvalError;
 use super::measure::Measure;
 use super::mention::{CaptionReader, Synonyms};
-use super::pope::Verdict;
+use super::pope::{self, Understood, Verdict};
+
+/// The type of a query that asks for a description.
+pub const GENERATIVE: &str = "generative";
 
 /// A query of AMBER with its annotation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,11 +46,21 @@ pub enum AmberTruth {
     },
     /// For a yes/no question.
     Discriminative {
-        /// Which kind of question, e.g. `discriminative-attribute-state`.
+        /// Which type of question, e.g. `discriminative-attribute-state`.
         kind: String,
         /// The right answer.
         answer: Verdict,
     },
+}
+
+impl AmberTruth {
+    /// The type of the query.
+    pub fn kind(&self) -> &str {
+        match self {
+            Self::Generative { .. } => GENERATIVE,
+            Self::Discriminative { kind, .. } => kind,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -95,7 +109,7 @@ pub fn read(queries: &Path, annotations: &Path) -> Result<Vec<AmberItem>, EvalEr
 
 fn truth(annotation: &AnnotationLine) -> Result<AmberTruth, String> {
     let wrong = |error: serde_json::Error| format!("`truth` of type {}: {error}", annotation.kind);
-    if annotation.kind == "generative" {
+    if annotation.kind == GENERATIVE {
         let present = serde_json::from_value(annotation.truth.clone()).map_err(wrong)?;
         Ok(AmberTruth::Generative { present, expected: annotation.hallu.clone() })
     } else if annotation.kind.starts_with("discriminative") {
@@ -106,13 +120,47 @@ fn truth(annotation: &AnnotationLine) -> Result<AmberTruth, String> {
     }
 }
 
-/// Reads AMBER's relations as the names to look for.
-///
-/// # Errors
-/// An unreadable or malformed file.
-pub fn read_relations(path: &Path) -> Result<Synonyms, EvalError> {
-    let relations: BTreeMap<String, Vec<String>> = json(path)?;
-    Ok(Synonyms::new(relations.into_iter().map(|(object, words)| std::iter::once(object).chain(words))))
+/// Which words stand for which objects.
+#[derive(Clone, Debug)]
+pub struct Relations {
+    /// Finds every word of the relations, each as itself.
+    words: Synonyms,
+    /// Object → the words that stand for it, itself included.
+    of: BTreeMap<String, BTreeSet<String>>,
+    /// Words that are never held against a description.
+    safe: BTreeSet<String>,
+}
+
+impl Relations {
+    /// Reads `relation.json` and `safe_words.txt`, which has one word a line.
+    ///
+    /// # Errors
+    /// An unreadable or malformed file.
+    pub fn read(relations: &Path, safe: &Path) -> Result<Self, EvalError> {
+        let relations: BTreeMap<String, Vec<String>> = json(relations)?;
+        let safe = fs_err::read_to_string(safe)?;
+        Ok(Self::new(&relations, safe.lines()))
+    }
+
+    fn new<'a>(relations: &BTreeMap<String, Vec<String>>, safe: impl Iterator<Item = &'a str>) -> Self {
+        let all = relations.iter().flat_map(|(object, words)| std::iter::once(object).chain(words));
+        let words = Synonyms::new(all.map(|word| [word.clone()]));
+        let of = relations.iter().map(|(object, related)| {
+            let related = std::iter::once(object).chain(related).map(|word| words.canonical(word)).collect();
+            (words.canonical(object), related)
+        });
+        Self { of: of.collect(), safe: safe.map(|word| words.canonical(word)).collect(), words }
+    }
+
+    /// The words of the relations in `text`, in order and as often as they stand there.
+    fn said(&self, text: &str) -> Vec<String> {
+        self.words.read(text).mentions.into_iter().map(|mention| mention.object).collect()
+    }
+
+    fn stands_for(&self, word: &str, object: &str) -> bool {
+        let object = self.words.canonical(object);
+        word == object || self.of.get(&object).is_some_and(|words| words.contains(word))
+    }
 }
 
 fn json<T: DeserializeOwned>(path: &Path) -> Result<T, EvalError> {
@@ -131,39 +179,64 @@ pub struct Described<'a> {
     pub text: &'a str,
 }
 
-/// AMBER's generative measures: CHAIR (mentions of absent objects / mentions), Cover (present objects mentioned /
-/// present), Hal (descriptions with a mention of an absent object), Cog (mentions of expected but absent objects /
-/// mentions). An object mentioned several times in one description counts once, as in AMBER.
-pub fn measures(descriptions: &[Described<'_>], names: &Synonyms) -> Vec<Measure> {
-    let counts: Vec<[f64; 5]> = descriptions
-        .iter()
-        .map(|description| {
-            let canonical =
-                |objects: &[String]| -> Vec<String> { objects.iter().map(|object| names.canonical(object)).collect() };
-            let (present, expected) = (canonical(description.present), canonical(description.expected));
-            let mut said: Vec<String> =
-                names.read(description.text).mentions.into_iter().map(|mention| mention.object).collect();
-            said.sort();
-            said.dedup();
-            let number = |set: &[String], inside: bool| {
-                said.iter().filter(|object| set.contains(object) == inside).count() as f64
-            };
-            [
-                said.len() as f64,
-                number(&present, false),
-                number(&present, true),
-                number(&expected, true),
-                present.len() as f64,
-            ]
-        })
-        .collect();
-    let ratio = |name: &str, item: fn(&[f64; 5]) -> (f64, f64)| Measure::new(name, counts.iter().map(item));
+/// AMBER's generative measures as its script has them: CHAIR (mentions of absent objects / mentions), Cover (present objects
+/// mentioned / present), Hal (descriptions with a mention of an absent object / descriptions), Cog (expected but absent objects
+/// mentioned / expected).
+pub fn generative(descriptions: &[Described<'_>], relations: &Relations) -> Vec<Measure> {
+    let counts: Vec<Counts> = descriptions.iter().map(|description| Counts::of(description, relations)).collect();
+    let ratio = |name: &str, item: fn(&Counts) -> (usize, usize)| {
+        Measure::new(name, counts.iter().map(item).map(|(part, whole)| (part as f64, whole as f64)))
+    };
     vec![
-        ratio("CHAIR", |&[said, absent, ..]| (absent, said)),
-        ratio("Cover", |&[_, _, covered, _, present]| (covered, present)),
-        ratio("Hal", |&[_, absent, ..]| (f64::from(u8::from(absent > 0.0)), 1.0)),
-        ratio("Cog", |&[said, _, _, expected, _]| (expected, said)),
+        ratio("CHAIR", |one| (one.absent, one.said)),
+        ratio("Cover", |one| (one.covered, one.present)),
+        ratio("Hal", |one| (usize::from(one.absent > 0), 1)),
+        ratio("Cog", |one| (one.imagined, one.expected)),
     ]
+}
+
+/// What is counted in one description.
+struct Counts {
+    /// Mentions.
+    said: usize,
+    /// Mentions of objects that are not there.
+    absent: usize,
+    /// Objects that are there.
+    present: usize,
+    /// Those of them that are mentioned.
+    covered: usize,
+    /// Objects that are expected and not there.
+    expected: usize,
+    /// Those of them that are mentioned.
+    imagined: usize,
+}
+
+impl Counts {
+    fn of(description: &Described<'_>, relations: &Relations) -> Self {
+        let said = relations.said(description.text);
+        let judged = || said.iter().filter(|word| !relations.safe.contains(*word));
+        let is = |word: &str, objects: &[String]| objects.iter().any(|object| relations.stands_for(word, object));
+        let absent: Vec<&String> = judged().filter(|word| !is(word, description.present)).collect();
+        Self {
+            said: said.len(),
+            absent: absent.len(),
+            present: description.present.len(),
+            covered: number(description.present, judged(), relations),
+            expected: description.expected.len(),
+            imagined: number(description.expected, absent.iter().copied(), relations),
+        }
+    }
+}
+
+/// How many of `objects` the `words` stand for; each word counts for the first that it stands for.
+fn number<'a>(objects: &[String], words: impl Iterator<Item = &'a String>, relations: &Relations) -> usize {
+    let meant = words.filter_map(|word| objects.iter().position(|object| relations.stands_for(word, object)));
+    meant.collect::<BTreeSet<_>>().len()
+}
+
+/// AMBER's discriminative measures. Its questions look for hallucinations, so positive means no.
+pub fn discriminative(answers: &[(Verdict, Understood)]) -> Vec<Measure> {
+    pope::measures_of(Verdict::No, answers)
 }
 
 #[cfg(test)]
@@ -213,15 +286,26 @@ mod tests {
 
     #[test]
     fn values_counted_by_hand() {
-        let names =
-            read_relations(file(r#"{"dog": ["puppy"], "person": ["man"], "beach": ["shore"], "ball": []}"#).path())
-                .unwrap();
+        let relations = file(
+            r#"{"dog": ["puppy"], "person": ["man"], "beach": ["sand", "ground"], "desert": ["sand"], "ball": [], "sign": []}"#,
+        );
+        let relations = Relations::read(relations.path(), file("sign\n").path()).unwrap();
         let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
-        let (present, expected) = (words(&["dog", "beach"]), words(&["person"]));
+        let (present, expected) = (words(&["dog", "desert"]), words(&["person", "ball"]));
         let describe = |text| Described { present: &present, expected: &expected, text };
-        // First: dog (twice, once counted), person, ball. Second: beach.
-        let descriptions = [describe("A puppy, a dog, a man and a ball."), describe("The shore.")];
-        let values: Vec<Option<f64>> = measures(&descriptions, &names).iter().map(Measure::value).collect();
-        assert_eq!(values, [Some(2.0 / 4.0), Some(2.0 / 4.0), Some(1.0 / 2.0), Some(1.0 / 4.0)]);
+        // First: two words for the dog, one for the person, and a sign, which is safe. Second: sand stands for a desert, too;
+        // the ground stands for a beach alone.
+        let descriptions = [describe("A puppy, two dogs, a man and a sign."), describe("Sand on the ground.")];
+        let values: Vec<Option<f64>> = generative(&descriptions, &relations).iter().map(Measure::value).collect();
+        assert_eq!(values, [Some(2.0 / 6.0), Some(2.0 / 4.0), Some(2.0 / 2.0), Some(1.0 / 4.0)]);
+    }
+
+    #[test]
+    fn a_hallucination_found_is_a_hit() {
+        let said = |label, answer: &str| (label, pope::understand(answer));
+        let answers = [said(Verdict::No, "No."), said(Verdict::No, "Yes."), said(Verdict::Yes, "Yes.")];
+        let values: Vec<Option<f64>> = discriminative(&answers).iter().map(Measure::value).collect();
+        // Accuracy, precision, recall, F1, yes share.
+        assert_eq!(values[..5], [Some(2.0 / 3.0), Some(1.0), Some(0.5), Some(2.0 / 3.0), Some(2.0 / 3.0)]);
     }
 }

@@ -4,8 +4,10 @@
 //! - `objects`: captions (CHAIR and its company), and if wanted POPE's three kinds of questions made from the annotations;
 //! - `label`: POPE's questions as they are;
 //! - anything else: preference data in one of the shapes that training takes ([`crate::bpo::data`]).
+//!
+//! AMBER is several files that belong together, so its directory is named instead.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +15,7 @@ use candle_core::{DType, Device};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::amber::{self, AmberItem, Relations};
 use super::chair::Truth;
 use super::error::EvalError;
 use super::measure::{Bootstrap, Measure};
@@ -52,6 +55,8 @@ pub struct Offline {
     pub adapter: Option<PathBuf>,
     /// The sets' files.
     pub sets: Vec<PathBuf>,
+    /// AMBER's `data` directory: `query/query_all.json`, `annotations.json`, `relation.json`, `safe_words.txt`.
+    pub amber: Option<PathBuf>,
     /// Directory of images; `None` is the one that a set's file is in.
     pub images: Option<PathBuf>,
     /// How captions are read.
@@ -60,7 +65,7 @@ pub struct Offline {
     pub pope_per_image: usize,
     /// What makes ṽ of a pair's image; its seed is mixed with the pair's id.
     pub distortion: Distortion,
-    /// Items of each set, from its start; 0 takes all.
+    /// Items of each set, from its start, and of AMBER's queries of each type; 0 takes all.
     pub limit: usize,
     /// Longest answer, tokens.
     pub max_tokens: usize,
@@ -78,6 +83,7 @@ impl Default for Offline {
             model: PathBuf::from(POCKET),
             adapter: None,
             sets: Vec::new(),
+            amber: None,
             images: None,
             reader: Reader::default(),
             pope_per_image: 0,
@@ -107,7 +113,7 @@ pub fn evaluate(
     pocket: &dyn Fn() -> Option<Source>,
     progress: &mut dyn FnMut(&str, usize),
 ) -> Result<Report, EvalError> {
-    if settings.sets.is_empty() {
+    if settings.sets.is_empty() && settings.amber.is_none() {
         return Err(EvalError::Empty("the list of sets".to_owned()));
     }
     let synonyms = match &settings.reader {
@@ -119,6 +125,7 @@ pub fn evaluate(
         .iter()
         .map(|path| Ok((path, read(path, settings.limit)?)))
         .collect::<Result<Vec<_>, EvalError>>()?;
+    let amber = settings.amber.as_deref().map(|data| read_amber(data, settings.limit)).transpose()?;
     let (policy, adapted) = load(settings, pocket)?;
     let model = Arc::clone(policy.model());
     let adapter = adapted.then(|| policy.lora());
@@ -129,6 +136,14 @@ pub fn evaluate(
     };
     let bootstrap = settings.bootstrap;
     let mut report = Report::new(subject, bootstrap);
+    if let Some(Amber { data, queries, relations }) = &amber {
+        let directory = settings.images.as_deref().unwrap_or(data);
+        let mut done = |done| progress("AMBER", done);
+        let mut asker = Asker { answerer: &mut answerer, batch: settings.batch, progress: &mut done };
+        for (kind, measures) in run::amber(&mut asker, queries, relations, &|name| image_in(directory, name))? {
+            report.add(format!("AMBER {kind}"), &measures, bootstrap);
+        }
+    }
     for (path, set) in &sets {
         let name = path.file_stem().map_or_else(|| path.display().to_string(), |stem| stem.to_string_lossy().into());
         let directory = settings.images.as_deref().or(path.parent()).unwrap_or(Path::new(""));
@@ -164,6 +179,26 @@ pub fn evaluate(
         }
     }
     Ok(report)
+}
+
+struct Amber<'a> {
+    data: &'a Path,
+    queries: Vec<AmberItem>,
+    relations: Relations,
+}
+
+fn read_amber(data: &Path, limit: usize) -> Result<Amber<'_>, EvalError> {
+    let relations = Relations::read(&data.join("relation.json"), &data.join("safe_words.txt"))?;
+    let mut queries = amber::read(&data.join("query/query_all.json"), &data.join("annotations.json"))?;
+    if limit > 0 {
+        let mut taken: BTreeMap<String, usize> = BTreeMap::new();
+        queries.retain(|query| {
+            let taken = taken.entry(query.truth.kind().to_owned()).or_default();
+            *taken += 1;
+            *taken <= limit
+        });
+    }
+    Ok(Amber { data, queries, relations })
 }
 
 /// One section of the report.

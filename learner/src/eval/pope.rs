@@ -52,19 +52,23 @@ pub fn understand(answer: &str) -> Understood {
 
 /// All measures of answers to labelled questions, in the order of the tables; positive means yes.
 pub fn measures(answers: &[(Verdict, Understood)]) -> Vec<Measure> {
+    measures_of(Verdict::Yes, answers)
+}
+
+/// As [`measures`], with another meaning of positive in precision, recall and F1.
+pub fn measures_of(positive: Verdict, answers: &[(Verdict, Understood)]) -> Vec<Measure> {
     let number = |hit: bool| f64::from(u8::from(hit));
     let counted = |name: &str, item: &dyn Fn(bool, bool) -> (f64, f64)| {
-        let items =
-            answers.iter().map(|(label, understood)| (*label == Verdict::Yes, understood.verdict == Verdict::Yes));
+        let items = answers.iter().map(|(label, understood)| (*label == positive, understood.verdict == positive));
         Measure::new(name, items.map(|(label, said)| item(label, said)))
     };
     vec![
         counted("accuracy", &|label, said| (number(label == said), 1.0)),
         counted("precision", &|label, said| (number(label && said), number(said))),
         counted("recall", &|label, said| (number(label && said), number(label))),
-        // F1 = 2 TP / (2 TP + FP + FN) = 2 TP / (said yes + is yes).
+        // F1 = 2 TP / (2 TP + FP + FN) = 2 TP / (said + is positive).
         counted("F1", &|label, said| (2.0 * number(label && said), number(label) + number(said))),
-        counted("yes share", &|_, said| (number(said), 1.0)),
+        Measure::share("yes share", answers.iter().map(|(_, understood)| understood.verdict == Verdict::Yes)),
         Measure::share("unclear", answers.iter().map(|(_, understood)| understood.unclear)),
     ]
 }

@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use super::amber::{self, AmberItem, AmberTruth, Described};
+use super::amber::{self, AmberItem, AmberTruth, Described, Relations};
 use super::answerer::{Answerer, ImageSource, Query, ask_all};
 use super::chair::{self, Captioned, Truth};
 use super::error::EvalError;
 use super::measure::Measure;
-use super::mention::{CaptionReader, Synonyms};
+use super::mention::CaptionReader;
 use super::pope::{self, PopeItem};
 use super::set::CaptionItem;
 
@@ -83,14 +83,14 @@ pub fn pope(
     Ok(pope::measures(&understood))
 }
 
-/// AMBER's measures by type of query: `generative`, and each kind of discriminative ones (measured like POPE).
+/// AMBER's measures by type of query: `generative`, and each kind of discriminative ones.
 ///
 /// # Errors
 /// As [`captions`].
 pub fn amber(
     asker: &mut Asker<'_>,
     items: &[AmberItem],
-    names: &Synonyms,
+    relations: &Relations,
     image: &dyn Fn(&str) -> Result<ImageSource, EvalError>,
 ) -> Result<BTreeMap<String, Vec<Measure>>, EvalError> {
     let answers = asker.ask_about(items.iter().map(|item| (item.image.as_str(), item.query.as_str())), image)?;
@@ -105,9 +105,9 @@ pub fn amber(
         }
     }
     let mut measures: BTreeMap<String, Vec<Measure>> =
-        understood.into_iter().map(|(kind, answers)| (kind.to_owned(), pope::measures(&answers))).collect();
+        understood.into_iter().map(|(kind, answers)| (kind.to_owned(), amber::discriminative(&answers))).collect();
     if !described.is_empty() {
-        measures.insert("generative".to_owned(), amber::measures(&described, names));
+        measures.insert(amber::GENERATIVE.to_owned(), amber::generative(&described, relations));
     }
     Ok(measures)
 }
@@ -119,6 +119,7 @@ mod tests {
     use image::RgbImage;
 
     use super::*;
+    use crate::eval::mention::Synonyms;
     use crate::eval::pope::Verdict;
 
     /// Answers each question with the same text.
@@ -158,24 +159,10 @@ mod tests {
     }
 
     #[test]
-    fn pope_and_amber_share_their_rule() {
+    fn pope_questions_are_asked_and_understood() {
         let label = |question_id, label| PopeItem { question_id, image: "a".to_owned(), text: "?".to_owned(), label };
         let items = [label(1, Verdict::Yes), label(2, Verdict::No), label(3, Verdict::No)];
         let measures = with("No.", |asker| pope(asker, &items, &blank)).unwrap();
         assert_eq!(values(&measures)[0], Some(2.0 / 3.0));
-
-        let query = |id, truth| AmberItem { id, image: "a".to_owned(), query: "?".to_owned(), truth };
-        let strings = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
-        let items = [
-            query(1, AmberTruth::Generative { present: strings(&["dog"]), expected: strings(&["cat"]) }),
-            query(
-                2,
-                AmberTruth::Discriminative { kind: "discriminative-hallucination".to_owned(), answer: Verdict::No },
-            ),
-        ];
-        let names = Synonyms::new([vec!["dog".to_owned()], vec!["cat".to_owned()]]);
-        let measures = with("No dog, a cat.", |asker| amber(asker, &items, &names, &blank)).unwrap();
-        assert_eq!(values(&measures["generative"]), [Some(0.5), Some(1.0), Some(1.0), Some(0.5)]);
-        assert_eq!(values(&measures["discriminative-hallucination"])[0], Some(1.0));
     }
 }

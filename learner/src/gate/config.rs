@@ -12,8 +12,8 @@ use crate::eval::Bootstrap;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GateConfig {
-    /// Items below which a check says nothing and is skipped, at least 1. Default 20. When every check is skipped, the gate
-    /// does not pass.
+    /// Items (pictures, or questions of a set) below which a check says nothing and is skipped, at least 1. Default 20. The
+    /// gate does not pass when all checks are skipped that look at the length and the form of answers.
     pub min_items: usize,
     /// Confidence of "not worse", above 0.5 and below 1. Default 0.95.
     pub confidence: f64,
@@ -23,7 +23,7 @@ pub struct GateConfig {
     pub seed: u64,
     /// Most held-out pairs to score; 0 for all. Default 256.
     pub max_pairs: usize,
-    /// Most held-out prompts to answer; 0 answers none. Default 64.
+    /// Most held-out prompts to answer; 0 answers none, and then only captions of a set show a collapse. Default 64.
     pub max_answers: usize,
     /// Most tokens of an answer. Default 256.
     pub max_answer_tokens: usize,
@@ -33,7 +33,7 @@ pub struct GateConfig {
     pub preference_margin: f64,
     /// By which factor answers may become longer or shorter in the mean, at least 1. Default 1.5.
     pub max_length_ratio: f64,
-    /// How far the share of empty or unfinished answers, or of garbled captions, may rise. Default 0.02.
+    /// How far the share of empty or unfinished answers, or of garbled captions, may rise. Default 0.08.
     pub broken_margin: f64,
     /// How far the share of refusals may rise. Default 0.02.
     pub refusal_margin: f64,
@@ -41,9 +41,9 @@ pub struct GateConfig {
     pub change_margin: f64,
     /// How far CHAIR_i may rise. Default 0.02.
     pub chair_margin: f64,
-    /// How far Cover may fall. Default 0.03.
+    /// How far Cover may fall. Default 0.05.
     pub cover_margin: f64,
-    /// How far POPE's accuracy may fall. Default 0.03.
+    /// How far POPE's accuracy may fall. Default 0.05.
     pub pope_margin: f64,
     /// Pictures of each kind of statistics from the pocket's world; asked of the pocket model only. 0: none. Default 200.
     pub pocket_images: usize,
@@ -93,12 +93,12 @@ impl Default for GateConfig {
             max_chosen_drop: 0.2,
             preference_margin: 0.05,
             max_length_ratio: 1.5,
-            broken_margin: 0.02,
+            broken_margin: 0.08,
             refusal_margin: 0.02,
             change_margin: 0.1,
             chair_margin: 0.02,
-            cover_margin: 0.03,
-            pope_margin: 0.03,
+            cover_margin: 0.05,
+            pope_margin: 0.05,
             pocket_images: 200,
             sets: Vec::new(),
         }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// The verdict and what led to it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GateReport {
-    /// Whether the candidate may have traffic: no check failed, and one at least said something.
+    /// Whether the candidate may have traffic: no check failed, and one at least that looks for collapse had enough items.
     pub passed: bool,
     /// BLAKE3 digest of the base, 64 hexadecimal digits.
     pub base_digest: String,
@@ -38,8 +38,12 @@ pub struct Check {
     pub low: Option<f64>,
     /// Its upper end.
     pub high: Option<f64>,
-    /// Items measured.
+    /// Items measured: pictures, or the questions of a set.
     pub items: usize,
+    /// Whether it looks for collapse: at how long answers are, or at whether they are whole. Without it nothing passes:
+    /// likelihoods and yes/no questions look well while captions turn to garbage.
+    #[serde(default)]
+    pub collapse: bool,
 }
 
 /// How a check ended.
@@ -58,8 +62,20 @@ impl GateReport {
     /// The verdict over `checks`.
     pub(super) fn new(base_digest: String, dataset_digest: String, pairs: usize, checks: Vec<Check>) -> Self {
         let any = |outcome| checks.iter().any(|check| check.outcome == outcome);
-        let passed = any(Outcome::Passed) && !any(Outcome::Failed);
+        let whole = checks.iter().any(|check| check.collapse && check.outcome == Outcome::Passed);
+        let passed = whole && !any(Outcome::Failed);
         Self { passed, base_digest, dataset_digest, pairs, checks }
+    }
+
+    /// Why the candidate may have no traffic: the names of the checks that failed, or what was not looked at; empty if it may.
+    pub fn reasons(&self) -> Vec<String> {
+        let failed: Vec<String> = self.failed().map(|check| check.name.clone()).collect();
+        if self.passed || !failed.is_empty() {
+            return failed;
+        }
+        let looked = self.checks.iter().filter(|check| check.collapse).map(|check| check.items).max();
+        let most = looked.unwrap_or(0);
+        vec![format!("too few answers to see whether the model has collapsed (of {most} pictures at most)")]
     }
 
     /// The checks that failed.
@@ -108,21 +124,38 @@ mod tests {
             low: None,
             high: None,
             items: 3,
+            collapse: false,
         }
     }
 
-    fn passed(outcomes: &[Outcome]) -> bool {
-        let checks = outcomes.iter().map(|outcome| check(*outcome)).collect();
-        GateReport::new(String::new(), String::new(), 0, checks).passed
+    /// The verdict on checks that look for collapse, and on others.
+    fn report(collapse: &[Outcome], others: &[Outcome]) -> GateReport {
+        let collapse = collapse.iter().map(|outcome| Check { collapse: true, ..check(*outcome) });
+        let checks = collapse.chain(others.iter().map(|outcome| check(*outcome))).collect();
+        GateReport::new(String::new(), String::new(), 0, checks)
     }
 
     #[test]
     fn one_failure_fails_and_nothing_passes_on_nothing() {
         use Outcome::{Failed, Passed, Skipped};
-        assert!(passed(&[Passed, Skipped]));
-        assert!(!passed(&[Passed, Failed]));
-        assert!(!passed(&[Skipped, Skipped]));
-        assert!(!passed(&[]));
+        let passed = |collapse: &[Outcome], others: &[Outcome]| report(collapse, others).passed;
+        assert!(passed(&[Passed, Skipped], &[Passed, Skipped]));
+        assert!(passed(&[Passed], &[]));
+        assert!(!passed(&[Passed], &[Passed, Failed]));
+        assert!(!passed(&[Passed, Failed], &[Passed]));
+        assert!(!passed(&[Skipped], &[Skipped]));
+        assert!(!passed(&[], &[]));
+    }
+
+    #[test]
+    fn what_was_not_looked_at_for_collapse_does_not_pass_and_says_so() {
+        use Outcome::{Failed, Passed, Skipped};
+        for unseen in [report(&[Skipped, Skipped], &[Passed]), report(&[], &[Passed, Passed])] {
+            assert!(!unseen.passed);
+            assert!(unseen.reasons()[0].starts_with("too few answers to see whether the model has collapsed"));
+        }
+        assert_eq!(report(&[Skipped], &[Failed]).reasons(), ["captions: Cover"]);
+        assert!(report(&[Passed], &[Passed]).reasons().is_empty());
     }
 
     #[test]

@@ -10,6 +10,8 @@ use crate::eval::{EvalError, Measure};
 pub(super) struct Rule {
     pub(super) name: String,
     pub(super) allowed: Allowed,
+    /// See [`Check::collapse`].
+    pub(super) collapse: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -22,11 +24,16 @@ pub(super) enum Allowed {
 
 impl Rule {
     pub(super) fn worse(name: impl Into<String>, better: Better, margin: f64) -> Self {
-        Self { name: name.into(), allowed: Allowed::Worse(better, margin) }
+        Self { name: name.into(), allowed: Allowed::Worse(better, margin), collapse: false }
     }
 
     pub(super) fn factor(name: impl Into<String>, factor: f64) -> Self {
-        Self { name: name.into(), allowed: Allowed::Factor(factor) }
+        Self { name: name.into(), allowed: Allowed::Factor(factor), collapse: false }
+    }
+
+    /// A rule that a collapsed model breaks: how long answers are, and whether they are whole.
+    pub(super) fn against_collapse(self) -> Self {
+        Self { collapse: true, ..self }
     }
 
     /// Judges the candidate against the start, both measured on the same items in the same order.
@@ -59,6 +66,7 @@ impl Rule {
             low: comparison.low,
             high: comparison.high,
             items: comparison.items,
+            collapse: self.collapse,
         })
     }
 }

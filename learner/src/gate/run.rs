@@ -1,12 +1,13 @@
 //! The gate of a run directory: `DIR/adapter` against what the run started from.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::held_out::{self, Measured};
+use super::held_out::{self, Measured, Origin};
 use super::report::GateReport;
 use super::unchanged::{self, Answers};
 use super::{GateConfig, sets};
@@ -16,6 +17,7 @@ use crate::bpo::data::DataError;
 use crate::bpo::data::blobs::BlobDir;
 use crate::bpo::examples::{ExampleError, Examples};
 use crate::bpo::launch::{ModelEncoder, POCKET};
+use crate::bpo::pair::PreferencePair;
 use crate::bpo::prepare::{FeatureCache, Prepared};
 use crate::bpo::{TrainError, dataset, files};
 use crate::eval::{EvalError, ModelAnswerer};
@@ -80,9 +82,15 @@ pub fn gate(dir: &Path, run: &RunConfig, config: &GateConfig, base: &Base<'_>) -
     let cache = FeatureCache::new(run.data.feature_cache_mib << 20);
     let (scored, _) = Prepared::new(base.encoder, &blobs, run, &pairs, &cache)?;
     let (asked, _) = Prepared::new(base.encoder, &blobs, run, &held_out::prompts(&pairs, config.max_answers), &cache)?;
+    let by_id: HashMap<&str, &PreferencePair> = pairs.iter().map(|pair| (pair.id.as_str(), pair)).collect();
+    let origins = |prepared: &Prepared<'_, ModelEncoder>| {
+        Origin::of((0..prepared.len()).filter_map(|index| by_id.get(prepared.id(index)).copied()))
+    };
+    let (scored_of, asked_of) = (origins(&scored), origins(&asked));
     let pocket_images = if run.model.base == POCKET { config.pocket_images } else { 0 };
     let config = &GateConfig { pocket_images, ..config.clone() };
-    let subject = Subject { dir, config, base, scored: &scored, asked: &asked };
+    let subject =
+        Subject { dir, config, base, scored: &scored, scored_of: &scored_of, asked: &asked, asked_of: &asked_of };
 
     let start = (!run.model.adapter.as_os_str().is_empty()).then(|| dir.join(&run.model.adapter));
     let (start, start_said) = subject.measure(start.as_deref())?;
@@ -104,7 +112,9 @@ struct Subject<'a> {
     config: &'a GateConfig,
     base: &'a Base<'a>,
     scored: &'a dyn Examples,
+    scored_of: &'a [Origin],
     asked: &'a dyn Examples,
+    asked_of: &'a [Origin],
 }
 
 impl Subject<'_> {
@@ -114,7 +124,7 @@ impl Subject<'_> {
         let read = directory.map(PeftAdapter::read).transpose().map_err(ModelError::from)?;
         let lora = read.map(|adapter| Lora::load(model.decoder(), &adapter)).transpose()?;
         let mut measured = self.likelihood(lora.as_ref()).map_err(GateError::HeldOut)?;
-        let own = held_out::answers(model, lora.as_ref(), workers, self.asked, self.config);
+        let own = held_out::answers(model, lora.as_ref(), workers, self.asked, self.asked_of, self.config);
         measured.extend(own.map_err(GateError::HeldOut)?);
         let mut answerer = ModelAnswerer::new(model, lora.as_ref(), workers, self.config.max_answer_tokens);
         let (of_sets, answers) = sets::ask(self.dir, &mut answerer, self.config)?;
@@ -131,6 +141,6 @@ impl Subject<'_> {
         };
         let workers = Arc::clone(self.base.encoder.workers());
         let policy = LoraPolicy::sharing(model, stand_in, workers, PolicyOptions::default());
-        held_out::likelihood(&policy, lora.is_some(), self.scored, self.config)
+        held_out::likelihood(&policy, lora.is_some(), self.scored, self.scored_of, self.config)
     }
 }

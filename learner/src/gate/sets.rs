@@ -85,8 +85,8 @@ fn keep(set: &str, measures: Vec<Measure>, config: &GateConfig, measured: &mut M
         let rule = match measure.name() {
             "CHAIR_i" => Rule::worse(name, Better::Lower, config.chair_margin),
             "Cover" => Rule::worse(name, Better::Higher, config.cover_margin),
-            "malformed" => Rule::worse(name, Better::Lower, config.broken_margin),
-            "mean length" => Rule::factor(name, config.max_length_ratio),
+            "malformed" => Rule::worse(name, Better::Lower, config.broken_margin).against_collapse(),
+            "mean length" => Rule::factor(name, config.max_length_ratio).against_collapse(),
             "accuracy" => Rule::worse(name, Better::Higher, config.pope_margin),
             _ => continue,
         };

@@ -73,13 +73,13 @@ impl Lora {
         }
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
         let mut modules = BTreeMap::new();
-        for (layer, names) in decoder.module_names().into_iter().enumerate() {
+        let names = decoder.module_names();
+        let targets = config.target_modules.named(names.iter().flatten().map(String::as_str)).unwrap_or_default();
+        let ranks = config.ranks_and_alphas(targets)?;
+        for (layer, names) in names.iter().enumerate() {
             for (slot, name) in Slot::ALL.into_iter().zip(names) {
-                if config.target_modules.names(&name) != Some(true) {
-                    continue;
-                }
+                let Some(&(r, alpha)) = ranks.get(name.as_str()) else { continue };
                 let (outputs, inputs) = decoder.shape(layer, slot)?;
-                let (r, alpha) = config.rank_and_alpha(&name)?;
                 if r == 0 || r > MAX_RANK {
                     return Err(ModelError::OutOfRange { key: "r", value: r.to_string(), expected: "1 … 1024" });
                 }
@@ -92,7 +92,7 @@ impl Lora {
                     r,
                     alpha,
                 };
-                modules.insert(name, weights);
+                modules.insert(name.clone(), weights);
             }
         }
         if modules.is_empty() {

@@ -66,6 +66,7 @@ impl Echo {
             dtype: "f32".into(),
             max_len: 1000,
             max_parallel: 2,
+            look_ahead: 0,
             images: true,
             image_tokens: 1,
             tools,

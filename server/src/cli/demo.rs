@@ -28,17 +28,20 @@ pub(super) struct DemoArgs {
     /// Where the page with pictures and both answers is written.
     #[arg(long, value_name = "FILE", default_value = "reground-demo.html")]
     page: PathBuf,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Shows the loop.
 pub(super) fn run(arguments: DemoArgs) -> anyhow::Result<ExitCode> {
     logging::start(&LogConfig { filter: "warn".into(), ..LogConfig::default() })?;
-    let DemoArgs { questions, corrected, images, seed, page } = arguments;
+    let DemoArgs { questions, corrected, images, seed, page, json } = arguments;
     let runtime = Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         // In a task: the evaluation blocks its thread, which only tasks of the runtime may.
         let demo = Demo { questions, corrected, images, seed, page };
         tokio::spawn(demo::run(demo)).await.context("the demonstration panicked")?
     })?;
-    Ok(ExitCode::SUCCESS)
+    super::print(&if json { serde_json::to_string_pretty(&outcome).context("no JSON")? } else { outcome.table })
 }

@@ -20,9 +20,12 @@ pub(super) struct EvalArgs {
     #[arg(long, value_name = "DIRECTORY")]
     pub(super) adapter: Option<PathBuf>,
     /// Evaluation set: captions, POPE's questions or preference data, told apart by their keys. May be given several times.
-    #[arg(long = "set", value_name = "FILE", required = true)]
+    #[arg(long = "set", value_name = "FILE", required_unless_present = "amber")]
     pub(super) sets: Vec<PathBuf>,
-    /// Directory of the sets' images. Default: the directory that a set is in.
+    /// AMBER's `data` directory, with its queries, annotations, relations and safe words.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(super) amber: Option<PathBuf>,
+    /// Directory of the images. Default: the directory that a set is in, or AMBER's.
     #[arg(long, value_name = "DIRECTORY")]
     pub(super) images: Option<PathBuf>,
     /// Names of objects as CHAIR's synonyms.txt has them. Default: the names that a caption set annotates.
@@ -37,7 +40,7 @@ pub(super) struct EvalArgs {
     /// Diffusion step, 0 to 999, of the noise on the image of preference data, for the image-conditional accuracy.
     #[arg(long, value_name = "STEP", default_value_t = 900.0)]
     pub(super) noise: f64,
-    /// Items of each set, from its start; 0 for all.
+    /// Items of each set, from its start, and of AMBER's queries of each type; 0 for all.
     #[arg(long, value_name = "ITEMS", default_value_t = 0)]
     pub(super) limit: usize,
     /// Longest answer, tokens.
@@ -76,7 +79,7 @@ pub(super) fn run(arguments: EvalArgs) -> Result<ExitCode> {
 }
 
 fn settings(arguments: EvalArgs) -> Offline {
-    let EvalArgs { model, adapter, sets, images, pope, limit, max_tokens, batch, threads, seed, .. } = arguments;
+    let EvalArgs { model, adapter, sets, amber, images, pope, limit, max_tokens, batch, threads, seed, .. } = arguments;
     let reader = match arguments.synonyms {
         Some(file) => Reader::Synonyms(file),
         None if arguments.pocket_captions => Reader::Pocket,
@@ -87,6 +90,7 @@ fn settings(arguments: EvalArgs) -> Offline {
         model,
         adapter,
         sets,
+        amber,
         images,
         reader,
         pope_per_image: pope,

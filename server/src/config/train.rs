@@ -8,7 +8,7 @@ use super::ConfigError;
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// Train at all.
+    /// Train at all. Off: runs that wait or are half done go on waiting.
     pub enabled: bool,
     /// New pairs that start a run by themselves; 0: none do.
     pub min_pairs: usize,
@@ -30,6 +30,8 @@ pub struct TrainConfig {
     pub learning_rate: f64,
     /// β of the preference loss.
     pub beta: f64,
+    /// Weight of the supervised term beside the preference loss.
+    pub sft: f64,
     /// Rank of a new adapter. One that is continued keeps its own.
     pub rank: usize,
     /// α of a new adapter; its update is scaled by α / rank.
@@ -61,11 +63,12 @@ impl Default for TrainConfig {
             replay_share: 0.3,
             anchors: Vec::new(),
             anchor_share: 0.2,
-            epochs: 2.0,
+            epochs: 4.0,
             max_steps: 0,
             batch: 16,
-            learning_rate: 1e-3,
+            learning_rate: 5e-4,
             beta: 0.1,
+            sft: 3.0,
             rank: 16,
             alpha: 32.0,
             held_out: 0.1,
@@ -86,6 +89,7 @@ impl TrainConfig {
         ConfigError::range("train.anchor_share", self.anchor_share, 0.0..=0.95)?;
         ConfigError::range("train.epochs", self.epochs, 0.01..=1000.0)?;
         ConfigError::range("train.batch", self.batch, 1..=65_536)?;
+        ConfigError::range("train.sft", self.sft, 0.0..=1000.0)?;
         ConfigError::range("train.learning_rate", self.learning_rate, 1e-9..=1.0)?;
         ConfigError::range("train.beta", self.beta, 1e-6..=100.0)?;
         ConfigError::range("train.rank", self.rank, 1..=1024)?;

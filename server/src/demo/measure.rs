@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use reground_learner::eval::measure::Better;
 use reground_learner::eval::pope_sampling::Absent;
 use reground_learner::eval::run::{self, Asker};
-use reground_learner::eval::{Answerer, Bootstrap, EvalError, ImageSource, Measure, Query};
+use reground_learner::eval::{Answerer, Bootstrap, EvalError, ImageSource, Measure, Query, Report};
 use reground_learner::pocket::held_out::{PocketReader, Size, caption_items, examples, pope_items};
 use reground_learner::pocket::world::Statistics;
 use tokio::runtime::Handle;
@@ -88,6 +88,15 @@ impl Answerer for Api<'_> {
 }
 
 impl Measured {
+    /// Each measure with its interval.
+    pub(super) fn report(&self, subject: &str) -> Report {
+        let mut report = Report::new(subject, Bootstrap::default());
+        for (set, measures) in &self.0 {
+            report.add(set, measures, Bootstrap::default());
+        }
+        report
+    }
+
     /// Both, in percent, with the interval of the difference on the same pictures.
     pub(super) fn table(before: &Self, after: &Self) -> String {
         let bootstrap = Bootstrap::default();

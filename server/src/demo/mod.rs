@@ -6,7 +6,7 @@
 //! between.
 //!
 //! # Layout
-//! - [`run`]: the steps. [`Demo`]: how large it is.
+//! - [`run`]: the steps. [`Demo`]: how large it is; [`Outcome`]: what was measured.
 //! - `user`: who asks, corrects and waits, over HTTP.
 //! - `world`: the pictures and questions.
 //! - `measure`: what is measured, and the table of it.
@@ -22,6 +22,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
+use reground_learner::eval::Report;
+use serde::Serialize;
 use serde_json::json;
 
 use self::measure::{Measured, measure};
@@ -50,20 +52,29 @@ const SHOWN: usize = 8;
 /// No step takes longer.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
-/// Runs it, and prints what happens.
+/// What was measured.
+#[derive(Debug, Serialize)]
+pub struct Outcome {
+    /// The adapter that was made.
+    pub adapter: String,
+    /// The base on held-out pictures.
+    pub before: Report,
+    /// The adapter on the same pictures.
+    pub after: Report,
+    /// Both with the differences, as a table.
+    pub table: String,
+}
+
+/// Runs it, and says on standard error what happens.
 ///
 /// # Errors
 /// The server cannot start, or a step fails or takes too long.
-pub async fn run(demo: Demo) -> Result<()> {
+pub async fn run(demo: Demo) -> Result<Outcome> {
     ensure!((0.0..=1.0).contains(&demo.corrected), "the share of corrected answers must be 0 to 1");
     let data = tempfile::tempdir().context("no temporary directory")?;
     let running = serve::start(config(&demo, data.path())).await?;
     let user = User::new(running.address());
-    println!(
-        "A server with the built-in model listens on http://{}; its data are in {}.",
-        running.address(),
-        data.path().display()
-    );
+    eprintln!("A server with the built-in model listens on http://{} until the end.", running.address());
     let outcome = steps(&demo, &user).await;
     running.stop().await?;
     outcome
@@ -73,6 +84,8 @@ fn config(demo: &Demo, data: &std::path::Path) -> Config {
     let mut config = Config::default();
     config.server.port = 0;
     config.data.dir = data.to_owned();
+    // Nobody waits between two questions here; every one of them is wanted.
+    config.record.queue = 100_000;
     // One run, when everything that was asked has been looked at: the demonstration asks for it.
     config.train.min_pairs = 0;
     config.train.seed = demo.seed;
@@ -83,42 +96,39 @@ fn config(demo: &Demo, data: &std::path::Path) -> Config {
     config
 }
 
-async fn steps(demo: &Demo, user: &User) -> Result<()> {
-    println!("\n1. Before: {} typical and {} balanced held-out pictures, asked over the API", demo.images, demo.images);
+async fn steps(demo: &Demo, user: &User) -> Result<Outcome> {
+    eprintln!("1. Before: {} typical and {} balanced held-out pictures, asked over the API", demo.images, demo.images);
     let before = measure(user, demo, &bar("questions answered", None)).await?;
     let shown = world::shown(demo.seed, SHOWN);
     let first = user.describe(&shown).await?;
 
-    println!("2. Users ask {} questions about balanced pictures", demo.questions);
+    eprintln!("2. Users ask {} questions about balanced pictures", demo.questions);
     let occasions: Vec<Occasion> = (0..demo.questions).map(|index| Occasion::new(demo.seed, index)).collect();
     let corrected = user.live(&occasions, demo, &bar("questions asked", Some(demo.questions))).await?;
-    println!("   {corrected} answers were corrected.");
+    eprintln!("   {corrected} answers were corrected.");
 
-    println!("3. The server makes pairs of them while nobody asks");
+    eprintln!("3. The server makes pairs of them while nobody asks");
     let pairs = user.pairs(demo.questions, &bar("records looked at", Some(demo.questions)), PATIENCE).await?;
-    println!("   {pairs}");
+    eprintln!("   {pairs}");
 
-    println!("4. It trains an adapter, lets it through the gate and puts it live");
+    eprintln!("4. It trains an adapter, lets it through the gate and puts it live");
     let live = user.train(&bar("steps", None), PATIENCE).await?;
-    println!("   {live} answers now.");
+    eprintln!("   {live} answers now.");
 
-    println!("5. After: the same held-out pictures");
+    eprintln!("5. After: the same held-out pictures");
     let after = measure(user, demo, &bar("questions answered", None)).await?;
     let second = user.describe(&shown).await?;
-    println!("\n{}", Measured::table(&before, &after));
-    page::write(&demo.page, &shown, &first, &second, &Measured::table(&before, &after))?;
-    println!("Pictures with both answers: {}", demo.page.display());
+    let table = Measured::table(&before, &after);
+    page::write(&demo.page, &shown, &first, &second, &table)?;
+    eprintln!("   Pictures with both answers: {}", demo.page.display());
 
-    println!("\n6. Back, in one call: POST /v1/adapters/rollback");
+    eprintln!("6. Back, in one call: POST /v1/adapters/rollback");
     let route = user.post("/v1/adapters/rollback", &json!({"expected_generation": live})).await?;
     let third = user.describe(&shown).await?;
     ensure!(third == first, "the base gives other answers than before");
-    println!(
-        "   `{}` is live again, and its {} answers are the old ones.",
-        route["live"].as_str().unwrap_or_default(),
-        third.len()
-    );
-    Ok(())
+    let now = route["live"].as_str().unwrap_or_default();
+    eprintln!("   `{now}` is live again, and its {} answers are the old ones.", third.len());
+    Ok(Outcome { before: before.report("base"), after: after.report(&live), adapter: live, table })
 }
 
 /// Progress in a terminal; nothing elsewhere.

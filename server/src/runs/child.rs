@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fs_err as fs;
 use reground_learner::bpo::progress::Event;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Split};
 use tokio::process::{Child as Process, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
@@ -47,7 +47,8 @@ impl Program {
 pub(super) struct Child {
     process: Process,
     input: Option<ChildStdin>,
-    output: Lines<BufReader<ChildStdout>>,
+    /// Lines as bytes: what a library prints need not be UTF-8.
+    output: Split<BufReader<ChildStdout>>,
     errors: JoinHandle<VecDeque<String>>,
 }
 
@@ -74,7 +75,7 @@ impl Child {
         };
         let mut process = command.spawn()?;
         let missing = || io::Error::other("the process has no pipes");
-        let output = BufReader::new(process.stdout.take().ok_or_else(missing)?).lines();
+        let output = BufReader::new(process.stdout.take().ok_or_else(missing)?).split(b'\n');
         let errors = tokio::spawn(tail(process.stderr.take().ok_or_else(missing)?));
         Ok(Self { input: process.stdin.take(), process, output, errors })
     }
@@ -82,14 +83,14 @@ impl Child {
     /// What it tells next; `None` when it tells no more. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<Event> {
         loop {
-            let line = match self.output.next_line().await {
+            let line = match self.output.next_segment().await {
                 Ok(line) => line?,
                 Err(error) => {
                     warn!(%error, "What a training process says cannot be read.");
                     return None;
                 }
             };
-            match serde_json::from_str(&line) {
+            match serde_json::from_slice(&line) {
                 Ok(event) => return Some(event),
                 // A library that prints must not end a run.
                 Err(error) => debug!(%error, "A training process said something that is no event."),
@@ -131,12 +132,12 @@ impl Child {
 
 async fn tail(errors: ChildStderr) -> VecDeque<String> {
     let mut kept = VecDeque::new();
-    let mut lines = BufReader::new(errors).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
+    let mut lines = BufReader::new(errors).split(b'\n');
+    while let Ok(Some(line)) = lines.next_segment().await {
         if kept.len() == TAIL {
             kept.pop_front();
         }
-        kept.push_back(line);
+        kept.push_back(String::from_utf8_lossy(&line).trim_end().to_owned());
     }
     kept
 }

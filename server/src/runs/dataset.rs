@@ -14,6 +14,9 @@ use super::settings::BLOBS;
 use super::{RunRequest, RunsError, Training, files};
 use crate::config::TrainConfig;
 
+/// A run's frozen pairs, in its directory.
+pub(super) const FILE: &str = "dataset.jsonl";
+
 /// What was frozen.
 pub(super) struct Frozen {
     /// BLAKE3 digest of dataset.jsonl.
@@ -61,7 +64,7 @@ pub(super) fn freeze(store: &Store, run: &Run, train: &TrainConfig, directory: &
     }
     let mut seen = HashSet::new();
     chosen.pairs.retain(|pair| seen.insert(pair.id.clone()));
-    let (digest, count) = dataset::freeze(&directory.join("dataset.jsonl"), &chosen.pairs)?;
+    let (digest, count) = dataset::freeze(&directory.join(FILE), &chosen.pairs)?;
     Ok(Frozen { digest, count, collected: chosen.collected, without_image: chosen.without_image })
 }
 

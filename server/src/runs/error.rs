@@ -35,6 +35,17 @@ pub enum RunsError {
         /// What was asked for.
         wanted: &'static str,
     },
+    /// The run's adapter is being put before callers.
+    #[error("job `{id}` has passed its gate and its adapter is going live; it cannot be {wanted} any more")]
+    Concluded {
+        /// The run.
+        id: String,
+        /// What was asked for.
+        wanted: &'static str,
+    },
+    /// The file is mixed into every run.
+    #[error("file `{0}` is named in `train.anchors`")]
+    Anchor(String),
     /// The file is needed.
     #[error("file `{file}` is the training file of job `{run}`, which has not begun")]
     FileInUse {

@@ -9,6 +9,7 @@ use reground_learner::bpo::pair::PreferencePair;
 use reground_learner::store::rows::{FileRow, Run};
 use reground_learner::store::{Page, Query, Store, id};
 
+use super::readable::runs;
 use super::{RunRequest, RunsError, Training};
 
 /// OpenAI's name for what training reads; nothing else is taken.
@@ -64,14 +65,19 @@ pub fn list(store: &Store, query: &Query) -> Result<Page<FileRow>, RunsError> {
 /// Removes a file. Runs that have begun keep what they froze of it.
 ///
 /// # Errors
-/// There is none, or a run that has not begun needs it.
-pub fn remove(store: &Store, id: &str) -> Result<(), RunsError> {
+/// There is none, `anchors` (`train.anchors`) names it, or a run that has not begun needs it.
+pub fn remove(store: &Store, id: &str, anchors: &[String]) -> Result<(), RunsError> {
     get(store, id)?;
-    let waiting = store.list::<Run>(&Query::by("state", "queued"))?.rows;
+    if anchors.iter().any(|anchor| anchor == id) {
+        return Err(RunsError::Anchor(id.to_owned()));
+    }
     let needs =
         |run: &&Run| run.dataset_digest.is_none() && RunRequest::of(run).training == Training::File(id.to_owned());
-    if let Some(run) = waiting.iter().find(needs) {
-        return Err(RunsError::FileInUse { file: id.to_owned(), run: run.id.clone() });
+    // One may be paused before it began.
+    for state in ["queued", "paused"] {
+        if let Some(run) = runs(store, Query::by("state", state))?.iter().find(needs) {
+            return Err(RunsError::FileInUse { file: id.to_owned(), run: run.id.clone() });
+        }
     }
     store.write(|rows| rows.remove::<FileRow>(id))?.ok_or_else(|| RunsError::UnknownFile(shown(id)))?;
     store.collect_garbage()?;
@@ -95,7 +101,9 @@ pub(super) fn read(
         }
         DataError::NothingUsable { .. } => RunsError::BadFile("it has no usable line".to_owned()),
         DataError::Io { source, .. } | DataError::Blob(source) => RunsError::Io(source),
-        other => RunsError::Io(io::Error::other(other)),
+        DataError::TooManyFaults { line, fault, .. } => RunsError::BadFile(format!("line {line}: {fault}")),
+        DataError::NotAFile(_) => RunsError::BadFile("it is no regular file".to_owned()),
+        DataError::Digest { .. } => RunsError::BadFile("it is not what was taken in".to_owned()),
     })
 }
 
@@ -126,6 +134,7 @@ fn shown(id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use reground_learner::store::Options;
+    use reground_learner::store::rows::RunState;
     use serde_json::json;
 
     use super::*;
@@ -169,8 +178,8 @@ mod tests {
         let mut pairs = Vec::new();
         read(&path, &place.store, &mut |pair| pairs.push(pair)).unwrap();
         assert_eq!(pairs.len(), 1);
-        remove(&place.store, &row.id).unwrap();
-        assert!(matches!(remove(&place.store, &row.id), Err(RunsError::UnknownFile(_))));
+        remove(&place.store, &row.id, &[]).unwrap();
+        assert!(matches!(remove(&place.store, &row.id, &[]), Err(RunsError::UnknownFile(_))));
     }
 
     #[test]
@@ -193,6 +202,39 @@ mod tests {
             assert!(!error.to_string().contains("incoming"), "{error}");
         }
         assert_eq!(place.store.count::<FileRow>(&Query::default()).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_is_needed_stays() {
+        let place = Place::new();
+        let row = place.add(&line("What is it?", &data_url()), "pairs.jsonl").unwrap();
+        let anchors = ["file-other".to_owned(), row.id.clone()];
+        assert!(matches!(remove(&place.store, &row.id, &anchors), Err(RunsError::Anchor(_))));
+        let request = RunRequest { training: Training::File(row.id.clone()), ..RunRequest::default() };
+        let run = Run {
+            id: id::new("ftjob"),
+            created_ms: 1,
+            started_ms: None,
+            finished_ms: None,
+            state: RunState::Queued,
+            trigger: "test".into(),
+            parent: "base".into(),
+            dataset_digest: None,
+            pairs: 0,
+            request: request.json(),
+            adapter: None,
+            restarts: 0,
+            error: None,
+            refused: false,
+        };
+        place.store.insert(&run).unwrap();
+        // Paused before it began, too.
+        for state in [RunState::Queued, RunState::Paused] {
+            place.store.update::<Run>(&run.id, |run| run.state = state).unwrap();
+            assert!(matches!(remove(&place.store, &row.id, &[]), Err(RunsError::FileInUse { .. })), "{state:?}");
+        }
+        place.store.update::<Run>(&run.id, |run| run.dataset_digest = Some("0".repeat(64))).unwrap();
+        remove(&place.store, &row.id, &[]).unwrap();
     }
 
     #[test]

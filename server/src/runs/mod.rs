@@ -10,13 +10,16 @@
 //! - `dataset`: the pairs of a run, frozen; `settings`: its `run.toml` and `gate.toml`.
 //! - [`Program`], `child`: the process that trains. `journal`: what it tells, in the store.
 //! - `verdict`: what happens to the adapter when it has finished.
-//! - [`files`]: uploaded preference data.
+//! - [`files`]: uploaded preference data; `uploads`: asking for it.
+//! - `leftovers`: what goes when a run is over. `readable`: rows of runs, one that is damaged left out.
 
 mod child;
 mod dataset;
 mod error;
 pub mod files;
 mod journal;
+mod leftovers;
+mod readable;
 mod request;
 #[expect(clippy::module_inception, reason = "the file is named after the type, as all are")]
 mod runs;
@@ -24,6 +27,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod trigger;
+mod uploads;
 mod verdict;
 mod worker;
 

@@ -1,23 +1,20 @@
 //! Asking for runs, and asking about them.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics::counter;
 use reground_learner::gate::{GateConfig, GateReport};
-use reground_learner::store::rows::{AdapterRow, FileRow, Run, RunEvent, RunState};
+use reground_learner::store::rows::{AdapterRow, Run, RunEvent, RunState};
 use reground_learner::store::{Page, Query, Store, StoreError, id};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::error::word;
-use super::files::{self, Upload};
-use super::settings::BLOBS;
-use super::{Program, RunRequest, RunsError, Training, dataset, worker};
+use super::{Program, RunRequest, RunsError, Training, dataset, files, leftovers, worker};
 use crate::config::{Config, RolloutConfig, TrainConfig};
 use crate::engine::GenerationId;
 use crate::rollout::Rollout;
@@ -37,7 +34,7 @@ pub struct Base {
 
 /// Runs: one task does them, one after the other, until [`Runs::stop`].
 pub struct Runs {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -47,6 +44,8 @@ pub(super) struct Shared {
     pub(super) rollout: Arc<Rollout>,
     pub(super) train: TrainConfig,
     pub(super) gate: GateConfig,
+    /// `bootstrap.distortion_edge`: training distorts at the size at which negatives were made.
+    pub(super) distortion_edge: u32,
     pub(super) after: RolloutConfig,
     pub(super) base: Base,
     pub(super) program: Program,
@@ -64,6 +63,7 @@ impl Runs {
             rollout,
             train: config.train.clone(),
             gate: config.gate.clone(),
+            distortion_edge: config.bootstrap.distortion_edge,
             after: config.rollout.clone(),
             base,
             program,
@@ -159,7 +159,7 @@ impl Runs {
     /// Stops a run between two steps, to go on later.
     ///
     /// # Errors
-    /// There is none, or it is over.
+    /// There is none, it is over, or its adapter is going live.
     pub async fn pause(&self, id: &str) -> Result<Run, RunsError> {
         self.change(id, &[RunState::Queued, RunState::Running], "queued or running", "paused", RunState::Paused).await
     }
@@ -175,13 +175,13 @@ impl Runs {
     /// Ends a run for good.
     ///
     /// # Errors
-    /// There is none, or it is over.
+    /// There is none, it is over, or its adapter is going live.
     pub async fn cancel(&self, id: &str) -> Result<Run, RunsError> {
         const FROM: &[RunState] = &[RunState::Queued, RunState::Running, RunState::Paused];
         let run = self.change(id, FROM, "queued, running or paused", "cancelled", RunState::Cancelled).await?;
         counter!("reground_runs_total", "outcome" => word(run.state)).increment(1);
-        // Its process, if it has one, is ended just now: it does not matter what it finds.
-        self.shared.release_images(id).await;
+        // Its process, if it has one, is ended just now and may still write: the task cleans up after it, too.
+        self.shared.clean(id).await;
         Ok(run)
     }
 
@@ -203,6 +203,9 @@ impl Runs {
                     if !from.contains(&run.state) {
                         return Ok(Err(RunsError::State { id: run.id, state: word(run.state), allowed, wanted }));
                     }
+                    if run.adapter.is_some() {
+                        return Ok(Err(RunsError::Concluded { id: run.id, wanted }));
+                    }
                     run.state = to;
                     if to == RunState::Cancelled {
                         run.finished_ms = Some(id::now_ms());
@@ -215,60 +218,6 @@ impl Runs {
         info!(run.id = %run.id, "A run is to be {}.", word(run.state));
         self.shared.wake.notify_one();
         Ok(run)
-    }
-
-    /// Takes in an uploaded file, which lies in [`Self::incoming`]; it is gone from there afterwards.
-    ///
-    /// # Errors
-    /// See [`files::add`].
-    pub async fn add_file(&self, path: PathBuf, upload: Upload) -> Result<FileRow, RunsError> {
-        self.shared.with_store(move |store| files::add(store, &path, upload)).await
-    }
-
-    /// The file of an id.
-    ///
-    /// # Errors
-    /// There is none.
-    pub async fn file(&self, id: &str) -> Result<FileRow, RunsError> {
-        let id = id.to_owned();
-        self.shared.with_store(move |store| files::get(store, &id)).await
-    }
-
-    /// The file of an id, and where its bytes are.
-    ///
-    /// # Errors
-    /// There is none.
-    pub async fn file_content(&self, id: &str) -> Result<(FileRow, PathBuf), RunsError> {
-        let row = self.file(id).await?;
-        let path = self.shared.store.blob_path(&row.digest)?;
-        Ok((row, path))
-    }
-
-    /// Files, a page at a time.
-    ///
-    /// # Errors
-    /// The store failed.
-    pub async fn files(&self, query: Query) -> Result<Page<FileRow>, RunsError> {
-        self.shared.with_store(move |store| files::list(store, &query)).await
-    }
-
-    /// Removes a file.
-    ///
-    /// # Errors
-    /// See [`files::remove`].
-    pub async fn remove_file(&self, id: &str) -> Result<(), RunsError> {
-        let id = id.to_owned();
-        self.shared.with_store(move |store| files::remove(store, &id)).await
-    }
-
-    /// A directory for files on their way in, on the file system that keeps them.
-    ///
-    /// # Errors
-    /// It cannot be made.
-    pub fn incoming(&self) -> io::Result<PathBuf> {
-        let directory = self.shared.store.directory().join("incoming");
-        fs_err::create_dir_all(&directory)?;
-        Ok(directory)
     }
 }
 
@@ -288,15 +237,11 @@ impl Shared {
         tokio::task::spawn_blocking(move || work(&store)).await.map_err(io::Error::other)?
     }
 
-    /// Gives up the second names of a run's images, so that what is deleted takes no more space.
-    pub(super) async fn release_images(&self, id: &str) {
-        let images = self.store.run_directory(id).join(BLOBS);
-        let released = tokio::task::spawn_blocking(move || fs_err::remove_dir_all(images)).await;
-        if let Ok(Err(error)) = released
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            warn!(run.id = %id, %error, "The images of a run that is over stay.");
-        }
+    /// Removes the data of a run that is over.
+    pub(super) async fn clean(&self, id: &str) {
+        let directory = self.store.run_directory(id);
+        // What cannot be removed is logged there, and is no reason to end anything.
+        let _ = tokio::task::spawn_blocking(move || leftovers::remove(&directory)).await;
     }
 
     pub(super) fn new_run(&self, request: RunRequest, trigger: &str) -> Run {
@@ -340,8 +285,13 @@ fn unknown(id: &str) -> RunsError {
     RunsError::UnknownRun(id.chars().take(128).collect())
 }
 
-/// Whether an error is about the store and not about what was asked of it.
+/// Whether an error is about the store or the file system, and may be over soon, and not about what was asked.
 pub(super) fn is_outage(error: &RunsError) -> bool {
-    matches!(error, RunsError::Store(error) if error.is_failure())
-        || matches!(error, RunsError::Store(StoreError::Degraded(_)))
+    match error {
+        RunsError::Store(StoreError::Damaged { .. }) => false,
+        RunsError::Store(error) => error.is_failure(),
+        // A file that is gone does not come back by waiting.
+        RunsError::Io(error) => error.kind() != io::ErrorKind::NotFound,
+        _ => false,
+    }
 }

@@ -15,13 +15,14 @@ use crate::config::TrainConfig;
 pub(super) const BLOBS: &str = "blobs";
 
 /// What a run is to do. `base` is a checkpoint's directory or the name of the model inside the binary, `adapter` the one that
-/// is continued, `digest` that of the frozen pairs.
+/// is continued, `digest` that of the frozen pairs, `distortion_edge` in pixels.
 pub(super) fn run_config(
     train: &TrainConfig,
     request: &RunRequest,
     base: &str,
     adapter: Option<&Path>,
     digest: &str,
+    distortion_edge: u32,
 ) -> RunConfig {
     let mut config = RunConfig {
         seed: request.seed.unwrap_or(train.seed),
@@ -33,6 +34,7 @@ pub(super) fn run_config(
                 Method::Supervised => Preset::Sft,
             },
             beta: Some(request.beta.unwrap_or(train.beta)),
+            sft: (request.method == Method::Dpo).then_some(train.sft),
             ..LossSection::default()
         },
         checkpoint: CheckpointSection { every: train.checkpoint_every, ..CheckpointSection::default() },
@@ -47,6 +49,7 @@ pub(super) fn run_config(
     config.data.blobs = PathBuf::from(BLOBS);
     config.data.held_out = train.held_out;
     config.data.held_out_seed = train.seed;
+    config.data.distortion_edge = distortion_edge;
     config
 }
 
@@ -90,8 +93,10 @@ mod tests {
     #[test]
     fn what_is_asked_for_goes_before_what_is_configured() {
         let train = TrainConfig::default();
-        let config = run_config(&train, &RunRequest::default(), "pocket", None, "d");
+        let config = run_config(&train, &RunRequest::default(), "pocket", None, "d", 336);
         assert_eq!((config.train.batch, config.optimizer.learning_rate), (train.batch, train.learning_rate));
+        assert_eq!(config.loss.resolve().sft, train.sft);
+        assert_eq!(config.data.distortion_edge, 336);
         assert!(config.validate().is_ok());
         let request = RunRequest {
             batch: Some(3),
@@ -99,9 +104,9 @@ mod tests {
             method: Method::Supervised,
             ..RunRequest::default()
         };
-        let config = run_config(&train, &request, "pocket", Some(Path::new("../../adapters/ad-1")), "d");
+        let config = run_config(&train, &request, "pocket", Some(Path::new("../../adapters/ad-1")), "d", 336);
         assert_eq!((config.train.batch, config.optimizer.learning_rate), (3, train.learning_rate / 2.0));
-        assert_eq!(config.loss.resolve().bpo, 0.0);
+        assert_eq!((config.loss.resolve().bpo, config.loss.resolve().sft), (0.0, 1.0));
         assert_eq!(config.model.adapter, Path::new("../../adapters/ad-1"));
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("run.toml");
@@ -112,7 +117,7 @@ mod tests {
     #[test]
     fn another_seed_does_not_move_the_held_out_images() {
         let request = RunRequest { seed: Some(7), ..RunRequest::default() };
-        let config = run_config(&TrainConfig::default(), &request, "pocket", None, "");
+        let config = run_config(&TrainConfig::default(), &request, "pocket", None, "", 512);
         assert_eq!((config.seed, config.data.held_out_seed), (7, 0));
     }
 }

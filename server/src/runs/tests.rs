@@ -20,6 +20,9 @@ use crate::engine::GenerationId;
 use crate::engine::source::golden;
 use crate::rollout::{Generations, Origin, Rollout};
 
+mod ends;
+mod interference;
+
 /// No state of these tests takes longer to come, on however busy a machine.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -30,6 +33,9 @@ struct Place {
     store: Arc<Store>,
     rollout: Arc<Rollout>,
 }
+
+/// Prints what a library prints, and bytes that are no text.
+const LIBRARY: &str = "echo hello\nprintf '\\377\\376\\n'\nprintf '\\377\\n' >&2\n";
 
 /// Shell words that say an event.
 fn say(event: &Event) -> String {
@@ -61,6 +67,7 @@ fn finish(passed: bool) -> String {
         low: Some(-0.4),
         high: Some(-0.2),
         items: 40,
+        collapse: true,
     };
     let report = GateReport {
         passed,
@@ -179,8 +186,7 @@ async fn a_run_succeeds_and_its_adapter_goes_live() {
     let place = Place::new().await;
     place.pair(9, PairState::Review);
     let checkpoint = say(&Event::Checkpoint { step: 2, path: "checkpoints/step-2".into() });
-    let runs =
-        place.runs(&(started(0) + "echo what a library prints\n" + &step(1) + &step(2) + &checkpoint + &finish(true)));
+    let runs = place.runs(&(started(0) + LIBRARY + &step(1) + &step(2) + &checkpoint + &finish(true)));
     let id = asked(&runs).await;
     let run = until(&runs, &id, RunState::Succeeded).await;
     let adapter = run.adapter.unwrap();

@@ -39,21 +39,35 @@ impl Shared {
             }
         };
         if !report.passed {
-            let failed: Vec<&str> = report.failed().map(|check| check.name.as_str()).collect();
-            let why = match failed.as_slice() {
-                [] => "no check had enough items to say anything".to_owned(),
-                failed => failed.join("; "),
-            };
+            let why = report.reasons().join("; ");
             self.note(run, id::new("ad"), AdapterState::Refused, report).await?;
             return self.fail(&run.id, &format!("the gate did not pass: {why}"), true).await;
         }
         let adapter = self.take_in(run).await?;
+        if !self.decide(&run.id, &adapter).await? {
+            self.rollout.remove(&adapter).await?;
+            return Ok(());
+        }
         self.note(run, adapter.clone(), AdapterState::Passed, report).await?;
-        let (level, told) = self.roll_out(run, &adapter).await;
+        let (level, told) = self.roll_out(run, &adapter).await?;
         self.keep(journal.say(level, told)).await;
-        self.over(&run.id, RunState::Succeeded, move |run| run.adapter = Some(adapter)).await?;
-        self.release_images(&run.id).await;
-        Ok(())
+        self.over(&run.id, RunState::Succeeded, |_| ()).await
+    }
+
+    /// Writes down that a run's adapter goes live, after which the run can be neither cancelled nor paused. `false`: it was
+    /// just now, and nothing of it may go live.
+    pub(super) async fn decide(&self, id: &str, adapter: &str) -> Result<bool, RunsError> {
+        let (id, adapter) = (id.to_owned(), adapter.to_owned());
+        self.with_store(move |store| {
+            Ok(store.write(|rows| {
+                let running = |run: &Run| run.state == RunState::Running;
+                let Some(mut run) = rows.get::<Run>(&id)?.filter(running) else { return Ok(false) };
+                run.adapter = Some(adapter);
+                rows.put(&run)?;
+                Ok(true)
+            })?)
+        })
+        .await
     }
 
     /// The adapter's id; it is taken in unless it was before the server stopped.
@@ -89,12 +103,20 @@ impl Shared {
     }
 
     /// Puts the adapter where `[rollout]` says, if what the run continued is still live; what came of it.
-    async fn roll_out(&self, run: &Run, adapter: &str) -> (EventLevel, String) {
+    async fn roll_out(&self, run: &Run, adapter: &str) -> Result<(EventLevel, String), RunsError> {
         let (id, parent) = (GenerationId::from(adapter), GenerationId::from(run.parent.as_str()));
+        // The server stopped before that was written to the run, and somebody may have taken the adapter back since.
+        if run.adapter.is_some() && self.rollout.changes(usize::MAX).await?.iter().any(|change| change.after.uses(&id))
+        {
+            return Ok((
+                EventLevel::Info,
+                format!("Adapter {adapter} was put before callers before the server stopped."),
+            ));
+        }
         let percent = self.after.canary_percent;
         let (done, told) = match self.after.after_gate {
             AfterGate::Hold => {
-                return (EventLevel::Info, format!("Adapter {adapter} is kept, and waits to be activated."));
+                return Ok((EventLevel::Info, format!("Adapter {adapter} is kept, and waits to be activated.")));
             }
             AfterGate::Activate => {
                 (self.rollout.activate(&id, Some(&parent), ITSELF).await, format!("Adapter {adapter} is live."))
@@ -104,10 +126,8 @@ impl Shared {
                 (self.rollout.canary(&id, percent, Some(&parent), ITSELF).await, told)
             }
         };
-        match done {
+        Ok(match done {
             Ok(_) => (EventLevel::Info, told),
-            // The server stopped after it had gone live and before that was written to the run.
-            Err(_) if self.rollout.route().live == id => (EventLevel::Info, told),
             Err(error) => {
                 if let RolloutError::Stale { .. } = error {
                     info!(run.id = %run.id, %error, "An adapter is kept and not put before callers.");
@@ -116,7 +136,7 @@ impl Shared {
                 }
                 (EventLevel::Warn, format!("Adapter {adapter} is kept and not put before callers: {error}"))
             }
-        }
+        })
     }
 }
 

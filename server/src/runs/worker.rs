@@ -13,8 +13,9 @@ use tracing::{info, warn};
 
 use super::child::Child;
 use super::journal::{self, Journal};
+use super::readable::runs;
 use super::runs::{Shared, is_outage};
-use super::{RunRequest, RunsError, dataset, settings, trigger};
+use super::{RunRequest, RunsError, dataset, leftovers, settings, trigger};
 use crate::engine::GenerationId;
 
 /// How often triggers are looked at, and how long the task waits after a failure of the store.
@@ -36,6 +37,9 @@ enum End {
 
 /// Works until the server stops.
 pub(super) async fn work(shared: Arc<Shared>) {
+    if let Err(error) = shared.with_store(leftovers::sweep).await {
+        warn!(%error, "Data of runs that are over may stay.");
+    }
     while !shared.stop.is_cancelled() {
         let attended = match shared.next().await {
             Ok(Some(run)) => shared.attend(run).await,
@@ -60,12 +64,15 @@ pub(super) async fn work(shared: Arc<Shared>) {
 }
 
 impl Shared {
-    /// The run in hand, or the one that waits longest.
+    /// The run in hand, or the one that waits longest; none while `train.enabled` is off.
     async fn next(&self) -> Result<Option<Run>, RunsError> {
+        if !self.train.enabled {
+            return Ok(None);
+        }
         self.with_store(|store| {
             for state in ["running", "queued"] {
                 let first = Query { limit: 1, ..Query::by("state", state) };
-                if let Some(run) = store.list::<Run>(&first)?.rows.pop() {
+                if let Some(run) = runs(store, first)?.pop() {
                     return Ok(Some(run));
                 }
             }
@@ -91,8 +98,17 @@ impl Shared {
         }
     }
 
-    /// Does a run, or what is left of it.
-    async fn attend(&self, run: Run) -> Result<(), RunsError> {
+    /// Does a run, or what is left of it, and cleans up when it is over.
+    pub(super) async fn attend(&self, run: Run) -> Result<(), RunsError> {
+        let id = run.id.clone();
+        let attended = self.go_on(run).await;
+        if self.state(&id).await?.is_some_and(leftovers::is_over) {
+            self.clean(&id).await;
+        }
+        attended
+    }
+
+    async fn go_on(&self, run: Run) -> Result<(), RunsError> {
         let id = run.id.clone();
         let run = match self.begin(run).await {
             Ok(Some(run)) => run,
@@ -102,6 +118,10 @@ impl Shared {
             Err(error) => return self.fail(&id, &error.to_string(), false).await,
         };
         let mut journal = self.journal(&run.id).await?;
+        if run.adapter.is_some() {
+            // The server stopped while the adapter went live.
+            return self.conclude(&run, &journal).await;
+        }
         let mut restarts = run.restarts;
         loop {
             let how = match self.supervise(&run, &mut journal).await? {
@@ -145,12 +165,12 @@ impl Shared {
             Some(PathBuf::from("../../adapters").join(parent.as_str()))
         };
         let (train, gate) = (self.train.clone(), settings::gate_config(&self.gate)?);
-        let (id, base) = (run.id.clone(), self.base.checkpoint.clone());
+        let (id, base, edge) = (run.id.clone(), self.base.checkpoint.clone(), self.distortion_edge);
         let frozen = self
             .with_store(move |store| {
                 let directory = store.run_directory(&run.id);
                 let frozen = dataset::freeze(store, &run, &train, &directory)?;
-                let config = settings::run_config(&train, &request, &base, adapter.as_deref(), &frozen.digest);
+                let config = settings::run_config(&train, &request, &base, adapter.as_deref(), &frozen.digest, edge);
                 settings::write(&directory.join("run.toml"), &config)?;
                 settings::write(&directory.join("gate.toml"), &gate)?;
                 Ok(frozen)
@@ -170,7 +190,7 @@ impl Shared {
     }
 
     /// Marks a run as running and pairs as its own, if that is still wanted.
-    async fn run(
+    pub(super) async fn run(
         &self,
         id: String,
         set: impl FnOnce(&mut Run) + Send + 'static,
@@ -186,7 +206,10 @@ impl Shared {
                 for pair in pairs {
                     // One that was deleted just now is in this run still, and in no later one.
                     let Some(mut pair) = rows.get::<Pair>(&pair)? else { continue };
-                    pair.state = PairState::Used;
+                    // What somebody decided about it meanwhile holds.
+                    if matches!(pair.state, PairState::New | PairState::Accepted) {
+                        pair.state = PairState::Used;
+                    }
                     pair.runs.push(run.id.clone());
                     rows.put(&pair)?;
                 }
@@ -287,10 +310,8 @@ impl Shared {
         warn!(run.id = %id, "A run failed: {reason}");
         self.keep(Journal::new(id).say(EventLevel::Error, format!("The run failed: {reason}"))).await;
         let reason = reason.to_owned();
-        self.over(id, RunState::Failed, move |run| (run.error, run.refused) = (Some(reason), refused)).await?;
-        // Not before: a server that stops in between goes on with the run.
-        self.release_images(id).await;
-        Ok(())
+        let set = move |run: &mut Run| (run.error, run.refused, run.adapter) = (Some(reason), refused, None);
+        self.over(id, RunState::Failed, set).await
     }
 
     /// Ends a run, if it is still wanted.

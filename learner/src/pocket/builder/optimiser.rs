@@ -1,6 +1,8 @@
 //! AdamW over named variables, with a state that can be saved.
 //!
-//! candle's own AdamW keeps its moments private, so a build could not be resumed with it.
+//! candle's own AdamW keeps its moments private, so a build could not be resumed with it. The trainer's
+//! ([`crate::bpo::adamw`]) computes in f32 as PyTorch does; this one in f64, on gradients that several workers averaged, and the bits of the
+//! shipped weights hang on it.
 
 use std::collections::BTreeMap;
 

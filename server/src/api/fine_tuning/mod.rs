@@ -189,7 +189,10 @@ impl From<RunsError> for ApiError {
             RunsError::UnknownRun(_) => Self::not_found(code::JOB_NOT_FOUND, message),
             RunsError::UnknownFile(_) => Self::not_found(code::FILE_NOT_FOUND, message),
             RunsError::UnknownGeneration(_) => Self::not_found(code::MODEL_NOT_FOUND, message).at("model"),
-            RunsError::State { .. } | RunsError::FileInUse { .. } => Self::conflict(message),
+            RunsError::State { .. }
+            | RunsError::Concluded { .. }
+            | RunsError::FileInUse { .. }
+            | RunsError::Anchor(_) => Self::conflict(message),
             RunsError::BadFile(_) => Self::bad_request(code::INVALID_FILE, message).at("file"),
             RunsError::NoData(_) => Self::bad_request(code::NO_DATA, message).at("training_file"),
             RunsError::Rollout(error) => error.into(),

@@ -132,12 +132,14 @@ impl Job {
             message: run.error.clone().unwrap_or_default(),
             param: None,
         });
+        // Chosen a little before it answers.
+        let adapter = run.adapter.filter(|_| run.state == RunState::Succeeded);
         Self {
             object: "fine_tuning.job",
             created_at: run.created_ms / 1000,
             finished_at: run.finished_ms.map(|at| at / 1000),
             model: format!("{name}@{}", run.parent),
-            fine_tuned_model: run.adapter.as_ref().map(|adapter| format!("{name}@{adapter}")),
+            fine_tuned_model: adapter.as_ref().map(|adapter| format!("{name}@{adapter}")),
             organization_id: "reground",
             status: word(run.state),
             training_file: request.training.to_string(),
@@ -153,7 +155,7 @@ impl Job {
             error,
             reground: Details {
                 parent: run.parent,
-                adapter: run.adapter,
+                adapter,
                 trigger: run.trigger,
                 started_at: run.started_ms.map(|at| at / 1000),
                 pairs: run.pairs,

@@ -11,7 +11,9 @@ use reground_learner::adapter::{Naming, PeftAdapter};
 
 use super::NativeEngine;
 use crate::config::ModelConfig;
-use crate::engine::conformance::{answer, attempt, check, conforms_to_all, golden_files, load, noise, pairs, question};
+use crate::engine::conformance::{
+    answer, attempt, check, conforms_to_all, golden_files, load, noise, pairs, pocket_files, question,
+};
 use crate::engine::sampler::LETHAL_SEED;
 use crate::engine::source::golden;
 use crate::engine::{Content, Engine, EngineError, Event, Finish, Generate, Generation, GenerationId, Sampling, Token};
@@ -24,7 +26,11 @@ async fn engine_with(config: ModelConfig) -> NativeEngine {
     NativeEngine::new(&config, golden_files().await).unwrap()
 }
 
-conforms_to_all!(engine());
+async fn pocket_engine() -> NativeEngine {
+    NativeEngine::new(&ModelConfig::default(), pocket_files().await).unwrap()
+}
+
+conforms_to_all!(engine(), pocket_engine());
 
 const REQUESTS: usize = 64;
 const ROUNDS: usize = 10;

@@ -2,13 +2,16 @@
 //!
 //! The golden numbers were made by PyTorch, transformers and PEFT.
 
+mod served_as_trained;
+
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
-use image::{DynamicImage, Rgb, RgbImage};
-use reground_learner::adapter::PeftAdapter;
-use reground_learner::model::{Lora, Message as LearnerMessage, Model, Request, Sampling as LearnerSampling, Workers};
+use image::DynamicImage;
 use serde_json::Value;
+
+pub(super) use served_as_trained::{
+    a_hundred_pocket_pictures_are_served_as_trained, every_size_is_served_as_trained, noise,
+};
 
 use super::source::{ModelFiles, golden, read_json};
 use super::{
@@ -17,6 +20,10 @@ use super::{
 
 pub(super) async fn golden_files() -> ModelFiles {
     ModelFiles::open(golden("model").to_str().unwrap(), "").await.unwrap()
+}
+
+pub(super) async fn pocket_files() -> ModelFiles {
+    ModelFiles::open("builtin", "").await.unwrap()
 }
 
 pub(super) async fn load(engine: &dyn Engine, adapter: Option<&str>) -> Arc<dyn Generation> {
@@ -31,11 +38,15 @@ pub(super) fn pairs() -> Vec<Value> {
 /// A question of the golden pairs.
 pub(super) fn question(pair: &Value, forced: Option<Vec<u32>>, max_tokens: usize) -> Generate {
     let image = image::open(golden(pair["image"].as_str().unwrap())).unwrap();
-    let text = pair["question"].as_str().unwrap().to_owned();
+    about(image, pair["question"].as_str().unwrap(), forced, max_tokens)
+}
+
+/// A question about a picture.
+fn about(image: DynamicImage, text: &str, forced: Option<Vec<u32>>, max_tokens: usize) -> Generate {
     Generate {
         messages: vec![Message {
             role: Role::User,
-            content: vec![Content::Image(Arc::new(image)), Content::Text(text)],
+            content: vec![Content::Image(Arc::new(image)), Content::Text(text.to_owned())],
             tool_calls: Vec::new(),
             tool_call_id: None,
         }],
@@ -183,46 +194,7 @@ pub(super) async fn near_the_limit_every_length_is_answered_or_refused(engine: &
     check(&base, "base").await;
 }
 
-/// A picture of coloured noise, the same for the same size.
-pub(super) fn noise(width: u32, height: u32) -> DynamicImage {
-    let shade = |x: u32, y: u32, channel: u32| {
-        let mixed = (x * 7919 + y * 104_729 + channel * 1_299_709).wrapping_mul(2_654_435_761);
-        (mixed >> 24) as u8
-    };
-    DynamicImage::ImageRgb8(RgbImage::from_fn(width, height, |x, y| Rgb([0, 1, 2].map(|channel| shade(x, y, channel)))))
-}
-
-/// What was served is what is trained: an engine and the learner's own model read the same picture, of any size, alike.
-pub(super) async fn served_log_probabilities_are_the_learners(engine: &dyn Engine) {
-    const SIZES: [(u32, u32); 10] =
-        [(64, 64), (128, 128), (1, 1), (63, 65), (200, 100), (100, 200), (640, 480), (17, 250), (300, 20), (512, 511)];
-    let learner = Model::load(&golden("model"), DType::F32, &Device::Cpu).unwrap();
-    let lora = Lora::load(learner.decoder(), &PeftAdapter::read(&golden("adapter")).unwrap()).unwrap();
-    let workers = Workers::new(2).unwrap();
-    for (generation, adapter) in [(load(engine, None).await, None), (load(engine, Some("adapter")).await, Some(&lora))]
-    {
-        for (width, height) in SIZES {
-            let image = noise(width, height);
-            let seen = learner.preprocess(&image).unwrap();
-            let group = learner.group(&[LearnerMessage::user("describe the image", 1)], &[seen], &[]).unwrap();
-            let sampling = LearnerSampling::greedy();
-            let request = Request { prompt: group.prompt, features: group.features, adapter, sampling, max_tokens: 12 };
-            let trained = learner.generate(&[request], &workers).unwrap().remove(0);
-
-            let pair = serde_json::json!({"image": "image_0.png", "question": "describe the image"});
-            let mut request = question(&pair, Some(trained.ids.clone()), 12);
-            request.messages[0].content[0] = Content::Image(Arc::new(image));
-            let (_, served, _) = answer(&generation, request).await;
-            assert_eq!(served.len(), trained.log_probs.len());
-            for (token, trained) in served.iter().zip(&trained.log_probs) {
-                let difference = (token.logprob - trained).abs();
-                assert!(difference < 1e-3, "{} at {width}x{height}: off by {difference}", generation.id());
-            }
-        }
-    }
-}
-
-/// A test of this module, run against an engine.
+/// Tests of this module, run against an engine.
 macro_rules! conforms {
     ($engine:expr; $($name:ident),* $(,)?) => {$(
         #[tokio::test(flavor = "multi_thread")]
@@ -233,15 +205,18 @@ macro_rules! conforms {
 }
 pub(super) use conforms;
 
-/// All of them.
+/// All of them, run against an engine on the golden checkpoint and one on the pocket model.
 macro_rules! conforms_to_all {
-    ($engine:expr) => {
-        $crate::engine::conformance::conforms! { $engine;
+    ($golden:expr, $pocket:expr) => {
+        $crate::engine::conformance::conforms! { $golden;
             base_and_adapter_equal_transformers_and_peft_side_by_side_and_in_turn,
             an_adapter_with_a_tensor_that_finds_no_place_is_refused,
             a_prompt_that_does_not_fit_is_refused_and_the_engine_lives,
             near_the_limit_every_length_is_answered_or_refused,
-            served_log_probabilities_are_the_learners,
+            every_size_is_served_as_trained,
+        }
+        $crate::engine::conformance::conforms! { $pocket;
+            a_hundred_pocket_pictures_are_served_as_trained,
         }
     };
 }
