@@ -1,23 +1,14 @@
 //! Files for runs: the async side of [`files`].
 
-use std::io;
 use std::path::PathBuf;
 
 use reground_learner::store::rows::FileRow;
 use reground_learner::store::{Page, Query};
 
-use super::files::{self, Upload};
+use super::files;
 use super::{Runs, RunsError};
 
 impl Runs {
-    /// Takes in an uploaded file, which lies in [`Self::incoming`]; it is gone from there afterwards.
-    ///
-    /// # Errors
-    /// See [`files::add`].
-    pub async fn add_file(&self, path: PathBuf, upload: Upload) -> Result<FileRow, RunsError> {
-        self.shared.with_store(move |store| files::add(store, &path, upload)).await
-    }
-
     /// The file of an id.
     ///
     /// # Errors
@@ -53,15 +44,5 @@ impl Runs {
         let id = id.to_owned();
         let anchors = self.shared.train.anchors.clone();
         self.shared.with_store(move |store| files::remove(store, &id, &anchors)).await
-    }
-
-    /// A directory for files on their way in, on the file system that keeps them.
-    ///
-    /// # Errors
-    /// It cannot be made.
-    pub fn incoming(&self) -> io::Result<PathBuf> {
-        let directory = self.shared.store.directory().join("incoming");
-        fs_err::create_dir_all(&directory)?;
-        Ok(directory)
     }
 }
