@@ -23,4 +23,3 @@ mod slow_readers;
 mod together;
 mod tools;
 mod train;
-mod whole_loop;
