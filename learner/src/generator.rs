@@ -80,6 +80,9 @@ pub enum GeneratorError {
     /// The question cannot be answered by this model.
     #[error("{0}")]
     Invalid(String),
+    /// The generation that was asked for is not loaded.
+    #[error("generation `{0}` is not loaded")]
+    NotLoaded(String),
     /// The model failed, or is being loaded; another try may succeed.
     #[error("{0}")]
     Failed(String),

@@ -8,8 +8,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use reground_learner::bpo::data::blobs::Blobs;
-use reground_learner::store::rows::{AdapterRow, AdapterState, Feedback, Pair, PairState, Record, Run};
-use reground_learner::store::{Health, Options, Query, Store, StoreError, id};
+use reground_learner::bpo::pair::{NegativeKind, Source};
+use reground_learner::store::rows::{
+    AdapterRow, AdapterState, Audit, BootstrapState, Feedback, FileRow, Pair, PairState, Record, Run, Verdict,
+};
+use reground_learner::store::{Edit, FEEDBACK_LIMIT, Health, Options, Query, Store, StoreError, id};
 use store_rows::{adapter, feedback, image, options, pair, record, run};
 
 fn open(dir: &tempfile::TempDir) -> Store {
@@ -154,6 +157,72 @@ fn the_oldest_go_first_by_age_and_by_bytes() {
 }
 
 #[test]
+fn an_uploaded_file_deletes_no_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let digest = store.put(&vec![7; 100_000]).unwrap();
+    let file = FileRow {
+        id: id::new("file"),
+        created_ms: 1,
+        filename: "pairs.jsonl".into(),
+        purpose: "fine-tune".into(),
+        bytes: 100_000,
+        digest,
+        key: "root".into(),
+    };
+    store.insert(&file).unwrap();
+    // Three records that share an image; nothing is freed before the last of them goes.
+    for _ in 0..3 {
+        store.add_record(&record(&[1]), &[image(1).0]).unwrap();
+    }
+    let bytes = store.record_bytes().unwrap();
+    assert!((2_001..20_000).contains(&bytes), "{bytes} bytes, those of the file among them?");
+    assert_eq!(store.retain(0, 0, bytes).unwrap(), 0);
+    assert_eq!(store.retain(0, 0, bytes - 1).unwrap(), 1);
+    assert_eq!(store.retain(0, 0, 2_002).unwrap(), 2);
+    assert_eq!(store.record_bytes().unwrap(), 0);
+    assert_eq!(store.stats().unwrap().blobs, 1, "the file stays");
+}
+
+#[test]
+fn a_file_that_is_taken_away_is_no_failure_of_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let gone = store.incoming().unwrap().join("gone");
+    assert!(matches!(store.adopt(&gone), Err(StoreError::Io(_))));
+    assert_eq!(store.health(), Health::Healthy);
+    std::fs::write(&gone, "half an upload").unwrap();
+    drop(store);
+    assert_eq!(open(&dir).incoming().unwrap().read_dir().unwrap().count(), 0, "a restart leaves nothing half done");
+}
+
+#[test]
+fn feedback_is_bounded_and_goes_with_its_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let here = record(&[]);
+    store.add_record(&here, &[] as &[&[u8]]).unwrap();
+    for _ in 0..FEEDBACK_LIMIT {
+        store.add_feedback(&feedback(&here.id)).unwrap();
+    }
+    let refused = store.add_feedback(&feedback(&here.id)).unwrap_err();
+    assert!(matches!(&refused, StoreError::FeedbackLimit { record, .. } if *record == here.id), "{refused}");
+    assert!(!refused.is_failure());
+    store.add_feedback(&Feedback { key: "another".into(), ..feedback(&here.id) }).unwrap();
+
+    let [under_way, lost, dropped] = ["chatcmpl-way", "chatcmpl-lost", "chatcmpl-dropped"];
+    for record in [under_way, lost, dropped, dropped] {
+        store.add_feedback(&feedback(record)).unwrap();
+    }
+    assert_eq!(store.drop_feedback(dropped).unwrap(), 2);
+    assert_eq!(store.drop_feedback(&here.id).unwrap(), 0, "its record is there");
+    assert_eq!(store.drop_stray_feedback(|record| record == under_way).unwrap(), 1);
+    assert_eq!(store.count::<Feedback>(&Query::by("record", under_way)).unwrap(), 1);
+    assert_eq!(store.count::<Feedback>(&Query::default()).unwrap(), FEEDBACK_LIMIT + 2);
+    assert_eq!(store.verify(false).unwrap().problems, Vec::<String>::new());
+}
+
+#[test]
 fn what_answers_changes_only_for_who_knows_it() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
@@ -240,4 +309,52 @@ fn a_directory_that_cannot_be_written_is_named() {
             assert!(matches!(Store::open(&closed, Options::default()), Err(StoreError::Open { .. })));
         }
     }
+}
+
+#[test]
+fn feedback_brings_its_record_before_the_bootstrapper_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let record = record(&[]);
+    // The record may come later.
+    store.add_feedback(&feedback(&record.id)).unwrap();
+    store.add_record(&record, &[] as &[&[u8]]).unwrap();
+    store.update::<Record>(&record.id, |record| record.bootstrap = BootstrapState::Done).unwrap();
+    store.add_feedback(&feedback(&record.id)).unwrap();
+    assert_eq!(store.count::<Record>(&Query::by("bootstrap", "waiting")).unwrap(), 1);
+    assert_eq!(store.count::<Feedback>(&Query::by("record", record.id)).unwrap(), 2);
+}
+
+#[test]
+fn a_review_decides_and_leaves_an_audit_without_texts() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let record = record(&[]);
+    store.add_record(&record, &[] as &[&[u8]]).unwrap();
+    let pair = pair(&record);
+    let id = pair.data.id.as_str();
+    store.insert(&pair).unwrap();
+    let review = |verdict, edit| store.review(id, "ann", verdict, edit);
+    let swapped = review(Verdict::Swap, Edit::default()).unwrap();
+    assert_eq!((swapped.data.chosen.as_str(), swapped.data.rejected.as_deref()), ("A square.", Some("A circle.")));
+    assert_eq!(
+        (swapped.state, swapped.data.source, swapped.data.negative),
+        (PairState::Accepted, Source::Accepted, Some(NegativeKind::Given))
+    );
+    let edit = Edit { chosen: Some("A triangle.".into()), rejected: None };
+    let edited = review(Verdict::Edit, edit).unwrap();
+    assert_eq!((edited.data.chosen.as_str(), edited.data.source), ("A triangle.", Source::Correction));
+    let same = Edit { chosen: Some("a circle".into()), rejected: None };
+    assert!(matches!(review(Verdict::Edit, same), Err(StoreError::Invalid { .. })));
+    let empty = Edit { chosen: None, rejected: Some(" \n".into()) };
+    assert!(matches!(review(Verdict::Edit, empty), Err(StoreError::Invalid { .. })));
+    assert_eq!(review(Verdict::Discard, Edit::default()).unwrap().state, PairState::Discarded);
+    store.update::<Pair>(id, |pair| pair.state = PairState::Used).unwrap();
+    let accepted = review(Verdict::Accept, Edit::default()).unwrap();
+    assert_eq!((accepted.state, accepted.reviews.len(), accepted.reason), (PairState::Used, 4, None));
+    assert!(matches!(store.review("pair-x", "ann", Verdict::Accept, Edit::default()), Err(StoreError::Missing { .. })));
+    let audit = store.list::<Audit>(&Query::by("who", "ann")).unwrap().rows;
+    let actions: Vec<_> = audit.iter().map(|row| row.action.as_str()).collect();
+    assert_eq!(actions, ["pair.swap", "pair.edit", "pair.discard", "pair.accept"]);
+    assert!(audit.iter().all(|row| !format!("{row:?}").contains("circle")));
 }

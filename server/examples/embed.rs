@@ -6,6 +6,8 @@ use reground::config::Config;
 async fn main() -> anyhow::Result<()> {
     let mut config = Config::default();
     config.server.port = 0; // any free one
+    let data = tempfile::tempdir()?; // a real program keeps its data
+    config.data.dir = data.path().into();
     config.model.name = "mine".into();
 
     let running = reground::serve::start(config).await?;

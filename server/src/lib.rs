@@ -9,16 +9,24 @@
 //! - [`api`]: routes, OpenAI's shapes, errors.
 //! - [`answer`]: from a checked query to an answer.
 //! - [`admission`]: the bounded, fair queue in front of each generation.
+//! - [`bootstrapper`]: records become pairs, in the background.
+//! - [`demo`]: the whole loop in one terminal.
 //! - [`images`]: images as they come in, checked before they are decoded.
+//! - [`recorder`]: what was asked and answered, written down off the answers' path.
+//! - [`runs`]: fine-tuning runs, from pairs to an adapter.
 //! - [`rollout`]: which generations are loaded, and which one answers.
 //! - [`engine`]: the trait that every engine implements, and the engines.
 
 pub mod admission;
 pub mod answer;
 pub mod api;
+pub mod bootstrapper;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod engine;
 pub mod images;
+pub mod recorder;
 pub mod rollout;
+pub mod runs;
 pub mod serve;

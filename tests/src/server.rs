@@ -26,6 +26,7 @@ pub struct Settings {
     sections: Vec<(String, String)>,
     adapter_root: Option<PathBuf>,
     keys: Vec<(String, String, &'static str)>,
+    trusted: Vec<String>,
     environment: Vec<(String, String)>,
     flags: Vec<String>,
 }
@@ -81,6 +82,13 @@ impl Settings {
         self
     }
 
+    /// Marks an API key as trusted.
+    #[must_use]
+    pub fn trusted(mut self, name: &str) -> Self {
+        self.trusted.push(name.into());
+        self
+    }
+
     /// Sets an environment variable.
     #[must_use]
     pub fn environment(mut self, name: &str, value: &str) -> Self {
@@ -107,7 +115,9 @@ impl Settings {
             let file = directory.join(format!("key-{name}"));
             std::fs::write(&file, value)?;
             let reference = format!("file:{}", file.display());
-            writeln!(text, "[[auth.keys]]\nname = {name:?}\nkey = {reference:?}\nrole = {role:?}\n")?;
+            let trusted = self.trusted.contains(name);
+            let lines = format!("name = {name:?}\nkey = {reference:?}\nrole = {role:?}\ntrusted = {trusted}\n");
+            writeln!(text, "[[auth.keys]]\n{lines}")?;
         }
         Ok(std::fs::write(directory.join("config.toml"), text)?)
     }
@@ -184,6 +194,7 @@ impl Server {
         let mut child = Command::new(binary::path()?)
             .args(["serve", "--port", "0"])
             .args(&settings.flags)
+            .envs(settings.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(directory.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

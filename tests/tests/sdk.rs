@@ -90,7 +90,7 @@ async fn python() -> Result<()> {
         ],
     )?;
     // One after the other: the second one loads adapters, which the first one would see in the list of models.
-    for test in ["test_sdk", "test_client"] {
+    for test in ["test_sdk", "test_client", "test_fine_tuning"] {
         let mut command = Command::new(place.join("venv/bin/python"));
         command.args(["-m", "unittest", "--verbose", test]).current_dir(source("python"));
         command.env("PYTHONPATH", clients.join("python")).env("PYTHONDONTWRITEBYTECODE", "1");

@@ -202,7 +202,7 @@ pub fn template(question: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn is_refusal(answer: &str) -> bool {
+pub(crate) fn is_refusal(answer: &str) -> bool {
     let answer = answer.trim().to_lowercase().replace('’', "'");
     REFUSALS.iter().any(|beginning| answer.starts_with(beginning))
 }

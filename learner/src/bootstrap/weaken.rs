@@ -43,25 +43,34 @@ pub struct Weakening {
     pub max_tokens: usize,
 }
 
-/// The question whose answer is the negative: `turns` with every image distorted. With several images each gets the same
-/// distortion, as training does it.
+/// `turns` with ṽ in the place of v. With several images each gets the same distortion, as training does it.
 ///
 /// # Errors
 /// No image in `turns`, or a strength that its kind does not allow.
-pub fn question(turns: &[Turn], weakening: &Weakening) -> Result<Question, WeakenError> {
+pub fn distorted(
+    turns: &[Turn],
+    distortion: &Distortion,
+    edge: u32,
+    normalisation: &Normalisation,
+) -> Result<Vec<Turn>, WeakenError> {
     if turns.iter().all(|turn| turn.images.is_empty()) {
         return Err(WeakenError::NoImage);
     }
+    let turn = |turn: &Turn| {
+        let distorted = |image| Ok(Arc::new(distortion.apply_within(image, edge, normalisation)?));
+        let images = turn.images.iter().map(|image| distorted(image.as_ref())).collect::<Result<_, DistortError>>()?;
+        Ok(Turn { images, ..turn.clone() })
+    };
+    turns.iter().map(turn).collect()
+}
+
+/// The question whose answer is the negative: `turns`, [`distorted`].
+///
+/// # Errors
+/// As [`distorted`].
+pub fn question(turns: &[Turn], weakening: &Weakening) -> Result<Question, WeakenError> {
     let Weakening { distortion, edge, normalisation, temperature, max_tokens } = *weakening;
-    let turns = turns
-        .iter()
-        .map(|turn| {
-            let distorted = |image| Ok(Arc::new(distortion.apply_within(image, edge, &normalisation)?));
-            let images =
-                turn.images.iter().map(|image| distorted(image.as_ref())).collect::<Result<_, DistortError>>()?;
-            Ok(Turn { images, ..turn.clone() })
-        })
-        .collect::<Result<_, DistortError>>()?;
+    let turns = distorted(turns, &distortion, edge, &normalisation)?;
     let seed = distortion.seed;
     Ok(Question { generation: None, turns, temperature, top_p: 1.0, seed, max_tokens, answer: None })
 }

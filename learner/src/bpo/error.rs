@@ -9,6 +9,7 @@ use super::config::ConfigError;
 use super::data::DataError;
 use super::examples::ExampleError;
 use super::guard::GuardError;
+use crate::gate::GateError;
 
 /// Why a run ends without an adapter. What was saved before stays and can be resumed.
 #[derive(Debug, Error)]
@@ -77,6 +78,9 @@ pub enum TrainError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The adapter is there, and the gate has no verdict on it.
+    #[error("there is no verdict on the adapter: {0}")]
+    Gate(Box<GateError>),
     /// The adapter could not be written.
     #[error("the adapter could not be written: {0}")]
     Adapter(ExampleError),

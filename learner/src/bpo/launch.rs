@@ -14,11 +14,12 @@ use super::error::TrainError;
 use super::examples::ExampleError;
 use super::pair::{Message, Part};
 use super::prepare::Encoder;
-use super::progress::Progress;
+use super::progress::{Event, Progress};
 use super::run::{self, Parts};
 use super::seed::{self, Purpose};
 use super::trainer::{Control, Outcome};
 use crate::adapter::{AdapterConfig, Naming, PeftAdapter, TargetModules, checkpoint_files};
+use crate::gate::{self, GateError};
 use crate::model::{self, ImageInput, Lora, LoraPolicy, Model, PolicyOptions, Source, Workers};
 
 /// The value of `model.base` that means the model that ships with the project.
@@ -37,10 +38,11 @@ const FILES: [&str; 8] = [
 ];
 
 /// Trains the run in `dir` as `DIR/run.toml` says. `pocket` gives the files of the model that ships with the project; it is
-/// asked only when `model.base` is [`POCKET`].
+/// asked only when `model.base` is [`POCKET`]. With a `DIR/gate.toml`, the gate looks at the adapter ([`crate::gate`]); what
+/// it finds does not change the outcome.
 ///
 /// # Errors
-/// The reason why there is no adapter; also sent to `progress`.
+/// The reason why there is no adapter, or no verdict on it; also sent to `progress`.
 pub fn train(
     dir: &Path,
     pocket: &dyn Fn() -> Option<Source>,
@@ -62,7 +64,38 @@ pub fn train(
         Ok(policy.lora().to_adapter()?.write(path, Naming::Checkpoint)?)
     };
     let parts = Parts { policy: &mut policy, encoder: &encoder, base_digest: &digest, write_adapter: &write_adapter };
-    run::train(dir, &config, parts, control, progress)
+    let outcome = run::train(dir, &config, parts, control, progress)?;
+    if let Outcome::Finished { .. } = outcome {
+        judge(dir, &config, &gate::run::Base { encoder: &encoder, digest: &digest }, progress)?;
+    }
+    Ok(outcome)
+}
+
+/// Asks the gate, if the run has one.
+fn judge(
+    dir: &Path,
+    config: &RunConfig,
+    base: &gate::run::Base<'_>,
+    progress: &mut dyn Progress,
+) -> Result<(), TrainError> {
+    let path = dir.join(gate::run::CONFIG);
+    if !path.exists() {
+        return Ok(());
+    }
+    let verdict = gate::GateConfig::load(&path)
+        .map_err(GateError::from)
+        .and_then(|settings| gate::run::gate(dir, config, &settings, base));
+    match verdict {
+        Ok(report) => {
+            progress.event(&Event::Gated { passed: report.passed, failed: report.reasons() });
+            Ok(())
+        }
+        Err(error) => {
+            let error = TrainError::Gate(Box::new(error));
+            progress.event(&Event::Failed { reason: error.to_string() });
+            Err(error)
+        }
+    }
 }
 
 struct Loaded {
@@ -164,6 +197,16 @@ impl ModelEncoder {
     /// An encoder on a shared model and shared threads.
     pub fn new(model: Arc<Model>, workers: Arc<Workers>) -> Self {
         Self { model, workers }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Its threads.
+    pub fn workers(&self) -> &Arc<Workers> {
+        &self.workers
     }
 }
 

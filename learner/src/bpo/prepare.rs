@@ -17,6 +17,7 @@ use super::pair::{Message, PreferencePair};
 use super::policy::Group;
 use super::seed::{self, Purpose};
 use crate::bootstrap::distort::{Distortion, Normalisation};
+use crate::images;
 
 /// The parts of a model that turn a pair into numbers. All of it is frozen during a run.
 pub trait Encoder {
@@ -152,6 +153,14 @@ impl<'a, E: Encoder> Prepared<'a, E> {
         Ok((prepared, dropped))
     }
 
+    /// The id of the pair that became example `index`.
+    ///
+    /// # Panics
+    /// There is no such example.
+    pub fn id(&self, index: usize) -> &str {
+        &self.items[index].id
+    }
+
     /// `last`: the images of the pair before, since pairs of one image mostly follow each other.
     fn item(
         &self,
@@ -179,7 +188,8 @@ impl<'a, E: Encoder> Prepared<'a, E> {
 
     fn image(&self, digest: &str, distortion: Option<&Distortion>) -> Result<DynamicImage, ExampleError> {
         let bytes = self.blobs.get(digest).map_err(|error| format!("image {digest}: {error}"))?;
-        let image = image::load_from_memory(&bytes).map_err(|error| format!("image {digest}: {error}"))?;
+        let image = images::decode(&bytes).map_err(|error| format!("image {digest}: {error}"))?;
+        let image = DynamicImage::ImageRgb8(image);
         let Some(distortion) = distortion else {
             return Ok(image);
         };
@@ -303,5 +313,73 @@ impl<E: Encoder> Examples for Prepared<'_, E> {
             }
         };
         Ok(Example { clean, distorted })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use candle_core::{DType, Device};
+
+    use super::super::data::blobs::BlobDir;
+    use super::super::pair::{ImageRef, Part, Role, Source};
+    use super::*;
+    use crate::images::tests::{glass, photograph};
+
+    /// Keeps the size and the first pixel of what it was shown last.
+    #[derive(Default)]
+    struct Eye {
+        saw: Cell<Option<(u32, u32, [u8; 3])>>,
+    }
+
+    impl Encoder for Eye {
+        type Image = ();
+
+        fn preprocess(&self, image: &DynamicImage) -> Result<(), ExampleError> {
+            self.saw.set(Some((image.width(), image.height(), image.to_rgb8().get_pixel(0, 0).0)));
+            Ok(())
+        }
+
+        fn features(&self, (): &()) -> Result<Tensor, ExampleError> {
+            Ok(Tensor::zeros((1, 1), DType::F32, &Device::Cpu)?)
+        }
+
+        fn prompt(&self, _: &[Message], _: &[()]) -> Result<Vec<u32>, ExampleError> {
+            Ok(vec![1])
+        }
+
+        fn answer(&self, _: &str) -> Result<Vec<u32>, ExampleError> {
+            Ok(vec![1])
+        }
+    }
+
+    #[test]
+    fn training_sees_the_pixels_that_serving_sees() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = BlobDir::new(dir.path());
+        let eye = Eye::default();
+        let saw = |bytes: &[u8]| {
+            let pair = PreferencePair {
+                id: "pair-1".into(),
+                images: vec![ImageRef { digest: blobs.put(bytes).unwrap(), width: 1, height: 1 }],
+                conversation: vec![Message { role: Role::User, content: vec![Part::Image { index: 0 }] }],
+                chosen: "A circle.".into(),
+                rejected: None,
+                distortion: None,
+                source: Source::Annotation,
+                negative: None,
+            };
+            let (prepared, _) =
+                Prepared::new(&eye, &blobs, &RunConfig::default(), &[pair], &FeatureCache::new(0)).unwrap();
+            let first = eye.saw.take().unwrap();
+            prepared.example(0, false).unwrap();
+            assert_eq!(eye.saw.take().unwrap(), first, "features are of another image than the prompt");
+            first
+        };
+        let (width, height, pixel) = saw(&photograph());
+        assert_eq!((width, height), (32, 48));
+        assert!(pixel[0] > 200 && pixel[2] < 50, "{pixel:?}");
+        assert_eq!(saw(&glass()), (3, 2, [255; 3]));
     }
 }

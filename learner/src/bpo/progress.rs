@@ -4,12 +4,12 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::metrics::{Evaluation, StepMetrics};
 
 /// What happens in a run. As JSON: `{"event": "step", …}`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Event {
     /// The run starts, or goes on from a checkpoint.
@@ -61,6 +61,13 @@ pub enum Event {
         stopped_early: bool,
         /// The step whose tensors the adapter has.
         adapter_step: u64,
+    },
+    /// The gate has a verdict on the adapter; it is in the run's gate.json.
+    Gated {
+        /// Whether the adapter may have traffic.
+        passed: bool,
+        /// The checks that failed.
+        failed: Vec<String>,
     },
     /// The run is over and has none.
     Failed {
@@ -162,6 +169,8 @@ impl Progress for Bar {
                     "finished after step {step}; the adapter is that of step {adapter_step}"
                 ));
             }
+            Event::Gated { passed: true, .. } => self.bar.println("the gate passed"),
+            Event::Gated { failed, .. } => self.bar.println(format!("the gate did not pass: {}", failed.join("; "))),
             Event::Failed { reason } => self.bar.abandon_with_message(format!("failed: {reason}")),
         }
     }
@@ -193,6 +202,10 @@ mod tests {
         assert_eq!((events[0]["event"].as_str(), events[0]["total_steps"].as_u64()), (Some("started"), Some(9)));
         assert_eq!((events[1]["event"].as_str(), events[1]["loss"].as_f64()), (Some("step"), Some(0.5)));
         assert_eq!(events[2]["reason"], "a \"quoted\"\nreason");
+        for (line, event) in text.lines().zip(&events) {
+            let read: Event = serde_json::from_str(line).unwrap();
+            assert_eq!(serde_json::to_value(&read).unwrap(), *event);
+        }
     }
 
     #[test]

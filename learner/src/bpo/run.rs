@@ -120,7 +120,7 @@ fn run<P: Policy, E: Encoder>(
     }
     let blobs = BlobDir::new(dir.join(&data.blobs));
     let cache = FeatureCache::new(data.feature_cache_mib << 20);
-    let (train, mut held_out) = dataset::split(frozen.pairs, data.held_out, config.seed);
+    let (train, mut held_out) = dataset::split(frozen.pairs, data.held_out, data.held_out_seed);
     if config.evaluation.max_pairs > 0 {
         held_out.truncate(config.evaluation.max_pairs);
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use image::RgbImage;
 
 use super::error::EvalError;
+use crate::images;
 
 /// Where an image comes from. Files are decoded when they are needed, so that a set of any size fits into memory.
 #[derive(Clone, Debug)]
@@ -26,9 +27,9 @@ impl ImageSource {
             Self::Memory(image) => Ok(Arc::clone(image)),
             Self::File(path) => {
                 let bytes = fs_err::read(path)?;
-                let image = image::load_from_memory(&bytes)
+                let image = images::decode(&bytes)
                     .map_err(|error| EvalError::Image { path: path.clone(), reason: error.to_string() })?;
-                Ok(Arc::new(image.to_rgb8()))
+                Ok(Arc::new(image))
             }
         }
     }
@@ -109,5 +110,7 @@ mod tests {
         std::fs::write(file.path(), b"not an image").unwrap();
         let unreadable = ImageSource::File(file.path().to_owned()).load().unwrap_err();
         assert!(unreadable.to_string().contains("not a readable image"), "{unreadable}");
+        std::fs::write(file.path(), images::tests::photograph()).unwrap();
+        assert_eq!(ImageSource::File(file.path().to_owned()).load().unwrap().dimensions(), (32, 48), "upright");
     }
 }

@@ -54,7 +54,13 @@ impl LoraPolicy {
     /// # Errors
     /// The system refuses a thread.
     pub fn new(model: Arc<Model>, lora: Lora, options: PolicyOptions) -> std::result::Result<Self, ModelError> {
-        Ok(Self { model, lora, workers: Arc::new(Workers::new(options.threads)?), options })
+        let workers = Arc::new(Workers::new(options.threads)?);
+        Ok(Self::sharing(model, lora, workers, options))
+    }
+
+    /// A policy on a shared base and on threads that are there already; `options.threads` is not looked at.
+    pub fn sharing(model: Arc<Model>, lora: Lora, workers: Arc<Workers>, options: PolicyOptions) -> Self {
+        Self { model, lora, workers, options }
     }
 
     /// The base.

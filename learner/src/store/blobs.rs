@@ -2,18 +2,35 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use super::rows::{Record, Row};
+use fs_err as fs;
+
+use super::rows::Record;
 use super::{Store, StoreError, keys};
-use crate::bpo::data::blobs::Blobs;
+use crate::bpo::data::blobs::{BlobDir, Blobs};
 
 /// How long a blob without a row is kept for whoever brought it.
 const CLAIM: Duration = Duration::from_secs(3600);
 
+/// The directory of files on their way in.
+const INCOMING: &str = "incoming";
+
 /// Blobs that came without a row yet, and when.
 pub(super) type Unclaimed = HashMap<String, Instant>;
+
+/// Removes what uploads that a crash ended have left.
+///
+/// # Errors
+/// A file cannot be removed.
+pub(super) fn empty_incoming(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(directory.join(INCOMING)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
 
 impl Store {
     /// Adds a record and the files of its images, in the order of [`Record::images`]. It is on disk within
@@ -28,6 +45,51 @@ impl Store {
             self.core.noticed(self.blobs.put(image.as_ref()).map_err(StoreError::from))?;
         }
         self.commit(|rows| rows.insert(record)).map(drop)
+    }
+
+    /// Where files wait on their way in, see [`Self::adopt`]: on the file system that keeps blobs. What is left there goes when
+    /// the store opens.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn incoming(&self) -> io::Result<PathBuf> {
+        let directory = self.core.directory.join(INCOMING);
+        fs::create_dir_all(&directory)?;
+        Ok(directory)
+    }
+
+    /// Takes a file of the data directory's file system in as a blob, without reading it into memory; gives its digest. As with
+    /// [`Blobs::put`], its row may come within the hour.
+    ///
+    /// # Errors
+    /// The file is not there, or the store is full or failed.
+    pub fn adopt(&self, file: &Path) -> Result<String, StoreError> {
+        self.core.check_space()?;
+        let _no_blob_goes = self.blob_use.read().unwrap_or_else(PoisonError::into_inner);
+        let adopted = self.blobs.adopt(file).map_err(StoreError::from);
+        let digest = match adopted {
+            // Whoever brought it took it away: no failure of the disk.
+            Err(error) if !file.exists() => return Err(error),
+            adopted => self.core.noticed(adopted)?,
+        };
+        self.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.clone(), Instant::now());
+        Ok(digest)
+    }
+
+    /// Where a blob is, if it is there. It is for reading.
+    ///
+    /// # Errors
+    /// `InvalidInput` for what is no digest.
+    pub fn blob_path(&self, digest: &str) -> io::Result<PathBuf> {
+        self.blobs.path(digest)
+    }
+
+    /// Has a blob in another directory, too, where it stays when the store's own goes.
+    ///
+    /// # Errors
+    /// `NotFound`, or any failure of the file system.
+    pub fn link_blob(&self, digest: &str, to: &BlobDir) -> io::Result<()> {
+        to.link(&self.blobs, digest)
     }
 
     /// Removes blobs that no row needs, and gives their number and bytes. One that [`Blobs::put`] brought within the last
@@ -63,22 +125,6 @@ impl Store {
             }
         }
         Ok(count)
-    }
-
-    /// What records take, bytes: their rows and all blobs.
-    ///
-    /// # Errors
-    /// The store failed.
-    pub fn record_bytes(&self) -> Result<u64, StoreError> {
-        let mut bytes: u64 = self.blobs.list()?.iter().map(|(_, size)| size).sum();
-        self.read(|db| {
-            for row in db.scan_prefix(keys::rows(Record::KIND)) {
-                let (key, value) = row?;
-                bytes += (key.len() + value.len()) as u64;
-            }
-            Ok(())
-        })?;
-        Ok(bytes)
     }
 
     pub(super) fn is_needed(&self, digest: &str) -> Result<bool, StoreError> {

@@ -5,7 +5,9 @@ use std::sync::PoisonError;
 
 use serde::Serialize;
 
-use super::rows::{AdapterRow, Feedback, Pair, Record, Run};
+use super::feedback::remove_feedback;
+use super::rows::{AdapterRow, Pair, Record, Run};
+use super::usage::Usage;
 use super::{Query, Store, StoreError};
 
 /// What went with a record.
@@ -34,9 +36,7 @@ impl Store {
                 return Err(StoreError::Missing { kind: "record", id: id.to_owned() });
             }
             let (mut deleted, mut adapters) = (Deleted::default(), BTreeSet::new());
-            for feedback in rows.ids::<Feedback>("record", id)? {
-                deleted.feedback += usize::from(rows.remove::<Feedback>(&feedback)?.is_some());
-            }
+            deleted.feedback = remove_feedback(rows, id)?;
             for pair in rows.ids::<Pair>("record", id)? {
                 let Some(pair) = rows.remove::<Pair>(&pair)? else { continue };
                 deleted.pairs += 1;
@@ -54,34 +54,41 @@ impl Store {
         Ok(deleted)
     }
 
-    /// Deletes the oldest records until none is older than `max_age_ms` and all together take at most `max_bytes`, images
-    /// included; 0 is no limit. Gives the number of records deleted.
+    /// What records take, bytes: their rows, and the blobs that they need and that are no uploaded files.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn record_bytes(&self) -> Result<u64, StoreError> {
+        Ok(Usage::read(self)?.bytes())
+    }
+
+    /// Deletes the oldest records until none is older than `max_age_ms` and all together take at most `max_bytes` by
+    /// [`Self::record_bytes`]; 0 is no limit. Gives the number of records deleted.
     ///
     /// # Errors
     /// The store failed.
     pub fn retain(&self, now_ms: u64, max_age_ms: u64, max_bytes: u64) -> Result<usize, StoreError> {
         const AT_ONCE: usize = 64;
+        let mut usage = if max_bytes > 0 { Some(Usage::read(self)?) } else { None };
         let mut deleted = 0;
         loop {
             let oldest = self.list::<Record>(&Query { limit: AT_ONCE, ..Query::default() })?;
-            let mut excess = if max_bytes == 0 { 0 } else { self.record_bytes()?.saturating_sub(max_bytes) };
-            let mut gone = 0;
             for record in &oldest.rows {
                 let too_old = max_age_ms > 0 && now_ms.saturating_sub(record.created_ms) > max_age_ms;
-                if !too_old && excess == 0 {
-                    break;
+                let too_much = usage.as_ref().is_some_and(|usage| usage.bytes() > max_bytes);
+                if !too_old && !too_much {
+                    return Ok(deleted);
                 }
-                let before = if too_old { 0 } else { self.record_bytes()? };
                 match self.delete_record(&record.id) {
-                    Ok(_) | Err(StoreError::Missing { .. }) => gone += 1,
+                    Ok(_) => deleted += 1,
+                    Err(StoreError::Missing { .. }) => {}
                     Err(error) => return Err(error),
                 }
-                if !too_old {
-                    excess = excess.saturating_sub(before.saturating_sub(self.record_bytes()?));
+                if let Some(usage) = &mut usage {
+                    usage.forget(&record.id);
                 }
             }
-            deleted += gone;
-            if gone < AT_ONCE {
+            if !oldest.more {
                 return Ok(deleted);
             }
         }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::FEEDBACK_LIMIT;
+
 /// Why the store refused, or could not.
 #[derive(Debug, Error)]
 pub enum StoreError {
@@ -79,6 +81,14 @@ pub enum StoreError {
         id: String,
         /// What is wrong.
         why: String,
+    },
+    /// A key has said as much of a record as is kept of it.
+    #[error("`{key}` has said {FEEDBACK_LIMIT} things of `{record}` already, which is the most that is kept")]
+    FeedbackLimit {
+        /// The record's id.
+        record: String,
+        /// Name of the API key.
+        key: String,
     },
     /// The change was asked for on the ground of a state that is no more; nothing was changed.
     #[error("`{expected}` was expected to be live, `{live}` is; nothing was changed")]

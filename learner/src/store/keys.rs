@@ -12,10 +12,23 @@ pub(super) fn rows(kind: &str) -> String {
     format!("r/{kind}/")
 }
 
+/// What the keys of an index begin with.
+pub(super) fn indexes(kind: &str, index: &str) -> String {
+    format!("x/{kind}/{index}/")
+}
+
+/// The value, as it is escaped, in a key of an index.
+pub(super) fn value(key: &[u8]) -> Option<&str> {
+    std::str::from_utf8(key).ok()?.rsplit('/').nth(1)
+}
+
 /// What the keys of all rows with a value begin with.
 pub(super) fn index(kind: &str, index: &str, value: &str) -> String {
-    format!("x/{kind}/{index}/{}/", escaped(value))
+    format!("{}{}/", indexes(kind, index), escaped(value))
 }
+
+/// What the keys of all needs of blobs begin with.
+pub(super) const NEEDS: &str = "b/";
 
 /// What the keys of all that need a blob begin with.
 pub(super) fn blob(digest: &str) -> String {
@@ -25,6 +38,12 @@ pub(super) fn blob(digest: &str) -> String {
 /// That a row needs a blob.
 pub(super) fn needs(digest: &str, kind: &str, id: &str) -> String {
     format!("b/{digest}/{kind}/{id}")
+}
+
+/// Digest, kind and id of a need; `None` for another key.
+pub(super) fn needed(key: &[u8]) -> Option<(&str, &str, &str)> {
+    let mut parts = std::str::from_utf8(key).ok()?.strip_prefix(NEEDS)?.splitn(3, '/');
+    Some((parts.next()?, parts.next()?, parts.next()?))
 }
 
 /// The last part of a key: ids have no slash.
@@ -47,8 +66,11 @@ mod tests {
     #[test]
     fn no_value_reaches_into_another() {
         assert_eq!(index("record", "metadata", "a/b=c%"), "x/record/metadata/a%2Fb=c%25/");
+        assert_eq!(value(b"x/feedback/record/chatcmpl-1/fb-1"), Some("chatcmpl-1"));
         let long = |end: &str| index("record", "metadata", &("x".repeat(300) + end));
         assert_ne!(long("a"), long("b"));
+        assert_eq!(needed(needs("d1", "file", "file-1").as_bytes()), Some(("d1", "file", "file-1")));
+        assert_eq!(needed(b"x/record/key"), None);
         assert_eq!(id(b"x/record/metadata/a%2Fb/chatcmpl-1"), "chatcmpl-1");
     }
 }

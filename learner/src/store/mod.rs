@@ -9,7 +9,9 @@
 //! - [`rows`]: the kinds of rows; [`id`]: their ids; `keys`, `encoding`: how they lie in sled.
 //! - `keeper`: the thread that flushes, notices failures and opens the store again after one.
 //! - `sweep`: what sled leaves undone when it is killed and when it flushes.
-//! - [`Deleted`]: records and all that hangs on them; `blobs`: images, and which of them nobody needs.
+//! - `feedback`: what someone says of a record brings it before the bootstrapper again, and goes when the record never comes.
+//! - [`Deleted`]: records and all that hangs on them; `blobs`: images, and which of them nobody needs; `usage`: what records take.
+//! - `review`: what a person decides about a pair, with its audit.
 //! - `rollout`: compare-and-swap of what answers, with its audit.
 //! - [`Verified`]: looking everything over; [`Stats`]; `export`: all rows as JSON lines.
 
@@ -18,14 +20,17 @@ mod delete;
 mod encoding;
 mod error;
 mod export;
+mod feedback;
 pub mod id;
 mod keeper;
 mod keys;
 mod query;
+mod review;
 mod rollout;
 pub mod rows;
 mod sweep;
 mod transaction;
+mod usage;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -37,8 +42,10 @@ use fs_err as fs;
 
 pub use self::delete::Deleted;
 pub use self::error::StoreError;
+pub use self::feedback::FEEDBACK_LIMIT;
 use self::keeper::Keeper;
 pub use self::query::{Page, Query};
+pub use self::review::Edit;
 use self::rows::Row;
 pub use self::transaction::Transaction;
 pub use self::verify::{Stats, Verified};
@@ -122,6 +129,7 @@ impl Store {
         let made = fs::create_dir_all(blobs.root()).and_then(|()| keeper::probe(&directory));
         made.map_err(|source| StoreError::Open { path: directory.clone(), source })?;
         let db = keeper::open(&directory, &options, OPENING)?;
+        blobs::empty_incoming(&directory).map_err(|source| StoreError::Open { path: directory.clone(), source })?;
         let core = Arc::new(Core {
             directory,
             min_free: AtomicU64::new(options.min_free_bytes),

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 
 use serde::Serialize;
 
-use super::rows::{AdapterRow, Audit, Feedback, FileRow, Pair, Record, RolloutState, Row, Run};
+use super::rows::{AdapterRow, Audit, Feedback, FileRow, Pair, Record, RolloutState, Row, Run, RunEvent};
 use super::{Store, StoreError, encoding, keys};
 use crate::bpo::data::blobs::{BlobDir, Blobs};
 
@@ -65,6 +65,7 @@ impl Store {
             survey.kind::<RolloutState>()?;
             survey.kind::<Audit>()?;
             survey.kind::<FileRow>()?;
+            survey.kind::<RunEvent>()?;
             survey.feedback()?;
             survey.blobs()?;
             survey.indexes(repair)?;
@@ -98,7 +99,7 @@ impl Store {
 }
 
 /// Every kind of row.
-pub(super) const KINDS: [&str; 8] = [
+pub(super) const KINDS: [&str; 9] = [
     Record::KIND,
     Feedback::KIND,
     Pair::KIND,
@@ -107,6 +108,7 @@ pub(super) const KINDS: [&str; 8] = [
     RolloutState::KIND,
     Audit::KIND,
     FileRow::KIND,
+    RunEvent::KIND,
 ];
 
 impl Survey<'_> {
@@ -173,7 +175,7 @@ impl Survey<'_> {
 
     fn indexes(&mut self, repair: bool) -> Result<(), StoreError> {
         let mut found = BTreeSet::new();
-        for prefix in ["x/", "b/"] {
+        for prefix in ["x/", keys::NEEDS] {
             for key in self.db.scan_prefix(prefix).keys() {
                 found.insert(String::from_utf8_lossy(&key?).into_owned());
             }

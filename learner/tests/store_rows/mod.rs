@@ -68,6 +68,7 @@ pub(crate) fn pair(record: &Record) -> Pair {
         feedback: None,
         key: Some("local".into()),
         filters: BTreeMap::from([("grounding".into(), 0.5)]),
+        made: None,
         state: PairState::New,
         reason: None,
         reviews: Vec::new(),
@@ -103,6 +104,7 @@ pub(crate) fn run() -> Run {
         adapter: None,
         restarts: 0,
         error: None,
+        refused: false,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The bounded, fair queue in front of each generation.
 //!
-//! A generation answers a fixed number of requests at once. The others wait here: round-robin between API keys, first
+//! A generation answers a fixed number of requests at once, and can have a few more handed over ahead, whose preparation
+//! then costs the engine no time. The others wait here: round-robin between API keys, first
 //! come first served within one, never more than the configured number, never past their deadline. Whoever stops waiting
 //! just drops the future.
 //!
@@ -58,17 +59,18 @@ pub enum AdmissionError {
 pub struct Snapshot {
     /// Live requests in the queue.
     pub waiting: usize,
-    /// Live requests inside.
+    /// Live requests inside, those ahead of their turn included.
     pub running: usize,
     /// Background work inside, also what was told to leave and has not yet.
     pub background: usize,
 }
 
 impl Admission {
-    /// A queue that lets `parallel` requests (at least one) through at once.
+    /// A queue in front of an engine that computes `parallel` answers (at least one) at once and takes `look_ahead` live
+    /// requests more, which wait inside for their turn. Background work gets no place ahead.
     #[must_use]
-    pub fn new(config: &AdmissionConfig, parallel: usize) -> Self {
-        Self { places: Arc::new(Places::new(config, parallel)) }
+    pub fn new(config: &AdmissionConfig, parallel: usize, look_ahead: usize) -> Self {
+        Self { places: Arc::new(Places::new(config, parallel, look_ahead)) }
     }
 
     /// Waits for a place; `key` is whom the request counts for. Dropping the future gives the place in the queue up.
@@ -90,7 +92,7 @@ impl Admission {
         }
     }
 
-    /// Waits until a place is free and no live request wants it. Among background work it is first come first served.
+    /// Waits until a place in which the engine computes is free and no live request wants it. Among background work it is first come first served.
     /// Dropping the future gives the place in the lane up.
     pub async fn background(&self) -> BackgroundPermit {
         loop {

@@ -4,10 +4,11 @@
 //! dropping a place that comes back here) happens under it: what a change calls for is collected and done after.
 //!
 //! Between two changes it holds that
-//! - live and background places together are at most `parallel`;
-//! - if something live waits, all places are taken, and as many background places as things wait (or all there are) were
-//!   told to leave;
-//! - if background work waits, all places are taken.
+//! - background places are at most `parallel`, live and background ones together at most `parallel + look_ahead`;
+//! - if something live waits, all places are taken;
+//! - of the background places, as many were told to leave (or all there are) as live requests, waiting or inside, find no
+//!   place among the `parallel`;
+//! - if background work waits, `parallel` places are taken.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +24,10 @@ use crate::config::AdmissionConfig;
 
 /// The places inside one generation and the queue in front of them.
 pub(super) struct Places {
+    /// Places in which the engine computes.
     parallel: usize,
+    /// Those and the ones in which a live request is made ready.
+    inside: usize,
     queue: usize,
     queue_per_key: usize,
     state: Mutex<State>,
@@ -80,9 +84,11 @@ struct Calls {
 }
 
 impl Places {
-    pub(super) fn new(config: &AdmissionConfig, parallel: usize) -> Self {
+    pub(super) fn new(config: &AdmissionConfig, parallel: usize, look_ahead: usize) -> Self {
+        let parallel = parallel.max(1);
         Self {
-            parallel: parallel.max(1),
+            parallel,
+            inside: parallel + look_ahead,
             queue: config.queue,
             queue_per_key: config.queue_per_key,
             state: Mutex::new(State {
@@ -105,7 +111,7 @@ impl Places {
     pub(super) fn join(self: &Arc<Self>, key: &str) -> Result<Ticket, AdmissionError> {
         let (place, granted) = oneshot::channel();
         let mut state = self.lock();
-        if state.taken() >= self.parallel {
+        if state.taken() >= self.inside {
             let of_key = state.queue.len_of(key);
             let limit_reached = if state.queue.len() >= self.queue {
                 Some(state.queue.len())
@@ -113,12 +119,12 @@ impl Places {
                 (of_key >= self.queue_per_key).then_some(of_key)
             };
             if let Some(waiting) = limit_reached {
-                let retry_after = state.service_time.until_served(state.queue.len(), self.parallel);
+                let retry_after = state.service_time.until_served(state.queue.len(), self.inside);
                 return Err(AdmissionError::Full { waiting, retry_after });
             }
         }
         let position = state.queue.push(key, place);
-        let calls = state.settle(self.parallel);
+        let calls = self.settle(&mut state);
         drop(state);
         self.make(calls);
         Ok(Ticket { places: Arc::clone(self), lane: Lane::Live(position), granted })
@@ -132,7 +138,7 @@ impl Places {
         let id = state.next_background;
         state.next_background += 1;
         state.background_queue.push_back((id, place, preempt.clone()));
-        let calls = state.settle(self.parallel);
+        let calls = self.settle(&mut state);
         drop(state);
         self.make(calls);
         (Ticket { places: Arc::clone(self), lane: Lane::Background(id), granted }, preempt)
@@ -146,9 +152,34 @@ impl Places {
     fn release(self: &Arc<Self>, holder: Holder) {
         let mut state = self.lock();
         state.leave(holder);
-        let calls = state.settle(self.parallel);
+        let calls = self.settle(&mut state);
         drop(state);
         self.make(calls);
+    }
+
+    /// Gives free places to who is next, then asks background work for as many as are still wanted.
+    fn settle(&self, state: &mut State) -> Calls {
+        let mut calls = Calls::default();
+        while state.taken() < self.inside
+            && let Some(sender) = state.queue.pop()
+        {
+            state.live += 1;
+            calls.grants.push((Holder::Live, sender));
+        }
+        while state.taken() < self.parallel
+            && let Some((id, sender, preempt)) = state.background_queue.pop_front()
+        {
+            state.background.insert(id, Background { preempt, told: false });
+            calls.grants.push((Holder::Background(id), sender));
+        }
+        let leaving = state.background.values().filter(|background| background.told).count();
+        let wanted = (state.taken() + state.queue.len()).saturating_sub(self.parallel + leaving);
+        // The newest first: it has the least work to lose.
+        for background in state.background.values_mut().rev().filter(|background| !background.told).take(wanted) {
+            background.told = true;
+            calls.preempt.push(background.preempt.clone());
+        }
+        calls
     }
 
     /// Wakes whoever has to know. A grant that finds its receiver gone (dropped between the change and this) is passed on
@@ -173,7 +204,7 @@ impl Places {
             for holder in refused {
                 state.leave(holder);
             }
-            calls = state.settle(self.parallel);
+            calls = self.settle(&mut state);
         }
     }
 }
@@ -188,30 +219,6 @@ impl State {
             Holder::Live => self.live -= 1,
             Holder::Background(id) => drop(self.background.remove(&id)),
         }
-    }
-
-    /// Gives free places to who is next, then asks background work for as many as are still wanted.
-    fn settle(&mut self, parallel: usize) -> Calls {
-        let mut calls = Calls::default();
-        while self.taken() < parallel {
-            if let Some(sender) = self.queue.pop() {
-                self.live += 1;
-                calls.grants.push((Holder::Live, sender));
-            } else if let Some((id, sender, preempt)) = self.background_queue.pop_front() {
-                self.background.insert(id, Background { preempt, told: false });
-                calls.grants.push((Holder::Background(id), sender));
-            } else {
-                break;
-            }
-        }
-        let leaving = self.background.values().filter(|background| background.told).count();
-        let wanted = self.queue.len().saturating_sub(leaving);
-        // The newest first: it has the least work to lose.
-        for background in self.background.values_mut().rev().filter(|background| !background.told).take(wanted) {
-            background.told = true;
-            calls.preempt.push(background.preempt.clone());
-        }
-        calls
     }
 }
 

@@ -14,8 +14,12 @@ fn admission(parallel: usize) -> Arc<Admission> {
     bounded(parallel, 1000, 1000)
 }
 
+fn ahead(parallel: usize, look_ahead: usize) -> Arc<Admission> {
+    Arc::new(Admission::new(&AdmissionConfig::default(), parallel, look_ahead))
+}
+
 fn bounded(parallel: usize, queue: usize, queue_per_key: usize) -> Arc<Admission> {
-    Arc::new(Admission::new(&AdmissionConfig { queue, queue_per_key, ..AdmissionConfig::default() }, parallel))
+    Arc::new(Admission::new(&AdmissionConfig { queue, queue_per_key, ..AdmissionConfig::default() }, parallel, 0))
 }
 
 fn later() -> Instant {
@@ -191,6 +195,49 @@ async fn as_much_background_work_as_needed_is_preempted_newest_first() {
     assert!(take(&mut second).is_some());
 }
 
+#[tokio::test]
+async fn a_live_request_is_handed_over_ahead_and_background_work_is_not() {
+    let admission = ahead(1, 1);
+    let running = admission.enter("a", later()).await.unwrap();
+    let mut background = wait_in_background(&admission);
+    assert!(take(&mut background).is_none(), "the place ahead is not for it");
+    let next = admission.enter("a", later()).await.unwrap();
+    let mut third = wait(&admission, "a");
+    assert!(take(&mut third).is_none());
+    assert_eq!(admission.snapshot(), snapshot(1, 2, 0));
+    drop(running);
+    let third = take(&mut third).unwrap().unwrap();
+    drop(next);
+    assert!(take(&mut background).is_none(), "one computes");
+    drop(third);
+    assert!(take(&mut background).is_some());
+}
+
+#[tokio::test]
+async fn a_live_request_that_is_made_ready_preempts_background_work() {
+    let admission = ahead(1, 1);
+    let background = admission.background().await;
+    let live = admission.enter("a", later()).await.unwrap();
+    assert!(background.is_preempted(), "the live request cannot compute before it left");
+    let mut second = wait(&admission, "a");
+    assert!(take(&mut second).is_none(), "nobody goes ahead while the engine is still taken");
+    drop(background);
+    let second = take(&mut second).unwrap().unwrap();
+    assert_eq!(admission.snapshot(), snapshot(0, 2, 0));
+    drop((live, second));
+}
+
+#[tokio::test]
+async fn background_work_keeps_its_place_while_there_is_another() {
+    let admission = ahead(2, 1);
+    let background = admission.background().await;
+    let first = admission.enter("a", later()).await.unwrap();
+    assert!(!background.is_preempted(), "both compute");
+    let second = admission.enter("a", later()).await.unwrap();
+    assert!(background.is_preempted());
+    drop((first, second));
+}
+
 /// What the property test does.
 #[derive(Clone, Debug)]
 enum Step {
@@ -224,11 +271,15 @@ fn remove<T>(from: &mut Vec<T>, index: usize) {
 
 proptest! {
     #[test]
-    fn any_history_keeps_the_invariants(parallel in 1..4_usize, steps in prop::collection::vec(step(), 0..120)) {
+    fn any_history_keeps_the_invariants(
+        parallel in 1..4_usize,
+        look_ahead in 0..3_usize,
+        steps in prop::collection::vec(step(), 0..120),
+    ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         // Not `block_on`: its budget of polls would make a ready future look like a waiting one.
         let _timers = runtime.enter();
-        let admission = admission(parallel);
+        let admission = ahead(parallel, look_ahead);
         let (mut waiting, mut inside) = (Vec::new(), Vec::new());
         let (mut background_waiting, mut background) = (Vec::new(), Vec::new());
         for step in steps {
@@ -253,8 +304,9 @@ proptest! {
                     let now = admission.snapshot();
                     prop_assert_eq!(now, snapshot(waiting.len(), inside.len(), background.len()));
                     let leaving = background.iter().filter(|permit| permit.is_preempted()).count();
-                    prop_assert!(leaving >= now.waiting.min(now.background));
-                    prop_assert!(background_waiting.is_empty() || now.running + now.background == parallel);
+                    let wanted = (now.waiting + now.running + now.background).saturating_sub(parallel);
+                    prop_assert!(leaving >= wanted.min(now.background));
+                    prop_assert!(background_waiting.is_empty() || now.running + now.background >= parallel);
                 }
                 Step::Abandon(index) => remove(&mut waiting, index),
                 Step::AbandonBackground(index) => remove(&mut background_waiting, index),
@@ -262,8 +314,9 @@ proptest! {
                 Step::LeaveBackground(index) => remove(&mut background, index),
             }
             let now = admission.snapshot();
-            prop_assert!(now.running + now.background <= parallel);
-            prop_assert!(now.waiting == 0 || now.running + now.background == parallel);
+            prop_assert!(now.background <= parallel);
+            prop_assert!(now.running + now.background <= parallel + look_ahead);
+            prop_assert!(now.waiting == 0 || now.running + now.background == parallel + look_ahead);
         }
         drop((waiting, inside, background_waiting, background));
         prop_assert_eq!(admission.snapshot(), Snapshot::default());

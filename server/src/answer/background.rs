@@ -56,7 +56,7 @@ impl BackgroundGenerator {
     fn lease(&self, pinned: Option<&str>) -> Result<Lease, GeneratorError> {
         let Some(id) = pinned else { return Ok(self.generations.live()) };
         let lease = self.generations.get(&GenerationId::from(id));
-        lease.ok_or_else(|| GeneratorError::Invalid(format!("generation `{id}` is not loaded")))
+        lease.ok_or_else(|| GeneratorError::NotLoaded(id.to_owned()))
     }
 
     async fn attempt(

@@ -9,6 +9,7 @@ use std::fmt;
 use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::http::{Method, StatusCode};
 use actix_web::{HttpResponse, ResponseError};
+use reground_learner::store::StoreError;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -68,6 +69,20 @@ pub mod code {
     pub const STORAGE: &str = "storage_unavailable";
     /// An adapter is not loaded, or is not where it was looked for.
     pub const ADAPTER_NOT_FOUND: &str = "adapter_not_found";
+    /// No such fine-tuning job.
+    pub const JOB_NOT_FOUND: &str = "fine_tuning_job_not_found";
+    /// No such uploaded file.
+    pub const FILE_NOT_FOUND: &str = "file_not_found";
+    /// A line of an uploaded file cannot be used.
+    pub const INVALID_FILE: &str = "invalid_file";
+    /// There is nothing to train on.
+    pub const NO_DATA: &str = "no_training_data";
+    /// No such recorded completion, or not one of this key.
+    pub const COMPLETION_NOT_FOUND: &str = "completion_not_found";
+    /// No such pair.
+    pub const PAIR_NOT_FOUND: &str = "pair_not_found";
+    /// The store cannot be written now.
+    pub const STORE_UNAVAILABLE: &str = "store_unavailable";
     /// The state does not allow it: the id is taken, or the generation is live.
     pub const CONFLICT: &str = "conflict";
 }
@@ -139,6 +154,13 @@ impl ApiError {
     /// 400: a value that this server does not support.
     pub(super) fn unsupported(param: impl fmt::Display, message: impl Into<String>) -> Self {
         Self::bad_request(code::UNSUPPORTED_VALUE, message).at(param)
+    }
+
+    /// 400: control tokens are the model's own punctuation. Typed by somebody, they would be taken for real ones.
+    pub(super) fn control_token(token: &str, param: &dyn fmt::Display) -> Self {
+        let message =
+            format!("`{param}` contains `{token}`, which is a control token of this model and not allowed in text");
+        Self::bad_request(code::CONTROL_TOKEN, message).at(param)
     }
 
     /// 404 for something that the path or body names.
@@ -305,6 +327,20 @@ impl From<EngineError> for ApiError {
             EngineError::Unavailable(_) => Self::unavailable(code::UNAVAILABLE, message, 1),
             EngineError::Failed(_) => Self::internal(message),
             EngineError::Load(_) => Self::bad_request(code::INVALID_ADAPTER, message),
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let message = error.to_string();
+        match error {
+            error if error.is_failure() => Self::unavailable(code::STORE_UNAVAILABLE, message, 5),
+            StoreError::Exists { .. } | StoreError::Stale { .. } | StoreError::FeedbackLimit { .. } => {
+                Self::conflict(message)
+            }
+            StoreError::Missing { .. } => Self::not_found(code::COMPLETION_NOT_FOUND, message),
+            _ => Self::bad_request(code::INVALID_VALUE, message),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! GET /health and /ready.
 
 use actix_web::web;
+use reground_learner::store;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -16,13 +17,16 @@ pub(super) struct Health {
     /// The live generation; not in /health.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<String>,
+    /// Why nothing can be recorded now, in /ready and only then: serving goes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
 }
 
 /// Answers as long as the process runs. The one route that needs no key.
 #[utoipa::path(get, path = "/health", tag = "operation", security(()),
     responses((status = 200, description = "The process runs", body = Health)))]
 pub(super) async fn health() -> web::Json<Health> {
-    web::Json(Health { status: "ok", generation: None })
+    web::Json(Health { status: "ok", generation: None, store: None })
 }
 
 /// Whether a request sent now would be answered.
@@ -40,5 +44,9 @@ pub(super) async fn ready(_: Caller, app: web::Data<App>) -> Result<web::Json<He
         let message = format!("the engine of the live generation `{}` is being restarted", live.id());
         return Err(ApiError::unavailable(code::UNAVAILABLE, message, 1));
     }
-    Ok(web::Json(Health { status: "ready", generation: Some(live.id().to_string()) }))
+    let store = match app.recorder.store().health() {
+        store::Health::Degraded(why) => Some(why),
+        store::Health::Healthy => None,
+    };
+    Ok(web::Json(Health { status: "ready", generation: Some(live.id().to_string()), store }))
 }

@@ -105,6 +105,11 @@ fn describe() {
     describe_histogram!(RATE, "Tokens per second of one answer, after its first token");
     describe_counter!(OUTPUT, "Tokens generated");
     describe_counter!(PROMPT, "Tokens of prompts, those of images included");
+    describe_counter!("reground_runs_total", "Fine-tuning runs that ended, by outcome: succeeded, failed, cancelled");
+    describe_counter!("reground_run_restarts_total", "Training processes that died and were started again");
+    describe_gauge!("reground_run_steps", "Optimiser steps of the run in hand, or of the last one");
+    describe_gauge!("reground_run_planned_steps", "Optimiser steps that it has in all");
+    describe_gauge!("reground_run_loss_nats", "Training loss of its last step");
     describe_counter!(ANSWERS, "Answers by how they ended: stop, length, tool_calls, error, cancelled");
 }
 
@@ -175,6 +180,7 @@ impl Drop for Meter {
 #[utoipa::path(get, path = "/metrics", tag = "operation",
     responses((status = 200, description = "Prometheus text format", content_type = "text/plain", body = String)))]
 pub(super) async fn show(_: Admin, app: web::Data<App>) -> HttpResponse {
+    app.recorder.report();
     HttpResponse::Ok()
         .content_type("text/plain; version=0.0.4; charset=utf-8")
         .body(app.metrics.render(&app.generations))

@@ -7,22 +7,31 @@
 //! - `routes`: every route, in one table.
 //! - [`error`]: the one [`ApiError`](error::ApiError), and where it is rendered.
 //! - [`auth`]: keys and roles. `observe`: request ids, access log, panics. [`metrics`]: Prometheus.
-//! - `body`, `json`: bodies within their limits, read with errors that name the path.
-//! - [`chat`]: chat completions. `adapters`: loading in vLLM's shapes;
-//!   `rollout`: which adapter answers. `models`, `health`: the smaller routes.
+//! - `blocking`: work that waits for the disk; `body`, `json`: bodies within their limits, read with errors that name the path.
+//! - [`chat`]: chat completions; `completions`: stored ones; `feedback`: what is said of them;
+//!   `records`, `pairs`: what the operator sees of it; `paging`: lists. `adapters`: loading in
+//!   vLLM's shapes; `rollout`: which adapter answers. `models`, `health`: the smaller routes.
 //! - [`openapi`]: the description of it all.
 
 mod adapters;
 pub mod auth;
+mod blocking;
 mod body;
 pub mod chat;
+mod completions;
 pub mod error;
+mod feedback;
+mod files;
+mod fine_tuning;
 mod health;
 mod json;
 pub mod metrics;
 mod models;
 mod observe;
 pub mod openapi;
+mod paging;
+mod pairs;
+mod records;
 mod rollout;
 mod routes;
 #[cfg(test)]
@@ -41,7 +50,9 @@ pub use routes::configure;
 use crate::answer::Answerer;
 use crate::config::{Config, ConfigError};
 use crate::images::ImageReader;
+use crate::recorder::Recorder;
 use crate::rollout::{Generations, Rollout};
+use crate::runs::Runs;
 
 /// The header that names the generation that answered.
 const GENERATION: HeaderName = HeaderName::from_static("x-reground-generation");
@@ -58,6 +69,10 @@ pub struct App {
     pub answerer: Arc<Answerer>,
     /// Reads images.
     pub images: Arc<ImageReader>,
+    /// Writes down what is asked and answered.
+    pub recorder: Arc<Recorder>,
+    /// Trains adapters; `None`: this program does not.
+    pub runs: Option<Arc<Runs>>,
     /// Who may call.
     pub keyring: auth::Keyring,
     /// What Prometheus is told.
@@ -79,19 +94,28 @@ impl App {
         generations: Arc<Generations>,
         answerer: Arc<Answerer>,
         images: Arc<ImageReader>,
+        recorder: Arc<Recorder>,
         shutdown: CancellationToken,
     ) -> Result<Self, ConfigError> {
         Ok(Self {
             keyring: auth::Keyring::new(&config.auth)?,
-            rollout: Arc::new(Rollout::new(generations.clone(), &config.data.dir)),
+            rollout: Arc::new(Rollout::new(generations.clone(), recorder.store().clone())),
             config: Arc::new(config.clone()),
             generations,
             answerer,
             images,
+            recorder,
+            runs: None,
             metrics: metrics::Metrics::install(),
             shutdown,
             started: unix_seconds(),
         })
+    }
+
+    /// The same with fine-tuning runs.
+    #[must_use]
+    pub fn with_runs(self, runs: Arc<Runs>) -> Self {
+        Self { runs: Some(runs), ..self }
     }
 
     /// From a request's head to the last token of its answer.

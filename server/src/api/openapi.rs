@@ -7,7 +7,9 @@ use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{Modify, OpenApi as _};
 
 use super::auth::Caller;
-use super::{adapters, chat, error, health, metrics, models, rollout};
+use super::{
+    adapters, chat, completions, error, feedback, files, fine_tuning, health, metrics, models, pairs, records, rollout,
+};
 
 /// The name of the security scheme.
 const KEY: &str = "key";
@@ -21,6 +23,12 @@ const KEY: &str = "key";
     ),
     paths(
         chat::create,
+        completions::list,
+        completions::get,
+        completions::update,
+        completions::delete,
+        completions::messages,
+        feedback::create,
         models::list,
         models::get,
         adapters::load,
@@ -33,6 +41,26 @@ const KEY: &str = "key";
         rollout::canary,
         rollout::rollback,
         rollout::changes,
+        records::list,
+        records::get,
+        records::delete,
+        pairs::list,
+        pairs::get,
+        pairs::review,
+        pairs::export,
+        files::create,
+        files::list,
+        files::get,
+        files::content,
+        files::remove,
+        fine_tuning::create,
+        fine_tuning::list,
+        fine_tuning::get,
+        fine_tuning::cancel,
+        fine_tuning::pause,
+        fine_tuning::resume,
+        fine_tuning::events,
+        fine_tuning::checkpoints,
         health::health,
         health::ready,
         metrics::show,
@@ -86,7 +114,7 @@ fn add_errors(path: &str, operation: &mut Operation) {
     if path != "/health" {
         add("401", "No API key, or one that is not known");
     }
-    if operation.request_body.is_some() {
+    if operation.request_body.is_some() && path != "/v1/files" {
         add("400", "A parameter is refused; `param` names it");
         add("408", "The body did not arrive in time");
         add("413", "The body is too large");

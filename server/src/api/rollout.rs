@@ -122,8 +122,8 @@ impl From<Route> for RouteBody {
 
 impl From<Change> for ChangeBody {
     fn from(change: Change) -> Self {
-        let Change { at, by, what, before, after } = change;
-        Self { at, by, what, before: before.into(), after: after.into() }
+        let Change { at_ms, by, what, before, after } = change;
+        Self { at: at_ms / 1000, by, what, before: before.into(), after: after.into() }
     }
 }
 

@@ -10,7 +10,10 @@ use actix_web::{HttpRequest, HttpResponse, Route as Handler, web};
 use super::auth::require_key;
 use super::error::ApiError;
 use super::observe::{REQUEST_ID, catch_panic, observe};
-use super::{App, GENERATION, adapters, chat, health, metrics, models, openapi, rollout};
+use super::{
+    App, GENERATION, adapters, chat, completions, feedback, files, fine_tuning, health, metrics, models, openapi,
+    pairs, records, rollout,
+};
 
 /// What logs and metrics say of a path that is no route.
 pub(super) const UNMATCHED: &str = "unmatched";
@@ -24,8 +27,30 @@ pub(super) struct Route {
 }
 
 /// Every route. A test holds it equal to the OpenAPI description.
-pub(super) const ROUTES: [Route; 17] = [
+pub(super) const ROUTES: &[Route] = &[
     Route { method: "POST", pattern: "/v1/chat/completions", handler: || web::post().to(chat::create) },
+    Route { method: "GET", pattern: "/v1/chat/completions", handler: || web::get().to(completions::list) },
+    Route {
+        method: "GET",
+        pattern: "/v1/chat/completions/{completion_id}",
+        handler: || web::get().to(completions::get),
+    },
+    Route {
+        method: "POST",
+        pattern: "/v1/chat/completions/{completion_id}",
+        handler: || web::post().to(completions::update),
+    },
+    Route {
+        method: "DELETE",
+        pattern: "/v1/chat/completions/{completion_id}",
+        handler: || web::delete().to(completions::delete),
+    },
+    Route {
+        method: "GET",
+        pattern: "/v1/chat/completions/{completion_id}/messages",
+        handler: || web::get().to(completions::messages),
+    },
+    Route { method: "POST", pattern: "/v1/feedback", handler: || web::post().to(feedback::create) },
     Route { method: "GET", pattern: "/v1/models", handler: || web::get().to(models::list) },
     // A model's name may have slashes.
     Route { method: "GET", pattern: "/v1/models/{model:.+}", handler: || web::get().to(models::get) },
@@ -39,6 +64,46 @@ pub(super) const ROUTES: [Route; 17] = [
     Route { method: "DELETE", pattern: "/v1/adapters/{id}", handler: || web::delete().to(rollout::remove) },
     Route { method: "POST", pattern: "/v1/adapters/{id}/activate", handler: || web::post().to(rollout::activate) },
     Route { method: "POST", pattern: "/v1/adapters/{id}/canary", handler: || web::post().to(rollout::canary) },
+    Route { method: "GET", pattern: "/v1/records", handler: || web::get().to(records::list) },
+    Route { method: "GET", pattern: "/v1/records/{id}", handler: || web::get().to(records::get) },
+    Route { method: "DELETE", pattern: "/v1/records/{id}", handler: || web::delete().to(records::delete) },
+    Route { method: "GET", pattern: "/v1/pairs", handler: || web::get().to(pairs::list) },
+    Route { method: "POST", pattern: "/v1/pairs/export", handler: || web::post().to(pairs::export) },
+    Route { method: "GET", pattern: "/v1/pairs/{id}", handler: || web::get().to(pairs::get) },
+    Route { method: "POST", pattern: "/v1/pairs/{id}/review", handler: || web::post().to(pairs::review) },
+    Route { method: "GET", pattern: "/v1/files", handler: || web::get().to(files::list) },
+    Route { method: "POST", pattern: "/v1/files", handler: || web::post().to(files::create) },
+    Route { method: "GET", pattern: "/v1/files/{file_id}", handler: || web::get().to(files::get) },
+    Route { method: "DELETE", pattern: "/v1/files/{file_id}", handler: || web::delete().to(files::remove) },
+    Route { method: "GET", pattern: "/v1/files/{file_id}/content", handler: || web::get().to(files::content) },
+    Route { method: "GET", pattern: "/v1/fine_tuning/jobs", handler: || web::get().to(fine_tuning::list) },
+    Route { method: "POST", pattern: "/v1/fine_tuning/jobs", handler: || web::post().to(fine_tuning::create) },
+    Route { method: "GET", pattern: "/v1/fine_tuning/jobs/{job_id}", handler: || web::get().to(fine_tuning::get) },
+    Route {
+        method: "POST",
+        pattern: "/v1/fine_tuning/jobs/{job_id}/cancel",
+        handler: || web::post().to(fine_tuning::cancel),
+    },
+    Route {
+        method: "POST",
+        pattern: "/v1/fine_tuning/jobs/{job_id}/pause",
+        handler: || web::post().to(fine_tuning::pause),
+    },
+    Route {
+        method: "POST",
+        pattern: "/v1/fine_tuning/jobs/{job_id}/resume",
+        handler: || web::post().to(fine_tuning::resume),
+    },
+    Route {
+        method: "GET",
+        pattern: "/v1/fine_tuning/jobs/{job_id}/events",
+        handler: || web::get().to(fine_tuning::events),
+    },
+    Route {
+        method: "GET",
+        pattern: "/v1/fine_tuning/jobs/{job_id}/checkpoints",
+        handler: || web::get().to(fine_tuning::checkpoints),
+    },
     Route { method: "GET", pattern: "/health", handler: || web::get().to(health::health) },
     Route { method: "GET", pattern: "/ready", handler: || web::get().to(health::ready) },
     Route { method: "GET", pattern: "/metrics", handler: || web::get().to(metrics::show) },
@@ -82,7 +147,7 @@ pub(super) fn documented(pattern: &str) -> String {
 /// One resource a path: it knows which methods there are, so that others get a 405 that says so.
 fn resources() -> Vec<impl HttpServiceFactory + 'static> {
     let mut by_pattern: BTreeMap<&str, Vec<&Route>> = BTreeMap::new();
-    for route in &ROUTES {
+    for route in ROUTES {
         by_pattern.entry(route.pattern).or_default().push(route);
     }
     let resource = |(pattern, routes): (&str, Vec<&Route>)| {

@@ -9,6 +9,7 @@ use actix_web::web;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as STANDARD;
 use futures::future::BoxFuture;
+use reground_learner::store::{Options, Store};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,7 @@ use crate::engine::{
     Content, Engine, EngineError, EngineInfo, Generate, Generation, GenerationId, Place, TokenStream, Vocabulary,
 };
 use crate::images::ImageReader;
+use crate::recorder::Recorder;
 use crate::rollout::Generations;
 
 /// An engine whose answer is the last message's text, one byte a token. What the text begins with can change that:
@@ -64,6 +66,7 @@ impl Echo {
             dtype: "f32".into(),
             max_len: 1000,
             max_parallel: 2,
+            look_ahead: 0,
             images: true,
             image_tokens: 1,
             tools,
@@ -169,6 +172,7 @@ pub(crate) struct Server {
     /// Cancelled when open answers must end.
     pub(crate) closing: CancellationToken,
     _keys: TempDir,
+    _data: TempDir,
 }
 
 /// A server with this configuration and these keys.
@@ -181,8 +185,11 @@ pub(crate) async fn server(mut config: Config, keys: &[(&str, &str, Role)], tool
     let closing = CancellationToken::new();
     let answerer = Arc::new(Answerer::new(generations.clone(), closing.clone()));
     let images = Arc::new(ImageReader::new(&config.images));
-    let app = App::new(&config, generations, answerer, images, CancellationToken::new()).unwrap();
-    Server { app: web::Data::new(app), watch, closing, _keys: directory }
+    let data = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(data.path(), Options::default()).unwrap());
+    let recorder = Recorder::start(store, &config.record, String::new()).unwrap();
+    let app = App::new(&config, generations, answerer, images, recorder, CancellationToken::new()).unwrap();
+    Server { app: web::Data::new(app), watch, closing, _keys: directory, _data: data }
 }
 
 /// A server with the default configuration, no keys and a model that knows tools.

@@ -392,7 +392,7 @@ async fn whatever_is_wrong_the_error_is_ours() {
         (TestRequest::post().uri("/v1/models/"), 404, "unknown_url", ""),
         (TestRequest::get().uri("/v1/models/%ff%fe"), 404, "model_not_found", "model"),
         (TestRequest::get().uri("/v1/models/gpt-4"), 404, "model_not_found", "model"),
-        (TestRequest::get().uri(CHAT), 405, "method_not_allowed", ""),
+        (TestRequest::put().uri(CHAT), 405, "method_not_allowed", ""),
         (TestRequest::delete().uri("/health"), 405, "method_not_allowed", ""),
         (chat(""), 400, "invalid_json", ""),
         (chat("{"), 400, "invalid_json", ""),

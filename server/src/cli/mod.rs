@@ -6,15 +6,19 @@
 //! - [`run`]: what the binary does.
 //! - [`settings`]: the flags that set configuration keys, shared by the commands that read the configuration.
 //! - [`logging`]: where log lines go.
-//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`], [`mod@eval`], [`adapters`]: the commands; [`remote`]: the
-//!   server that some of them talk to.
+//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`], [`mod@eval`], [`adapters`], [`records`], [`pairs`], [`runs`],
+//!   [`mod@demo`]: the commands; [`remote`]: the server that some of them talk to.
 
 mod adapters;
 mod check_config;
+mod demo;
 mod eval;
 mod logging;
 mod openapi;
+mod pairs;
+mod records;
 mod remote;
+mod runs;
 mod serve;
 mod settings;
 mod train;
@@ -26,7 +30,11 @@ use clap::{Parser, Subcommand};
 
 use crate::config::ConfigError;
 use adapters::AdaptersArgs;
+use demo::DemoArgs;
 use eval::EvalArgs;
+use pairs::PairsArgs;
+use records::RecordsArgs;
+use runs::RunsArgs;
 use settings::SettingsArgs;
 use train::TrainArgs;
 
@@ -55,6 +63,14 @@ enum Command {
     Openapi,
     /// The adapters of a running server: list, import, activate, canary, rollback, remove.
     Adapters(AdaptersArgs),
+    /// What a running server wrote down: list, show, delete.
+    Records(RecordsArgs),
+    /// The pairs of a running server: list, show, review, export.
+    Pairs(PairsArgs),
+    /// The fine-tuning runs of a running server: list, show, start, cancel, pause, resume, events.
+    Runs(RunsArgs),
+    /// Show the whole loop on the built-in model: ask, correct, train, measure, roll back.
+    Demo(DemoArgs),
     /// Train one run, or go on with it, without a server.
     Train(TrainArgs),
     /// Measure a model, with or without an adapter, on evaluation sets, without a server.
@@ -73,6 +89,10 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::CheckConfig(settings) => check_config::run(settings),
         Command::Openapi => openapi::run(),
         Command::Adapters(arguments) => adapters::run(&arguments),
+        Command::Records(arguments) => records::run(&arguments),
+        Command::Pairs(arguments) => pairs::run(&arguments),
+        Command::Runs(arguments) => runs::run(&arguments),
+        Command::Demo(arguments) => demo::run(arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Eval(arguments) => eval::run(*arguments),
     }

@@ -1,5 +1,7 @@
 //! A running server, as the commands that work against one see it.
 
+use std::io::Write;
+
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reqwest::{Client, Method, RequestBuilder, Url};
@@ -9,11 +11,25 @@ use tokio::runtime::{Builder, Runtime};
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub(super) struct RemoteArgs {
     /// Where the server listens.
-    #[arg(long, env = "REGROUND_URL", default_value = "http://127.0.0.1:8080")]
+    #[arg(long, global = true, env = "REGROUND_URL", default_value = "http://127.0.0.1:8080")]
     url: Url,
     /// Variable that holds an admin's API key; needed if the server has keys.
-    #[arg(long, value_name = "VARIABLE", default_value = "REGROUND_API_KEY")]
+    #[arg(long, global = true, value_name = "VARIABLE", default_value = "REGROUND_API_KEY")]
     key_env: String,
+}
+
+/// Which page of a list.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(super) struct PageArgs {
+    /// Behind this id.
+    #[arg(long, value_name = "ID")]
+    after: Option<String>,
+    /// Most items, 1 to 100.
+    #[arg(long, default_value_t = 20)]
+    limit: usize,
+    /// Latest first.
+    #[arg(long)]
+    newest: bool,
 }
 
 /// A server that runs somewhere.
@@ -38,6 +54,39 @@ impl Remote {
         self.send(self.client.request(Method::GET, self.address(path)))
     }
 
+    /// A page of a list; a filter without a value is none.
+    pub(super) fn page(&self, path: &[&str], page: &PageArgs, filters: &[(&str, Option<String>)]) -> Result<Value> {
+        let mut url = self.address(path);
+        {
+            let mut query = url.query_pairs_mut();
+            query.append_pair("limit", &page.limit.to_string());
+            query.append_pair("order", if page.newest { "desc" } else { "asc" });
+            for (name, value) in filters.iter().cloned().chain([("after", page.after.clone())]) {
+                if let Some(value) = value {
+                    query.append_pair(name, &value);
+                }
+            }
+        }
+        self.send(self.client.request(Method::GET, url))
+    }
+
+    /// Posts, and writes the body of the answer as it comes.
+    pub(super) fn download(&self, path: &[&str], body: &Value, out: &mut dyn Write) -> Result<()> {
+        let request = self.with_key(self.client.request(Method::POST, self.address(path)).json(body));
+        self.runtime.block_on(async {
+            let mut response = request.send().await.with_context(|| format!("no answer from {}", self.url))?;
+            let status = response.status();
+            if !status.is_success() {
+                let body: Value = response.json().await.with_context(|| format!("{status}, and no JSON"))?;
+                bail!("{status}: {}", body.pointer("/error/message").and_then(Value::as_str).unwrap_or_default());
+            }
+            while let Some(piece) = response.chunk().await.context("the answer broke off")? {
+                out.write_all(&piece)?;
+            }
+            Ok(out.flush()?)
+        })
+    }
+
     pub(super) fn post(&self, path: &[&str], body: &Value) -> Result<Value> {
         self.send(self.client.request(Method::POST, self.address(path)).json(body))
     }
@@ -55,11 +104,15 @@ impl Remote {
         url
     }
 
-    fn send(&self, request: RequestBuilder) -> Result<Value> {
-        let request = match &self.key {
+    fn with_key(&self, request: RequestBuilder) -> RequestBuilder {
+        match &self.key {
             Some(key) => request.bearer_auth(key),
             None => request,
-        };
+        }
+    }
+
+    fn send(&self, request: RequestBuilder) -> Result<Value> {
+        let request = self.with_key(request);
         self.runtime.block_on(async {
             let response = request.send().await.with_context(|| format!("no answer from {}", self.url))?;
             let status = response.status();

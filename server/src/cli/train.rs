@@ -27,15 +27,30 @@ pub(super) struct TrainArgs {
     /// Directory that the data's image paths are relative to.
     #[arg(long, value_name = "DIRECTORY", requires = "import")]
     pub(super) images: Option<PathBuf>,
+    /// Work for the process at the other end of standard input: a line `pause` pauses the run, the end of the input ends
+    /// this process at once.
+    #[arg(long, conflicts_with = "import")]
+    pub(super) supervised: bool,
+    /// Lower this process's priority by so much, 0 to 19.
+    #[arg(long, value_name = "STEPS", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=19))]
+    pub(super) nice: u8,
 }
+
+/// Exit code when the supervisor went away.
+const UNSUPERVISED: u8 = 3;
 
 /// Trains one run, or goes on with it. Ctrl-C and SIGTERM pause it between two steps.
 pub(super) fn run(arguments: &TrainArgs) -> Result<ExitCode> {
     if let Some(file) = &arguments.import {
         import(arguments, file)?;
     }
+    // Before there is a second thread: each has a priority of its own.
+    lower_priority(arguments.nice);
     let control = Control::default();
     pause_on_signal(control.clone())?;
+    if arguments.supervised {
+        obey(control.clone())?;
+    }
     let outcome = launch::train(&arguments.run, &|| Some(shipped::source()), &control, progress::automatic().as_mut())?;
     if let Outcome::Finished { .. } = outcome {
         writeln!(io::stderr(), "The adapter is in {}.", arguments.run.join("adapter").display())?;
@@ -61,6 +76,36 @@ fn import(arguments: &TrainArgs, file: &Path) -> Result<()> {
     let (digest, count) = dataset::freeze(&arguments.run.join(&config.data.dataset), &pairs)?;
     writeln!(errors, "{count} pairs and annotations, {} entries skipped, digest {digest}", report.faults)?;
     Ok(())
+}
+
+/// Does what standard input says. Whoever started this process holds the other end, so it closes with that process, however
+/// it ends: a training that nobody reads any more must not go on.
+fn obey(control: Control) -> Result<()> {
+    thread::Builder::new().name("reground-supervisor".into()).spawn(move || {
+        for line in io::stdin().lines() {
+            match line.as_deref() {
+                Ok("pause") => control.pause(),
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        // The last checkpoint is whole, whenever this happens.
+        std::process::exit(i32::from(UNSUPERVISED));
+    })?;
+    Ok(())
+}
+
+/// Gives way to other processes. What the system refuses is no reason not to train.
+fn lower_priority(steps: u8) {
+    #[cfg(unix)]
+    if steps > 0 {
+        #[expect(unsafe_code, reason = "the C library's call; it touches no memory of this process")]
+        // SAFETY: setpriority takes three numbers.
+        let refused = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, i32::from(steps)) } != 0;
+        if refused {
+            tracing::warn!(nice = steps, "The priority stays as it is: {}", io::Error::last_os_error());
+        }
+    }
 }
 
 /// Turns Ctrl-C and SIGTERM into a pause. Training has this thread, so the signals get one of their own; it ends with the

@@ -27,6 +27,9 @@ pub struct KeyConfig {
     /// What it opens.
     #[serde(default)]
     pub role: Role,
+    /// Whether corrections and positive ratings that come with it are learned from without review. Those of an admin always are.
+    #[serde(default)]
+    pub trusted: bool,
 }
 
 /// What a key opens.

@@ -11,30 +11,38 @@
 
 mod admission;
 mod auth;
+mod bootstrap;
 mod data;
 mod error;
 mod file;
+mod gate;
 mod images;
 mod load;
 mod log;
 mod model;
+mod rollout;
 mod secret;
 mod server;
 #[cfg(test)]
 mod tests;
+mod train;
 
+use reground_learner::gate::GateConfig;
 use serde::{Deserialize, Serialize};
 
 pub use admission::AdmissionConfig;
 pub use auth::{AuthConfig, KeyConfig, Role};
-pub use data::DataConfig;
+pub use bootstrap::{BootstrapConfig, ChosenSource, Injector, WhenUnloaded};
+pub use data::{DataConfig, RecordConfig};
 pub use error::{ConfigError, Origin};
 pub use images::ImagesConfig;
 pub use load::Loader;
 pub use log::{LogConfig, LogFormat};
 pub use model::{Device, Dtype, EngineKind, Isq, ModelConfig};
+pub use rollout::{AfterGate, RolloutConfig};
 pub use secret::Secret;
 pub use server::ServerConfig;
+pub use train::TrainConfig;
 
 /// All settings.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -50,8 +58,18 @@ pub struct Config {
     pub admission: AdmissionConfig,
     /// What images are taken.
     pub images: ImagesConfig,
-    /// Where the server keeps what must last.
+    /// Where what must survive is kept.
     pub data: DataConfig,
+    /// What is written down of queries and their answers.
+    pub record: RecordConfig,
+    /// How pairs are made of it.
+    pub bootstrap: BootstrapConfig,
+    /// When an adapter is trained, on what, and with how much of the machine.
+    pub train: TrainConfig,
+    /// What an adapter must show before it gets traffic.
+    pub gate: GateConfig,
+    /// What happens to an adapter that passed the gate.
+    pub rollout: RolloutConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -76,6 +94,11 @@ impl Config {
         self.admission.validate()?;
         self.images.validate()?;
         self.data.validate()?;
+        self.record.validate()?;
+        self.bootstrap.validate()?;
+        self.train.validate()?;
+        gate::validate(&self.gate)?;
+        self.rollout.validate()?;
         self.log.validate()
     }
 }

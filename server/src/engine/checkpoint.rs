@@ -19,7 +19,7 @@ pub(super) fn info(
     files: &ModelFiles,
     engine: &'static str,
     (device, dtype): (&Device, DType),
-    max_parallel: usize,
+    (max_parallel, look_ahead): (usize, usize),
 ) -> Result<EngineInfo, EngineError> {
     let checkpoint = read_json(&files.directory.join("config.json"))?;
     let text = if checkpoint["text_config"].is_object() { &checkpoint["text_config"] } else { &checkpoint };
@@ -40,6 +40,7 @@ pub(super) fn info(
         dtype: dtype.as_str().into(),
         max_len: if config.max_len == 0 { own_max_len } else { config.max_len },
         max_parallel,
+        look_ahead,
         images: checkpoint["vision_config"].is_object(),
         image_tokens: image_tokens(files),
         tools: chat_template(files).contains("tools"),

@@ -58,8 +58,8 @@ pub trait Generation: Send + Sync + 'static {
     /// False while the engine behind it is being rebuilt after it died.
     fn is_ready(&self) -> bool;
 
-    /// Starts an answer. The caller sees to it that at most [`EngineInfo::max_parallel`] are inside the engine, which
-    /// `place` stands for. Dropping the stream ends the generation at its next step.
+    /// Starts an answer. The caller sees to it that at most [`EngineInfo::max_parallel`] and [`EngineInfo::look_ahead`]
+    /// together are inside the engine, which `place` stands for. Dropping the stream ends the generation at its next step.
     ///
     /// # Errors
     /// The engine is being rebuilt, or the request cannot be answered by this model.
@@ -87,6 +87,9 @@ pub struct EngineInfo {
     pub max_len: usize,
     /// Sequences that may be inside the engine at once.
     pub max_parallel: usize,
+    /// Live requests that may be handed over beyond those: they are made ready and wait inside for their turn, so that
+    /// the engine does not idle between two.
+    pub look_ahead: usize,
     /// Whether images can be part of a message.
     pub images: bool,
     /// Fewest tokens that an image takes in the prompt; 0 if that is not known.

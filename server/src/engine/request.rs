@@ -173,6 +173,7 @@ pub struct EventSender {
 struct Shared {
     queue: Mutex<Queue>,
     reader: AtomicWaker,
+    writer: AtomicWaker,
     patient: AtomicBool,
     cancelled: AtomicBool,
 }
@@ -226,6 +227,7 @@ impl TokenStream {
 impl Drop for TokenStream {
     fn drop(&mut self) {
         self.shared.cancelled.store(true, Ordering::Relaxed);
+        self.shared.writer.wake();
     }
 }
 
@@ -237,6 +239,15 @@ impl EventSender {
         if wakes {
             self.shared.reader.wake();
         }
+    }
+
+    /// Ready once the stream is dropped. Only the last of several such futures is woken.
+    pub fn cancelled(&self) -> impl Future<Output = ()> + Send + 'static {
+        let shared = self.shared.clone();
+        poll_fn(move |cx| {
+            shared.writer.register(cx.waker());
+            if shared.cancelled.load(Ordering::Relaxed) { Poll::Ready(()) } else { Poll::Pending }
+        })
     }
 
     /// Whether the stream was dropped: nobody wants the rest of the answer. Engines look at it between steps.

@@ -11,6 +11,9 @@ use tracing::{info, warn};
 
 use super::EngineError;
 
+/// The model inside the binary, as `model.source` names it.
+pub const BUILTIN: &str = "builtin";
+
 /// A checkpoint in a directory that an engine can load. Keep it: a prepared directory goes when this does.
 #[derive(Debug)]
 pub struct ModelFiles {
@@ -27,7 +30,7 @@ impl ModelFiles {
     /// # Errors
     /// There is no such model, or it cannot be downloaded and is not in the cache.
     pub async fn open(source: &str, revision: &str) -> Result<Self, EngineError> {
-        if source == "builtin" {
+        if source == BUILTIN {
             return Self::builtin();
         }
         let path = Path::new(source);
@@ -52,7 +55,7 @@ impl ModelFiles {
     fn builtin() -> Result<Self, EngineError> {
         let prepared = prepared_directory()?;
         shipped::write(prepared.path()).map_err(|error| EngineError::Load(error.to_string()))?;
-        Ok(Self { directory: prepared.path().to_owned(), source: "builtin".into(), _prepared: Some(prepared) })
+        Ok(Self { directory: prepared.path().to_owned(), source: BUILTIN.into(), _prepared: Some(prepared) })
     }
 
     /// `model_type` of config.json; empty if there is none.

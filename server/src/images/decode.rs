@@ -7,8 +7,8 @@ use image::codecs::gif::GifDecoder;
 use image::codecs::jpeg::JpegDecoder;
 use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
-use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageResult, Limits, Rgb, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageResult, Limits};
+use reground_learner::images::upright;
 
 use super::error::ImageError;
 use super::format::Format;
@@ -71,20 +71,14 @@ impl Header {
         memory(self.pixels(), self.bytes)
     }
 
-    /// Decodes the image that this is the header of. What is transparent becomes white, as in the image processors of the
-    /// models; 16 bits become 8 by scaling; the orientation that a camera noted is applied. Colour profiles are not.
+    /// Decodes the image that this is the header of, as [`upright`] says.
     pub(super) fn decode(&self, bytes: &[u8]) -> Result<DynamicImage, ImageError> {
         let failed = |error| match error {
             image::ImageError::Limits(_) => ImageError::TooMuchMemory { width: self.width, height: self.height },
             error => refused(self.format, &error),
         };
-        let mut decoder = open(bytes, self.format, self.memory()).map_err(failed)?;
-        // An image with broken metadata is still an image.
-        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-        let decoded = DynamicImage::from_decoder(decoder).map_err(failed)?;
-        let mut image = DynamicImage::ImageRgb8(opaque(decoded));
-        image.apply_orientation(orientation);
-        Ok(image)
+        let decoder = open(bytes, self.format, self.memory()).map_err(failed)?;
+        Ok(DynamicImage::ImageRgb8(upright(decoder).map_err(failed)?))
     }
 }
 
@@ -147,28 +141,6 @@ fn refused(format: Format, error: &image::ImageError) -> ImageError {
         }
         error => ImageError::undecodable(format, error.to_string()),
     }
-}
-
-/// RGB over white.
-fn opaque(image: DynamicImage) -> RgbImage {
-    if !image.color().has_alpha() {
-        return image.into_rgb8();
-    }
-    let image = image.into_rgba8();
-    let (width, height) = image.dimensions();
-    let mut opaque = RgbImage::new(width, height);
-    for (to, from) in opaque.pixels_mut().zip(image.pixels()) {
-        let [red, green, blue, alpha] = from.0;
-        *to = Rgb([red, green, blue].map(|colour| over_white(colour, alpha)));
-    }
-    opaque
-}
-
-/// `colour · alpha + 255 · (1 - alpha)`, rounded, in 255ths.
-fn over_white(colour: u8, alpha: u8) -> u8 {
-    let (colour, alpha) = (u32::from(colour), u32::from(alpha));
-    let sum = colour * alpha + 255 * (255 - alpha);
-    u8::try_from((sum + 127) / 255).unwrap_or(u8::MAX)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::super::fixtures;
 use super::*;
-use image::{GrayAlphaImage, GrayImage, ImageBuffer, ImageFormat, Luma, LumaA, Rgba, RgbaImage};
+use image::{GrayAlphaImage, GrayImage, ImageBuffer, ImageFormat, Luma, LumaA, Rgb, RgbImage, Rgba, RgbaImage};
 
 fn decode(bytes: &[u8]) -> Result<RgbImage, ImageError> {
     let header = Header::read(bytes, &ImagesConfig::default())?;
@@ -228,12 +228,5 @@ fn no_part_of_an_image_is_an_image() {
                 bytes.len()
             );
         }
-    }
-}
-
-#[test]
-fn white_shines_through() {
-    for (colour, alpha, expected) in [(0, 0, 255), (0, 255, 0), (255, 9, 255), (0, 51, 204)] {
-        assert_eq!(over_white(colour, alpha), expected);
     }
 }

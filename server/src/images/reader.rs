@@ -100,6 +100,15 @@ impl ImageReader {
         stream::iter(reads).buffered(AT_ONCE).try_collect().await
     }
 
+    /// Decodes an image that was read and stored before: the same pixels again.
+    ///
+    /// # Errors
+    /// See [`ImageError`]; the file is damaged, or the limits were lowered since.
+    pub async fn stored(&self, bytes: Vec<u8>) -> Result<DynamicImage, ImageError> {
+        let decoded = self.decoders.decode(bytes.into(), None, &Budget::new(&self.config)).await?;
+        Ok(decoded.image)
+    }
+
     async fn read_within(&self, budget: &Budget, url: &str) -> Result<ReadImage, ImageError> {
         let url = url.trim_ascii();
         let (bytes, declared) = if DataUrl::is(url) {

@@ -61,8 +61,7 @@ impl Generations {
     /// The engine cannot load it.
     pub async fn start(engine: Arc<dyn Engine>, admission: AdmissionConfig) -> Result<Self, EngineError> {
         let base = engine.load(GenerationId::base(), None).await?;
-        let lease =
-            Lease { generation: base, admission: Arc::new(Admission::new(&admission, engine.info().max_parallel)) };
+        let lease = Lease { generation: base, admission: in_front_of(engine.info(), &admission) };
         let loaded = Loaded { route: Route::default(), slots: BTreeMap::from([(GenerationId::base(), lease)]) };
         Ok(Self { engine, admission, loaded: RwLock::new(loaded), change: tokio::sync::Mutex::new(()) })
     }
@@ -135,7 +134,7 @@ impl Generations {
             return Err(LoadError::Exists(id));
         }
         let generation = self.engine.load(id.clone(), Some(adapter)).await?;
-        let admission = Arc::new(Admission::new(&self.admission, self.info().max_parallel));
+        let admission = in_front_of(self.info(), &self.admission);
         let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
         loaded.slots.insert(id, Lease { generation, admission });
         Ok(())
@@ -153,4 +152,9 @@ impl Generations {
         }
         loaded.slots.remove(id).map(drop).ok_or_else(|| LoadError::Unknown(id.clone()))
     }
+}
+
+/// The queue in front of one more generation.
+fn in_front_of(engine: &EngineInfo, config: &AdmissionConfig) -> Arc<Admission> {
+    Arc::new(Admission::new(config, engine.max_parallel, engine.look_ahead))
 }

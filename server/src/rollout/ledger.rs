@@ -1,18 +1,21 @@
-//! The route and its history on disk: what was acknowledged is there after a crash.
+//! The route and its history in the store: what was acknowledged is there after a crash.
 
-use std::io::{self, BufRead, Write};
-use std::path::{Path, PathBuf};
+use reground_learner::store::rows::{self, Audit, RolloutState};
+use reground_learner::store::{Query, Store, StoreError};
+use serde_json::Value;
 
-use reground_learner::bpo::files;
-use serde::{Deserialize, Serialize};
+use super::route::{Canary, Route};
 
-use super::route::Route;
+/// What the audit calls a change of the route, before the name of the change.
+const ACTION: &str = "rollout.";
+/// Rows of the audit that are read at once while changes of the route are looked for.
+const PAGE: usize = 256;
 
 /// One change of the route.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Seconds since 1970.
-    pub at: u64,
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
     /// The name of the key that asked for it, or `reground`.
     pub by: String,
     /// `activate`, `canary`, `rollback`, `fallback`.
@@ -23,98 +26,84 @@ pub struct Change {
     pub after: Route,
 }
 
-/// `rollout.json`, the route; `rollout.log`, every change, one JSON object a line.
-pub(super) struct Ledger {
-    directory: PathBuf,
+/// The route that was live when the server stopped; `None` if none was ever changed.
+pub(super) fn route(store: &Store) -> Result<Option<Route>, StoreError> {
+    Ok(store.get::<RolloutState>(RolloutState::ID)?.map(Route::from))
 }
 
-impl Ledger {
-    pub(super) fn new(directory: PathBuf) -> Self {
-        Self { directory }
-    }
+/// Writes a change and its audit, both at once; it survives a power cut once this returns.
+pub(super) fn write(store: &Store, what: &str, by: &str, after: &Route) -> Result<(), StoreError> {
+    let change = |state: &mut RolloutState| {
+        state.live = after.live.to_string();
+        state.previous = after.previous.as_ref().map(ToString::to_string);
+        state.canary = after
+            .canary
+            .as_ref()
+            .map(|canary| rows::Canary { adapter: canary.generation.to_string(), percent: canary.percent });
+        Ok(())
+    };
+    store.change_rollout(None, by, what, change).map(drop)
+}
 
-    /// The route that was live when the server stopped; `None` if none was ever changed.
-    pub(super) fn route(&self) -> io::Result<Option<Route>> {
-        match fs_err::read(self.directory.join("rollout.json")) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+/// The last changes, newest first.
+pub(super) fn changes(store: &Store, most: usize) -> Result<Vec<Change>, StoreError> {
+    let mut query = Query { limit: PAGE, newest_first: true, ..Query::default() };
+    let mut changes = Vec::new();
+    loop {
+        let page = store.list::<Audit>(&query)?;
+        query.after = page.rows.last().map(|row| row.id.clone());
+        changes.extend(page.rows.into_iter().filter_map(Change::of));
+        if changes.len() >= most || !page.more {
+            changes.truncate(most);
+            return Ok(changes);
         }
     }
+}
 
-    /// Writes a change; it survives a power cut once this returns. The log is written first: a crash between the two leaves
-    /// a line for a change that did not happen, never a change without a line.
-    pub(super) fn write(&self, change: &Change) -> io::Result<()> {
-        fs_err::create_dir_all(&self.directory)?;
-        let path = self.log();
-        let mut log = fs_err::OpenOptions::new().create(true).append(true).open(&path)?;
-        let mut line = serde_json::to_vec(change)?;
-        line.push(b'\n');
-        log.write_all(&line)?;
-        log.sync_data()?;
-        files::write_atomic(&self.directory.join("rollout.json"), |file| {
-            serde_json::to_writer_pretty(file, &change.after).map_err(io::Error::other)
-        })
+impl Change {
+    /// `None` for an audit of something else.
+    fn of(audit: Audit) -> Option<Self> {
+        let what = audit.action.strip_prefix(ACTION)?.to_owned();
+        let route = |state: Value| serde_json::from_value::<RolloutState>(state).map(Route::from).ok();
+        Some(Self { at_ms: audit.at_ms, by: audit.who, what, before: route(audit.before)?, after: route(audit.after)? })
     }
+}
 
-    /// The last changes, newest first. A line that a crash cut short is left out.
-    pub(super) fn changes(&self, most: usize) -> io::Result<Vec<Change>> {
-        let log = match fs_err::File::open(self.log()) {
-            Ok(log) => log,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        };
-        let mut changes = Vec::new();
-        for line in io::BufReader::new(log).lines() {
-            changes.extend(serde_json::from_str(&line?).ok());
+impl From<RolloutState> for Route {
+    fn from(state: RolloutState) -> Self {
+        let canary =
+            |canary: rows::Canary| Canary { generation: canary.adapter.as_str().into(), percent: canary.percent };
+        Self {
+            live: state.live.as_str().into(),
+            previous: state.previous.as_deref().map(Into::into),
+            canary: state.canary.map(canary),
         }
-        changes.reverse();
-        changes.truncate(most);
-        Ok(changes)
-    }
-
-    fn log(&self) -> PathBuf {
-        self.directory.join("rollout.log")
-    }
-
-    /// Where the ledger is.
-    pub(super) fn directory(&self) -> &Path {
-        &self.directory
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use reground_learner::store::Options;
 
-    fn change(live: &str, before: Route) -> Change {
-        let after = Route { live: live.into(), previous: Some(before.live.clone()), canary: None };
-        Change { at: 1, by: "test".into(), what: "activate".into(), before, after }
-    }
+    use super::*;
 
     #[test]
     fn what_was_written_is_read_again_newest_first() {
         let place = tempfile::tempdir().unwrap();
-        let ledger = Ledger::new(place.path().join("data"));
-        assert_eq!(ledger.route().unwrap(), None);
-        assert_eq!(ledger.changes(5).unwrap(), []);
-        let first = change("ad-1", Route::default());
-        let second = change("ad-2", first.after.clone());
-        ledger.write(&first).unwrap();
-        ledger.write(&second).unwrap();
-        assert_eq!(ledger.route().unwrap(), Some(second.after.clone()));
-        assert_eq!(ledger.changes(5).unwrap(), [second.clone(), first]);
-        assert_eq!(ledger.changes(1).unwrap(), [second]);
-    }
-
-    #[test]
-    fn a_line_that_was_cut_short_costs_only_itself() {
-        let place = tempfile::tempdir().unwrap();
-        let ledger = Ledger::new(place.path().to_owned());
-        let first = change("ad-1", Route::default());
-        ledger.write(&first).unwrap();
-        let mut log = fs_err::OpenOptions::new().append(true).open(place.path().join("rollout.log")).unwrap();
-        log.write_all(b"{\"at\": 2, \"by\": ").unwrap();
-        assert_eq!(ledger.changes(5).unwrap(), [first]);
+        let store = Store::open(place.path(), Options::default()).unwrap();
+        assert_eq!(route(&store).unwrap(), None);
+        assert_eq!(changes(&store, 5).unwrap(), []);
+        let canary = Some(Canary { generation: "ad-2".into(), percent: 7 });
+        let first = Route { live: "ad-1".into(), previous: Some("base".into()), canary };
+        let second = Route { live: "ad-2".into(), previous: Some("ad-1".into()), canary: None };
+        write(&store, "canary", "ann", &first).unwrap();
+        write(&store, "activate", "bob", &second).unwrap();
+        assert_eq!(route(&store).unwrap(), Some(second.clone()));
+        let seen = changes(&store, 5).unwrap();
+        let told: Vec<_> = seen.iter().map(|change| (change.what.as_str(), change.by.as_str())).collect();
+        assert_eq!(told, [("activate", "bob"), ("canary", "ann")]);
+        assert_eq!((&seen[0].before, &seen[0].after), (&first, &second));
+        assert_eq!((&seen[1].before, &seen[1].after), (&Route::default(), &first));
+        assert_eq!(changes(&store, 1).unwrap(), [seen[0].clone()]);
     }
 }

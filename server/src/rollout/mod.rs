@@ -4,7 +4,7 @@
 //! - [`Generations`]: what is loaded, and the route through it; [`Lease`] pins one for the length of an answer.
 //! - [`Route`]: live, previous and canary; [`Sticky`] keeps a caller with one generation.
 //! - [`Rollout`]: every change of the route, in one place: checked, written down, then switched.
-//! - `library`: the adapters on disk. `ledger`: the route and its history on disk. `probe`: does an adapter change anything?
+//! - `library`: the adapters on disk. `ledger`: the route and its history in the store. `probe`: does an adapter change anything?
 
 mod generations;
 mod ledger;

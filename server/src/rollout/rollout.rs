@@ -1,14 +1,15 @@
 //! Every change of the route: checked, written down, then switched.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use reground_learner::store::{Store, StoreError};
 use thiserror::Error;
 use tracing::{error, info, warn};
 
 use super::generations::{Generations, LoadError};
-use super::ledger::{Change, Ledger};
+use super::ledger::{self, Change};
 use super::library::{Library, LibraryError, Manifest, Origin};
 use super::probe::{self, ProbeError};
 use super::route::{Canary, Route};
@@ -51,26 +52,26 @@ pub enum RolloutError {
     Probe(#[from] ProbeError),
     /// The change could not be made durable.
     #[error("the change could not be written down, so it was not made: {0}")]
-    Ledger(io::Error),
+    Ledger(StoreError),
 }
 
 /// Puts adapters before callers and takes them back.
 pub struct Rollout {
     generations: Arc<Generations>,
     library: Arc<Library>,
-    ledger: Arc<Ledger>,
+    store: Arc<Store>,
     /// One change at a time: what a change was checked against holds until it is made. But for the start, never held while a model loads.
     change: tokio::sync::Mutex<()>,
 }
 
 impl Rollout {
-    /// Works on what is loaded and on a data directory, which is made when it is first needed.
+    /// Works on what is loaded and on what is kept.
     #[must_use]
-    pub fn new(generations: Arc<Generations>, data: &Path) -> Self {
+    pub fn new(generations: Arc<Generations>, store: Arc<Store>) -> Self {
         Self {
             generations,
-            library: Arc::new(Library::new(data.join("adapters"))),
-            ledger: Arc::new(Ledger::new(data.to_owned())),
+            library: Arc::new(Library::new(store.directory().join("adapters"))),
+            store,
             change: tokio::sync::Mutex::new(()),
         }
     }
@@ -85,10 +86,10 @@ impl Rollout {
     /// to the base, loudly.
     ///
     /// # Errors
-    /// The ledger cannot be read or written.
+    /// The store cannot be read or written.
     pub async fn restore(&self) -> Result<(), RolloutError> {
         let _one_at_a_time = self.change.lock().await;
-        let Some(written) = blocking(&self.ledger, |ledger| ledger.route()).await.map_err(RolloutError::Ledger)? else {
+        let Some(written) = self.stored(ledger::route).await? else {
             return Ok(());
         };
         let mut route = written.clone();
@@ -133,6 +134,15 @@ impl Rollout {
     pub async fn adapter(&self, id: &str) -> Result<Manifest, RolloutError> {
         let id = id.to_owned();
         Ok(blocking(&self.library, move |library| library.get(&id)).await?)
+    }
+
+    /// The directory of an adapter whose files are those that were taken in.
+    ///
+    /// # Errors
+    /// There is none of the id, or its files were changed.
+    pub async fn verified(&self, id: &str) -> Result<PathBuf, RolloutError> {
+        let id = id.to_owned();
+        Ok(blocking(&self.library, move |library| library.verified(&id)).await?)
     }
 
     /// Takes in the PEFT adapter in a directory. Traffic does not change, and nothing is loaded yet.
@@ -219,15 +229,9 @@ impl Rollout {
     /// The last changes of the route, newest first.
     ///
     /// # Errors
-    /// The file system failed.
+    /// The store failed.
     pub async fn changes(&self, most: usize) -> Result<Vec<Change>, RolloutError> {
-        blocking(&self.ledger, move |ledger| ledger.changes(most)).await.map_err(RolloutError::Ledger)
-    }
-
-    /// Where everything is kept.
-    #[must_use]
-    pub fn directory(&self) -> &Path {
-        self.ledger.directory()
+        self.stored(move |store| ledger::changes(store, most)).await
     }
 
     fn expect(&self, expected: Option<&GenerationId>) -> Result<Route, RolloutError> {
@@ -285,16 +289,21 @@ impl Rollout {
 
     /// Writes a change down, switches, and unloads what the route no longer needs.
     async fn make(&self, what: &str, by: &str, before: Route, after: Route) -> Result<Route, RolloutError> {
-        let at = crate::api::unix_seconds();
-        let change =
-            Change { at, by: by.to_owned(), what: what.to_owned(), before: before.clone(), after: after.clone() };
-        blocking(&self.ledger, move |ledger| ledger.write(&change)).await.map_err(RolloutError::Ledger)?;
+        let (told, asked_by, written) = (what.to_owned(), by.to_owned(), after.clone());
+        self.stored(move |store| ledger::write(store, &told, &asked_by, &written)).await?;
         self.generations.set_route(after.clone())?;
         info!(what, by, live = %after.live, before = %before.live, "The route changed.");
         for gone in before.generations().filter(|id| !after.uses(id)) {
             self.unload(gone).await;
         }
         Ok(after)
+    }
+
+    async fn stored<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, RolloutError> {
+        blocking(&self.store, work).await.map_err(RolloutError::Ledger)
     }
 
     async fn unload(&self, id: &GenerationId) {
@@ -325,6 +334,9 @@ where
 mod tests {
     use std::sync::atomic::Ordering;
 
+    use std::path::Path;
+
+    use reground_learner::store::Options;
     use tempfile::TempDir;
 
     use super::*;
@@ -343,7 +355,8 @@ mod tests {
         let engine = Echo::new(false);
         let watch = engine.watch.clone();
         let generations = Generations::start(Arc::new(engine), AdmissionConfig::default()).await.unwrap();
-        (Rollout::new(Arc::new(generations), data), watch)
+        let store = Store::open(data, Options::default()).unwrap();
+        (Rollout::new(Arc::new(generations), Arc::new(store)), watch)
     }
 
     async fn place() -> Place {
@@ -432,21 +445,26 @@ mod tests {
         let (first, second) = (place.import().await, place.import().await);
         place.rollout.activate(&first, None, "test").await.unwrap();
         place.rollout.activate(&second, None, "test").await.unwrap();
+        let route = place.rollout.route();
+        let data = place.data;
+        drop(place.rollout);
 
-        let (again, _) = rollout(place.data.path()).await;
+        let (again, _) = rollout(data.path()).await;
         again.restore().await.unwrap();
-        assert_eq!(again.route(), place.rollout.route());
+        assert_eq!(again.route(), route);
+        drop(again);
 
         let weights =
-            |id: &GenerationId| place.data.path().join("adapters").join(id.as_str()).join("adapter_model.safetensors");
+            |id: &GenerationId| data.path().join("adapters").join(id.as_str()).join("adapter_model.safetensors");
         fs_err::write(weights(&second), b"broken").unwrap();
-        let (again, _) = rollout(place.data.path()).await;
+        let (again, _) = rollout(data.path()).await;
         again.restore().await.unwrap();
         assert_eq!(again.route().live, first);
         assert_eq!(again.changes(1).await.unwrap()[0].what, "fallback");
+        drop(again);
 
         fs_err::write(weights(&first), b"broken").unwrap();
-        let (again, _) = rollout(place.data.path()).await;
+        let (again, _) = rollout(data.path()).await;
         again.restore().await.unwrap();
         assert_eq!(again.route(), Route::default());
     }
@@ -455,8 +473,7 @@ mod tests {
     async fn a_change_that_cannot_be_written_is_not_made() {
         let place = place().await;
         let first = place.import().await;
-        // A directory in the log's place fails for root, too.
-        fs_err::create_dir(place.data.path().join("rollout.log")).unwrap();
+        place.rollout.store.keep_free(u64::MAX);
         let error = place.rollout.activate(&first, None, "test").await.unwrap_err();
         assert!(matches!(error, RolloutError::Ledger(_)), "{error}");
         assert_eq!(place.rollout.route(), Route::default());

@@ -6,27 +6,35 @@ use std::time::Duration;
 
 use actix_web::{App as ActixApp, HttpServer, web};
 use anyhow::Context;
+use reground_learner::bpo::launch::POCKET;
 use reground_learner::model::Model;
+use reground_learner::store::{Options, Store};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::answer::Answerer;
+use crate::answer::{Answerer, BackgroundGenerator};
 use crate::api;
+use crate::bootstrapper::{Bootstrapper, Models};
 use crate::config::{Config, EngineKind, Isq};
 use crate::engine::Engine;
 use crate::engine::native::NativeEngine;
-use crate::engine::source::ModelFiles;
+use crate::engine::source::{BUILTIN, ModelFiles};
 use crate::images::ImageReader;
+use crate::recorder::Recorder;
 use crate::rollout::Generations;
+use crate::runs::{Base, Program, Runs};
 
 /// How long an idle connection stays open: longer than load balancers keep theirs, so that they close first.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
-/// A server that runs. Dropping it does not stop it; [`Running::stop`] does.
+/// A server that runs. Dropping it ends the making of pairs and nothing else; [`Running::stop`] stops it.
 pub struct Running {
     address: SocketAddr,
     generations: Arc<Generations>,
+    recorder: Arc<Recorder>,
+    bootstrapper: Bootstrapper,
+    runs: Arc<Runs>,
     handle: actix_web::dev::ServerHandle,
     /// Cancelled when no new request is taken any more.
     stopping: CancellationToken,
@@ -49,6 +57,12 @@ impl Running {
         &self.generations
     }
 
+    /// What it writes down, and where.
+    #[must_use]
+    pub fn recorder(&self) -> &Arc<Recorder> {
+        &self.recorder
+    }
+
     /// Takes no new connections, lets open answers finish until the deadline, then ends them with a proper last event.
     ///
     /// # Errors
@@ -56,6 +70,8 @@ impl Running {
     pub async fn stop(self) -> anyhow::Result<()> {
         info!("Stopping: open answers get {} s.", self.deadline.as_secs());
         self.stopping.cancel();
+        let (runs, bootstrapper) = (self.runs.clone(), self.bootstrapper);
+        let saved = tokio::spawn(async move { tokio::join!(runs.stop(), bootstrapper.stop()) });
         let closing = self.closing.clone();
         let deadline = self.deadline;
         let stopping = self.handle.stop(true);
@@ -68,7 +84,11 @@ impl Running {
             () = stopping => {}
             () = watchdog => {}
         }
-        self.server.await.context("the server panicked")?.context("the server failed")
+        let served = self.server.await.context("the server panicked")?.context("the server failed");
+        saved.await.context("the runs panicked")?;
+        let recorder = self.recorder;
+        tokio::task::spawn_blocking(move || recorder.close()).await.context("the recorder panicked")?;
+        served
     }
 
     /// Waits until SIGTERM or Ctrl-C, then stops.
@@ -91,14 +111,23 @@ impl Running {
 /// # Errors
 /// The model cannot be loaded, a key cannot be read, or the address cannot be bound.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
+    let recorder = recorder(&config).await?;
     let files = ModelFiles::open(&config.model.source, &config.model.revision).await?;
+    let base = base(&files)?;
     let engine = engine(&config, files)?;
     let generations = Arc::new(Generations::start(engine, config.admission.clone()).await?);
     let (stopping, closing) = (CancellationToken::new(), CancellationToken::new());
     let answerer = Arc::new(Answerer::new(generations.clone(), closing.clone()));
     let images = Arc::new(ImageReader::new(&config.images));
-    let app = web::Data::new(api::App::new(&config, generations.clone(), answerer, images, stopping.clone())?);
+    let app =
+        api::App::new(&config, generations.clone(), answerer, images.clone(), recorder.clone(), stopping.clone())?;
     app.rollout.restore().await?;
+    let store = recorder.store().clone();
+    let served = Arc::new(BackgroundGenerator::new(generations.clone()));
+    let models = Models::new(served, config.model.source == "builtin", &config.bootstrap)?;
+    let bootstrapper = Bootstrapper::start(store.clone(), models, images, &config.bootstrap);
+    let runs = Arc::new(Runs::start(store, app.rollout.clone(), &config, base, Program::this()?));
+    let app = web::Data::new(app.with_runs(runs.clone()));
 
     let server = HttpServer::new(move || ActixApp::new().configure(api::configure(app.clone())))
         .disable_signals()
@@ -113,12 +142,37 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     Ok(Running {
         address,
         generations,
+        recorder,
+        bootstrapper,
+        runs,
         handle: server.handle(),
         stopping,
         closing,
         deadline: Duration::from_secs(config.server.shutdown_deadline_s),
         server: tokio::spawn(server),
     })
+}
+
+/// Opens the store before anything large is loaded: a directory in use is found at once.
+async fn recorder(config: &Config) -> anyhow::Result<Arc<Recorder>> {
+    let options = Options { min_free_bytes: config.data.min_free_bytes, ..Options::default() };
+    let directory = config.data.dir.clone();
+    let store = tokio::task::spawn_blocking(move || Store::open(directory, options))
+        .await
+        .context("the thread that opened the store is gone")?
+        .context("`data.dir` names the directory")?;
+    let digest = blake3::hash(config.to_toml()?.as_bytes()).to_hex().to_string();
+    Recorder::start(Arc::new(store), &config.record, digest)
+}
+
+/// What runs train: the model that is served.
+fn base(files: &ModelFiles) -> anyhow::Result<Base> {
+    let checkpoint = if files.source == BUILTIN {
+        POCKET.to_owned()
+    } else {
+        files.directory.to_str().context("the model's directory has a name that is no UTF-8")?.to_owned()
+    };
+    Ok(Base { checkpoint, source: files.source.clone() })
 }
 
 fn engine(config: &Config, files: ModelFiles) -> anyhow::Result<Arc<dyn Engine>> {

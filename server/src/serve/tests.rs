@@ -18,6 +18,8 @@ const ENGINES: [EngineKind; 2] = [EngineKind::Native, EngineKind::Mistralrs];
 async fn running(engine: EngineKind) -> Running {
     let mut config = Config::default();
     config.server.port = 0;
+    // Never removed by hand: the store is in it until the process ends.
+    config.data.dir = tempfile::tempdir().unwrap().keep();
     config.model.engine = engine;
     config.model.max_parallel = 1;
     // It has random weights, so its answers are long: the pocket's end.

@@ -219,7 +219,7 @@ fn not_supported() -> Vec<Case> {
         refused.iter().map(|(name, value)| set(name, value).wrong(PARAMETER, name, &[name, "not supported"])).collect();
     cases.push(set("modalities", &json!(["audio"])).wrong(UNSUPPORTED, "modalities", &["text"]));
     cases.push(set("service_tier", &json!("flex")).wrong(UNSUPPORTED, "service_tier", &["auto"]));
-    cases.push(set("store", &json!("yes")).wrong(UNSUPPORTED, "store", &["store"]));
+    cases.push(set("store", &json!("yes")).wrong("invalid_type", "store", &["true or false"]));
     cases
 }
 

@@ -178,6 +178,9 @@ pub struct DataSection {
     pub blobs: PathBuf,
     /// Share of the images whose pairs are held out for evaluation, 0 ≤ share < 1. Default 0.05.
     pub held_out: f64,
+    /// Decides which images. A run that continues another's adapter must keep it: else what it holds out was trained on
+    /// before. Default 0.
+    pub held_out_seed: u64,
     /// Longest prompt, tokens, image tokens included; longer pairs are dropped. Default 8192.
     pub max_prompt_tokens: usize,
     /// Longest answer, tokens; pairs with a longer one are dropped. Default 1024.
@@ -200,6 +203,7 @@ impl Default for DataSection {
             digest: String::new(),
             blobs: PathBuf::from("../../blobs"),
             held_out: 0.05,
+            held_out_seed: 0,
             max_prompt_tokens: 8192,
             max_answer_tokens: 1024,
             on_error: OnError::Skip,

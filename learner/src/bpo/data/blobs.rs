@@ -49,6 +49,60 @@ impl BlobDir {
         self.path(digest).is_ok_and(|path| path.exists())
     }
 
+    /// Where a blob is, if it is there.
+    ///
+    /// # Errors
+    /// `InvalidInput` for what is no digest.
+    pub fn path(&self, digest: &str) -> io::Result<PathBuf> {
+        if !is_digest(digest) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{digest:?} is no BLAKE3 digest")));
+        }
+        Ok(self.root.join(&digest[..2]).join(digest))
+    }
+
+    /// Takes a file in under its digest, without reading it into memory. The file is gone afterwards. It must be on the same
+    /// file system, and nobody may write to it any more.
+    ///
+    /// # Errors
+    /// Any failure of the file system.
+    pub fn adopt(&self, file: &Path) -> io::Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        let opened = fs::File::open(file)?;
+        hasher.update_reader(&opened)?;
+        opened.sync_all()?;
+        let digest = hasher.finalize().to_hex().to_string();
+        let path = self.path(&digest)?;
+        self.shelf(&path)?;
+        fs::rename(file, &path)?;
+        files::sync_parent(&path)?;
+        Ok(digest)
+    }
+
+    /// Has a blob of another directory here, too, under a second name for the same bytes where the file system knows such.
+    ///
+    /// # Errors
+    /// `NotFound`, or any failure of the file system.
+    pub fn link(&self, from: &Self, digest: &str) -> io::Result<()> {
+        let path = self.path(digest)?;
+        if path.exists() {
+            return Ok(());
+        }
+        self.shelf(&path)?;
+        match fs::hard_link(from.path(digest)?, &path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
+            Err(_) => self.put(&from.get(digest)?).map(drop),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn shelf(&self, path: &Path) -> io::Result<()> {
+        if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
+            fs::create_dir_all(parent)?;
+            files::sync_parent(parent)?;
+        }
+        Ok(())
+    }
+
     /// Removes a blob, if it is there.
     ///
     /// # Errors
@@ -84,13 +138,6 @@ impl BlobDir {
         }
         Ok(found)
     }
-
-    fn path(&self, digest: &str) -> io::Result<PathBuf> {
-        if !is_digest(digest) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{digest:?} is no BLAKE3 digest")));
-        }
-        Ok(self.root.join(&digest[..2]).join(digest))
-    }
 }
 
 impl Blobs for BlobDir {
@@ -99,10 +146,7 @@ impl Blobs for BlobDir {
         let path = self.path(&digest)?;
         // A blob is renamed into place, so one that is there is whole.
         if !path.exists() {
-            if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
-                fs::create_dir_all(parent)?;
-                files::sync_parent(parent)?;
-            }
+            self.shelf(&path)?;
             files::write_atomic(&path, |file| file.write_all(bytes))?;
         }
         Ok(digest)
@@ -121,6 +165,22 @@ impl Blobs for BlobDir {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_are_adopted_and_linked() {
+        let dir = tempfile::tempdir().unwrap();
+        let (blobs, other) = (BlobDir::new(dir.path().join("a")), BlobDir::new(dir.path().join("b")));
+        for _ in 0..2 {
+            let file = dir.path().join("file");
+            fs::write(&file, b"bytes").unwrap();
+            let digest = blobs.adopt(&file).unwrap();
+            assert_eq!((blobs.get(&digest).unwrap(), file.exists()), (b"bytes".to_vec(), false));
+            other.link(&blobs, &digest).unwrap();
+            blobs.remove(&digest).unwrap();
+            assert_eq!(other.get(&digest).unwrap(), b"bytes", "a link outlives the first name");
+            assert_eq!(other.link(&blobs, &"0".repeat(64)).unwrap_err().kind(), io::ErrorKind::NotFound);
+        }
+    }
 
     #[test]
     fn once_by_content_and_damage_is_seen() {

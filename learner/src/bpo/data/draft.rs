@@ -58,8 +58,12 @@ fn check_answer(which: &'static str, answer: &str, options: &ReadOptions) -> Res
     refuse_placeholder(&format!("the {which} answer"), answer)
 }
 
-/// System first, then user and assistant by turns, the user last.
-fn check_turns(conversation: &[Message]) -> Result<(), Fault> {
+/// Checks that a conversation is one that templates can write: system first, then user and assistant by turns, the user
+/// last and with something to say.
+///
+/// # Errors
+/// The first message that is out of place.
+pub fn check_turns(conversation: &[Message]) -> Result<(), Fault> {
     let last = conversation.last().ok_or(Fault::NoMessage)?;
     for (at, message) in conversation.iter().enumerate() {
         if message.role == Role::System && at > 0 {

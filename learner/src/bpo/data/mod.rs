@@ -11,7 +11,7 @@
 //! Each is read as JSONL or as one JSON array. Images are data URLs, `blob:<digest>`, or paths under `image_root`.
 //!
 //! # Layout
-//! - `stream`: entries out of bytes · `preference`, `llava`, `bpo`: pairs out of entries · `images`: checked images ·
+//! - `stream`: entries out of bytes · [`preference`], `llava`, `bpo`: pairs out of entries · `images`: checked images ·
 //!   [`blobs`]: where they are kept · `error`: what can be wrong.
 
 pub mod blobs;
@@ -20,7 +20,7 @@ mod draft;
 mod error;
 mod images;
 mod llava;
-mod preference;
+pub mod preference;
 mod stream;
 
 use std::collections::HashSet;
@@ -33,6 +33,7 @@ use serde_json::Value;
 
 use self::blobs::Blobs;
 use self::draft::Draft;
+pub use self::draft::check_turns;
 pub use self::error::{DataError, Fault};
 use self::images::Importer;
 use self::stream::{Entries, Entry, StreamError};

@@ -11,11 +11,30 @@
 //! `content` is a string or a list of parts. A key that is not shown here (tools, function calls) is refused by name.
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::Fault;
 use super::draft::{Draft, refuse_placeholder};
-use crate::bpo::pair::{Message, NegativeKind, Part, Role};
+use crate::bpo::pair::{Message, NegativeKind, Part, PreferencePair, Role};
+
+/// A pair as such a row; `urls` are what its images are called there, in their order. `None` for an annotation, which prefers
+/// nothing to anything. Where the answers come from is not part of the shape.
+pub fn row(pair: &PreferencePair, urls: &[String]) -> Option<Value> {
+    let rejected = pair.rejected.as_ref()?;
+    let part = |part: &Part| match part {
+        Part::Text { text } => json!({"type": "text", "text": text}),
+        Part::Image { index } => json!({"type": "image_url", "image_url": {"url": urls.get(*index)}}),
+    };
+    let messages = pair.conversation.iter().map(|message| {
+        json!({"role": message.role.as_str(), "content": message.content.iter().map(part).collect::<Vec<_>>()})
+    });
+    let answer = |text: &str| json!([{"role": "assistant", "content": text}]);
+    Some(json!({
+        "input": {"messages": messages.collect::<Vec<_>>()},
+        "preferred_output": answer(&pair.chosen),
+        "non_preferred_output": answer(rejected),
+    }))
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -134,4 +153,37 @@ fn answer(field: &'static str, mut messages: Vec<WireMessage>) -> Result<String,
 
 fn wrong(place: &str, what: &str) -> Fault {
     Fault::Content { place: place.to_owned(), what: what.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bpo::pair::{ImageRef, Source};
+
+    #[test]
+    fn a_row_reads_as_the_pair_that_it_was_written_from() {
+        let user = |content| Message { role: Role::User, content };
+        let text = |text: &str| Part::Text { text: text.to_owned() };
+        let pair = PreferencePair {
+            id: "pair-1".to_owned(),
+            images: vec![ImageRef { digest: "0".repeat(64), width: 1, height: 1 }],
+            conversation: vec![
+                Message { role: Role::System, content: vec![text("Be short.")] },
+                user(vec![Part::Image { index: 0 }, text("What is it?")]),
+                Message { role: Role::Assistant, content: vec![text("A hat.")] },
+                user(vec![text("Which colour?")]),
+            ],
+            chosen: "Red.".to_owned(),
+            rejected: Some("Blue.".to_owned()),
+            distortion: None,
+            source: Source::Correction,
+            negative: Some(NegativeKind::Injected),
+        };
+        let url = "data:image/png;base64,AA==".to_owned();
+        let drafts = parse(row(&pair, std::slice::from_ref(&url)).unwrap()).unwrap();
+        let [draft] = &drafts[..] else { panic!("{drafts:?}") };
+        assert_eq!((&draft.images, &draft.conversation), (&vec![url], &pair.conversation));
+        assert_eq!((&draft.chosen, &draft.rejected), (&pair.chosen, &pair.rejected));
+        assert_eq!(row(&PreferencePair { rejected: None, ..pair }, &[]), None);
+    }
 }

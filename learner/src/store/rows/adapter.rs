@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Row, word};
+use crate::gate::GateReport;
 
 /// An adapter. Its files are in `adapters/<id>/`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,7 +26,7 @@ pub struct AdapterRow {
     pub state: AdapterState,
     /// What the gate said; `None` before.
     #[serde(default)]
-    pub gate: Option<GateResult>,
+    pub gate: Option<GateReport>,
 }
 
 /// What may be done with an adapter.
@@ -42,33 +43,6 @@ pub enum AdapterState {
     RolledBack,
     /// Its files are gone.
     Removed,
-}
-
-/// What the gate said.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct GateResult {
-    /// When, milliseconds since 1970.
-    pub at_ms: u64,
-    /// Whether every check passed.
-    pub passed: bool,
-    /// Each check.
-    pub checks: Vec<GateCheck>,
-}
-
-/// One check of the gate.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct GateCheck {
-    /// Its name.
-    pub name: String,
-    /// What was measured; `None` where it could not be measured, which is no pass.
-    pub value: Option<f64>,
-    /// What it was measured against.
-    pub threshold: f64,
-    /// Whether it passed.
-    pub passed: bool,
-    /// A sentence for people.
-    #[serde(default)]
-    pub note: String,
 }
 
 impl Row for AdapterRow {

@@ -15,7 +15,7 @@ pub struct Feedback {
     pub record: String,
     /// Name of the API key.
     pub key: String,
-    /// Whether a correction may be used without review.
+    /// Whether a correction or a positive rating may be used without review.
     pub trusted: bool,
     /// -1 (wrong) to 1 (right).
     #[serde(default)]

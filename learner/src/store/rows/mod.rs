@@ -2,6 +2,7 @@
 
 mod adapter;
 mod audit;
+mod event;
 mod feedback;
 mod file;
 mod pair;
@@ -13,11 +14,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub use adapter::{AdapterRow, AdapterState, GateCheck, GateResult};
+pub use adapter::{AdapterRow, AdapterState};
 pub use audit::Audit;
+pub use event::{EventKind, EventLevel, RunEvent};
 pub use feedback::Feedback;
 pub use file::FileRow;
-pub use pair::{Pair, PairState, Review, Verdict};
+pub use pair::{Instruction, Made, Pair, PairState, Review, Verdict};
 pub use record::{Answer, BootstrapState, Finish, Record, RecordedMessage, Timings};
 pub use rollout::{Canary, RolloutState};
 pub use run::{Run, RunState};
@@ -65,7 +67,7 @@ pub trait Row: Serialize + DeserializeOwned + Clone {
 }
 
 /// The word that serde writes for a value without fields.
-fn word(value: impl Serialize) -> String {
+pub fn word(value: impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(Value::String(word)) => word,
         Ok(other) => other.to_string(),

@@ -18,18 +18,21 @@ pub struct Pair {
     /// The record that it was made of; `None` for imported data.
     #[serde(default)]
     pub record: Option<String>,
-    /// The generation that answered and that gave the negative; `None` for imported data.
+    /// The generation that answered the record; `None` for imported data. What gave the negative is in [`Self::made`].
     #[serde(default)]
     pub generation: Option<String>,
     /// The feedback that chose.
     #[serde(default)]
     pub feedback: Option<String>,
-    /// Name of the API key that the record, or the import, came with.
+    /// Name of the API key that the record, the correction or the import came with.
     #[serde(default)]
     pub key: Option<String>,
     /// What the filters measured, by name.
     #[serde(default)]
     pub filters: BTreeMap<String, f64>,
+    /// How the rejected answer was made; `None` where it was given. Reviews do not change it.
+    #[serde(default)]
+    pub made: Option<Made>,
     /// What may be done with it.
     pub state: PairState,
     /// Why it was discarded or waits for review; one of few words.
@@ -41,6 +44,40 @@ pub struct Pair {
     /// The runs whose frozen set it is part of.
     #[serde(default)]
     pub runs: Vec<String>,
+}
+
+/// How a negative was made: what it takes to make it again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Made {
+    /// Who answered: a generation of this server, or what its endpoint calls its model.
+    pub by: String,
+    /// Image weakening: longest side, pixels, at which the pair's distortion was applied.
+    #[serde(default)]
+    pub edge: Option<u32>,
+    /// Error injection: which words the text model was asked in, and the BLAKE3 digest of all that it was told.
+    #[serde(default)]
+    pub instruction: Option<Instruction>,
+    /// 0 is greedy.
+    pub temperature: f64,
+    /// Smallest set of likeliest tokens whose probability reaches this.
+    pub top_p: f64,
+    /// Where the draws come from.
+    pub seed: u64,
+    /// Most tokens of the answer.
+    pub max_tokens: usize,
+}
+
+/// What a text model was told when it was to make an answer wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instruction {
+    /// Where the text model is: `self` or `endpoint`.
+    pub injector: String,
+    /// `instructed` or `pocket`.
+    pub wording: String,
+    /// `description` or `answer`.
+    pub task: String,
+    /// BLAKE3 of the whole prompt.
+    pub digest: String,
 }
 
 /// What may be done with a pair.

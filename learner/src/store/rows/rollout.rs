@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Row;
 
 /// Which generation answers. There is one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RolloutState {
     /// What answers.
     pub live: String,
@@ -25,12 +25,12 @@ pub struct RolloutState {
 }
 
 /// A share of traffic on trial.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Canary {
     /// The generation.
     pub adapter: String,
-    /// Share of the conversations, 0 to 100.
-    pub percent: f64,
+    /// Share of the callers, 1 to 99 percent.
+    pub percent: u8,
 }
 
 impl RolloutState {

@@ -42,6 +42,9 @@ pub struct Run {
     /// Why it failed.
     #[serde(default)]
     pub error: Option<String>,
+    /// Whether it failed because the gate refused its adapter.
+    #[serde(default)]
+    pub refused: bool,
 }
 
 /// Where a run stands.

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::answer::{Answer, AnswerError, Answerer, FinishReason, Piece, Query};
 use crate::api::metrics::Meter;
 use crate::engine::{EngineError, GenerationId};
+use crate::recorder::Draft;
 
 /// The answers to one request. Dropping it cancels what is still under way.
 pub(super) struct Choices {
@@ -19,6 +20,8 @@ pub(super) struct Choices {
     arrival: Instant,
     /// What answers, and the tokens of the prompt; from the first answer that began.
     begun: Option<(GenerationId, usize)>,
+    /// What is written down of it.
+    draft: Option<Draft>,
 }
 
 enum State {
@@ -29,7 +32,7 @@ enum State {
 
 impl Choices {
     /// Begins all answers, which belong to a request that arrived then.
-    pub(super) fn start(answerer: &Arc<Answerer>, queries: Vec<Query>, arrival: Instant) -> Self {
+    pub(super) fn start(answerer: &Arc<Answerer>, queries: Vec<Query>, arrival: Instant, draft: Option<Draft>) -> Self {
         let states = queries
             .into_iter()
             .map(|query| {
@@ -37,7 +40,7 @@ impl Choices {
                 State::Starting(Box::pin(async move { answerer.start(query).await }))
             })
             .collect();
-        Self { states, turn: 0, arrival, begun: None }
+        Self { states, turn: 0, arrival, begun: None, draft }
     }
 
     /// What answers. Known as soon as there is a piece.
@@ -58,6 +61,15 @@ impl Choices {
     /// As [`Self::next`].
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<(usize, Piece), AnswerError>>> {
         let next = self.poll_all(cx);
+        match (&next, &mut self.draft) {
+            (Poll::Ready(Some(Ok((index, piece)))), Some(draft)) => draft.piece(*index, piece),
+            (Poll::Ready(Some(Err(_))), Some(draft)) => draft.failed(),
+            _ => {}
+        }
+        if matches!(next, Poll::Ready(None | Some(Err(_)))) {
+            // Complete: a client that reads slowly does not keep it from being written.
+            self.draft.take();
+        }
         if let Poll::Ready(Some(Err(_))) = &next {
             for state in &mut self.states {
                 if let State::Running(_, meter) = state {
@@ -82,6 +94,9 @@ impl Choices {
                     Ok(answer) => {
                         let begun = (answer.generation().clone(), answer.prompt_tokens());
                         let meter = Meter::new(begun.0.clone(), self.arrival, begun.1);
+                        if let (None, Some(draft)) = (&self.begun, &mut self.draft) {
+                            draft.begun(begun.0.as_str(), begun.1);
+                        }
                         self.begun.get_or_insert(begun);
                         *state = State::Running(Box::new(answer), meter);
                     }

@@ -3,6 +3,7 @@
 //! # Layout
 //! - [`request`]: OpenAI's request, checked by hand; [`messages`], [`tools`] and [`mod@format`] are its larger parts.
 //! - [`query`]: what depends on the model and the images; from a request to queries.
+//! - [`record`]: what is written down of a request.
 //! - [`choices`]: the answers to one request, all under way at once.
 //! - [`response`]: one body; [`stream`]: server-sent events.
 //! - [`schema`]: the request as OpenAPI describes it.
@@ -11,6 +12,7 @@ mod choices;
 mod format;
 mod messages;
 mod query;
+mod record;
 pub mod request;
 pub mod response;
 pub mod schema;
@@ -22,8 +24,7 @@ mod tools;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::{HttpResponse, web};
-use image::DynamicImage;
+use actix_web::{HttpRequest, HttpResponse, web};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
@@ -40,6 +41,7 @@ use super::error::{ApiError, ErrorBody};
 use super::observe::Arrival;
 use crate::answer::AnswerError;
 use crate::engine::grammar::Grammar;
+use crate::images::ReadImage;
 
 /// How the answer is written.
 struct Head {
@@ -77,9 +79,10 @@ pub(super) async fn create(
     app: web::Data<App>,
     caller: Caller,
     arrival: Arrival,
+    http: HttpRequest,
     body: JsonBody,
 ) -> Result<HttpResponse, ApiError> {
-    let (head, choices) = begin(&app, caller, arrival.0, body).await?;
+    let (head, choices) = begin(&app, caller, arrival.0, &http, body).await?;
     if head.stream {
         stream::respond(head, choices, Duration::from_secs(app.config.server.keep_alive_s)).await
     } else {
@@ -88,7 +91,13 @@ pub(super) async fn create(
 }
 
 /// From the body to the answers under way.
-async fn begin(app: &Arc<App>, caller: Caller, arrival: Instant, body: JsonBody) -> Result<(Head, Choices), ApiError> {
+async fn begin(
+    app: &Arc<App>,
+    caller: Caller,
+    arrival: Instant,
+    http: &HttpRequest,
+    body: JsonBody,
+) -> Result<(Head, Choices), ApiError> {
     if app.shutdown.is_cancelled() {
         return Err(AnswerError::ShuttingDown.into());
     }
@@ -103,15 +112,21 @@ async fn begin(app: &Arc<App>, caller: Caller, arrival: Instant, body: JsonBody)
             Ok((request, pinned, sticky))
         })
         .await?;
+    let recorder = record::wanted(app, &request, http)?;
     check_schema(app, &request).await?;
     let deadline = arrival + app.deadline();
     let images = read_images(app, &mut request, deadline).await?;
     // Several choices are one answer: a generation that goes live between them must not come into it.
     let several = (request.n > 1).then(|| app.generations.pick(sticky).generation.id().clone());
+    // Drawn here, so that the record has it.
+    request.seed.get_or_insert_with(rand::random);
+    let id = format!("chatcmpl-{}", Uuid::now_v7());
+    let draft = recorder.and_then(|recorder| record::draft(recorder, &request, &id, &caller, &images, arrival));
+    let images = images.into_iter().map(|read| read.image).collect();
     let asker = Asker { key: caller.name, deadline, generation: pinned.or(several), sticky };
     let queries = query::queries(&mut request, images, &asker);
-    let choices = Choices::start(&app.answerer, queries, arrival);
-    Ok((Head::of(request), choices))
+    let choices = Choices::start(&app.answerer, queries, arrival, draft);
+    Ok((Head::of(id, request), choices))
 }
 
 /// A schema that cannot be enforced is refused before it waits in the queue. Compiling one can take a while, which must
@@ -125,27 +140,21 @@ async fn check_schema(app: &Arc<App>, request: &ChatRequest) -> Result<(), ApiEr
         .map_err(|error| ApiError::from(error).at("response_format.json_schema.schema"))
 }
 
-async fn read_images(
-    app: &App,
-    request: &mut ChatRequest,
-    deadline: Instant,
-) -> Result<Vec<Arc<DynamicImage>>, ApiError> {
+async fn read_images(app: &App, request: &mut ChatRequest, deadline: Instant) -> Result<Vec<ReadImage>, ApiError> {
     let urls = query::image_urls(request);
     if urls.is_empty() {
         return Ok(Vec::new());
     }
     match timeout_at(deadline, app.images.read_all(&urls)).await {
-        Ok(read) => read
-            .map(|images| images.into_iter().map(|read| read.image).collect())
-            .map_err(|failed| query::failed_image(request, &failed)),
+        Ok(read) => read.map_err(|failed| query::failed_image(request, &failed)),
         Err(_) => Err(AnswerError::Deadline { after: app.deadline() }.into()),
     }
 }
 
 impl Head {
-    fn of(request: ChatRequest) -> Self {
+    fn of(id: String, request: ChatRequest) -> Self {
         Self {
-            id: format!("chatcmpl-{}", Uuid::now_v7()),
+            id,
             created: super::unix_seconds(),
             model: request.model,
             n: request.n,

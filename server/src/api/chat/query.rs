@@ -84,11 +84,7 @@ pub(super) fn check(request: &ChatRequest, info: &EngineInfo) -> Result<(), ApiE
 /// Control tokens are the model's own punctuation. Typed by a user, they would be taken for real ones: an image where
 /// there is none, or a system message in the middle of a user's.
 fn check_control_tokens(request: &ChatRequest, vocabulary: &Vocabulary) -> Result<(), ApiError> {
-    let refuse = |token: &str, param: &dyn std::fmt::Display| {
-        let message =
-            format!("`{param}` contains `{token}`, which is a control token of this model and not allowed in text");
-        Err(ApiError::bad_request(code::CONTROL_TOKEN, message).at(param))
-    };
+    let refuse = |token: &str, param: &dyn std::fmt::Display| Err(ApiError::control_token(token, param));
     for (index, message) in request.messages.iter().enumerate() {
         if let Some(token) = in_content(&message.content, vocabulary) {
             return refuse(token, &format_args!("messages[{index}].content"));

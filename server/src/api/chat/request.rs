@@ -4,7 +4,8 @@
 //! [`super::query`]. `null` means the same as leaving a parameter out.
 //!
 //! Taken although they change nothing, because their only accepted value is what this server does anyway: `modalities:
-//! ["text"]`, `service_tier: "auto" | "default"`, `reasoning_effort: "none"`, `verbosity: "medium"`, `store: false`.
+//! ["text"]`, `service_tier: "auto" | "default"`, `reasoning_effort: "none"`, `verbosity: "medium"`.
+//! `store: true` keeps the answer for GET /v1/chat/completions, `false` keeps it from being recorded at all.
 //! `user`, `safety_identifier` and `metadata` describe the request and do not change the answer. `top_k` and `min_p` are
 //! extensions that other open servers know too.
 
@@ -76,6 +77,8 @@ pub struct ChatRequest {
     pub user: Option<String>,
     /// The caller's labels.
     pub metadata: BTreeMap<String, String>,
+    /// Whether to keep the answer; `None`: as the server is set up.
+    pub store: Option<bool>,
 }
 
 /// Parses and checks a body.
@@ -108,6 +111,7 @@ pub fn parse(body: &[u8]) -> Result<ChatRequest, ApiError> {
     let (stream, include_usage) = stream(&mut fields)?;
     let user = user(&mut fields)?;
     let metadata = fields.optional("metadata", metadata)?.unwrap_or_default();
+    let store = fields.optional("store", json::boolean)?;
     without_effect(&mut fields)?;
     refused(&mut fields)?;
     fields.finish()?;
@@ -134,6 +138,7 @@ pub fn parse(body: &[u8]) -> Result<ChatRequest, ApiError> {
         include_usage,
         user,
         metadata,
+        store,
     })
 }
 
@@ -235,7 +240,7 @@ fn user(fields: &mut Fields<'_>) -> Result<Option<String>, ApiError> {
 }
 
 /// OpenAI's limits: 16 pairs, keys of 64 and values of 512 characters.
-fn metadata(value: Value, at: &Path<'_>) -> Result<BTreeMap<String, String>, ApiError> {
+pub(in crate::api) fn metadata(value: Value, at: &Path<'_>) -> Result<BTreeMap<String, String>, ApiError> {
     let Value::Object(entries) = value else { return Err(json::wrong_type(&value, at, "an object")) };
     if entries.len() > 16 {
         return Err(ApiError::invalid(at, format!("`{at}` has {} keys; allowed: at most 16", entries.len())));
@@ -260,9 +265,6 @@ fn without_effect(fields: &mut Fields<'_>) -> Result<(), ApiError> {
     fields.optional("service_tier", |v, at| json::one_of(v, at, &[("auto", ()), ("default", ())]))?;
     fields.optional("reasoning_effort", |v, at| json::one_of(v, at, &[("none", ())]))?;
     fields.optional("verbosity", |v, at| json::one_of(v, at, &[("medium", ())]))?;
-    fields.optional("store", |value, at| {
-        only(&value, at, &Value::Bool(false), "storing completions is not available in this version")
-    })?;
     Ok(())
 }
 

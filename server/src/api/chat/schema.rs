@@ -75,8 +75,8 @@ pub struct ChatCompletionRequest {
     pub safety_identifier: Option<String>,
     /// At most 16 labels: keys of 64, values of 512 characters. Do not change the answer.
     pub metadata: Option<BTreeMap<String, String>>,
-    /// Only `false`: storing completions is not available in this version.
-    #[schema(default = false)]
+    /// `true`: keep the answer for GET /v1/chat/completions; `false`: do not record it at all. Default: recorded as the server
+    /// is set up, and not listed.
     pub store: Option<bool>,
     /// Only `["text"]`.
     pub modalities: Option<Vec<String>>,

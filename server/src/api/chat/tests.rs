@@ -62,7 +62,7 @@ fn refuses_by_name() {
         (with(json!({"prediction": {"type": "content"}})), "prediction", UNSUPPORTED_PARAMETER),
         (with(json!({"web_search_options": {}})), "web_search_options", UNSUPPORTED_PARAMETER),
         (with(json!({"prompt_cache_key": "k"})), "prompt_cache_key", UNSUPPORTED_PARAMETER),
-        (with(json!({"store": true})), "store", UNSUPPORTED_VALUE),
+        (with(json!({"store": "yes"})), "store", INVALID_TYPE),
         (with(json!({"modalities": ["audio"]})), "modalities", UNSUPPORTED_VALUE),
         (with(json!({"modalities": "text"})), "modalities", UNSUPPORTED_VALUE),
         (with(json!({"service_tier": "flex"})), "service_tier", UNSUPPORTED_VALUE),
@@ -333,6 +333,7 @@ fn defaults_are_openais() {
         logprobs: false,
         top_logprobs: 0,
         grammar: None,
+        store: None,
         tools: Vec::new(),
         tool_choice: ToolChoice::Auto,
         stream: false,
@@ -385,7 +386,7 @@ fn defaults_are_openais() {
     .into();
     assert_eq!(parse(&with(nulls)), expected);
     // What changes nothing.
-    let idle = json!({"modalities": ["text"], "service_tier": "auto", "logit_bias": {}, "store": false, "stop": [],
+    let idle = json!({"modalities": ["text"], "service_tier": "auto", "logit_bias": {}, "store": null, "stop": [],
         "reasoning_effort": "none", "verbosity": "medium", "parallel_tool_calls": true, "metadata": {},
         "tool_choice": "none", "tools": [], "response_format": {"type": "text"}});
     assert_eq!(parse(&with(idle)), ChatRequest { tool_choice: ToolChoice::None, ..expected });

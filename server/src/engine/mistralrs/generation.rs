@@ -3,7 +3,9 @@
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use mistralrs::core::{Constraint, ModelCategory, NormalRequest, Request, Response, SamplingParams, StopTokens};
+use mistralrs::core::{
+    Constraint, ModelCategory, NormalRequest, Request, Response, SamplingParams, StopTokens, ToolChoice,
+};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -113,6 +115,7 @@ impl Generation for MistralrsGeneration {
         let vocabulary = self.info.vocabulary.clone();
         let sampler = Sampler::new(&request, vocabulary.clone())?;
         let (stream, events) = TokenStream::channel();
+        let cancelled = events.cancelled();
         let tap = Arc::new(Tap::new(sampler, events, vocabulary.clone(), self.info.max_len, prompt, max_tokens));
 
         let sampling_params = SamplingParams {
@@ -133,14 +136,30 @@ impl Generation for MistralrsGeneration {
                 response,
                 0,
                 prompt::tools(request.tools)?,
-                None,
+                // The template sees them all the same; without it mistralrs ends an answer after what it takes for a call.
+                Some(ToolChoice::None),
             )
         };
-        let me = self.me.clone();
+        let (me, id) = (self.me.clone(), self.id.clone());
         self.tasks.spawn(async move {
-            let died = attend(&loaded, Request::Normal(Box::new(request)), &mut responses, &tap).await.is_err();
-            if let Some(me) = me.upgrade().filter(|_| died) {
-                me.revive(&loaded);
+            let turn = tokio::select! {
+                biased;
+                // The next one in the queue can be made ready instead.
+                () = cancelled => return,
+                turn = loaded.turns.clone().acquire_owned() => turn,
+            };
+            match turn {
+                Ok(turn) => {
+                    tap.hold(turn);
+                    let request = Request::Normal(Box::new(request));
+                    if let Err(Died) = attend(&loaded, request, &mut responses, &tap).await {
+                        loaded.turns.close();
+                        if let Some(me) = me.upgrade() {
+                            me.revive(&loaded);
+                        }
+                    }
+                }
+                Err(_closed) => tap.finish(Some(EngineError::Unavailable(id))),
             }
             // Free only now that the sequence has left the engine; a dead engine's place once it is taken out.
             drop((place, loaded));

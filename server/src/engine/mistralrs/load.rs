@@ -9,7 +9,7 @@ use candle_core::Device;
 use mistralrs::core::Request;
 use mistralrs::{DType, IsqBits, Model, ModelBuilder, ModelDType};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::adapter::PreparedAdapter;
 use super::{EngineError, ModelFiles};
@@ -64,6 +64,9 @@ pub(super) struct Loaded {
     pub(super) model: Model,
     /// Into the engine. Taken once, because asking mistralrs again restarts a dead engine behind our back.
     pub(super) requests: mpsc::Sender<Request>,
+    /// Who holds one has the engine: mistralrs' own limit does not hold for requests that arrive while it is idle. Closed
+    /// when the engine has died.
+    pub(super) turns: Arc<Semaphore>,
 }
 
 /// Loads the base, or the base with an adapter merged into it.
@@ -102,5 +105,5 @@ fn load_here(
     }
     let requests =
         model.inner().get_sender(None).map_err(|error| EngineError::Load(format!("mistralrs: {error:?}")))?;
-    Ok(Loaded { model, requests })
+    Ok(Loaded { model, requests, turns: Arc::new(Semaphore::new(settings.max_parallel)) })
 }

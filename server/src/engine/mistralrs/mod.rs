@@ -36,6 +36,9 @@ use super::source::ModelFiles;
 use super::{Engine, EngineError, EngineInfo, Generation, GenerationId};
 use crate::config::{Isq, ModelConfig};
 
+/// Requests that are ready when the engine becomes free. More would only leave the fair queue earlier.
+const LOOK_AHEAD: usize = 1;
+
 /// Loads generations with mistralrs.
 pub struct MistralrsEngine {
     info: EngineInfo,
@@ -57,7 +60,7 @@ impl MistralrsEngine {
             &settings.files,
             "mistralrs",
             (&settings.device, settings.dtype),
-            settings.max_parallel,
+            (settings.max_parallel, LOOK_AHEAD),
         )?;
         let layers =
             checkpoint_shapes(&settings.files.directory).map_err(|error| EngineError::Load(error.to_string()))?;

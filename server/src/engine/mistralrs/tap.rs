@@ -4,11 +4,15 @@
 //! gives back logits that leave mistralrs no choice. So seeds, penalties and grammars are ours, log-probabilities are
 //! natural ones of the model itself, and the engine never waits for a reader. An answer that must end before the model
 //! ends it (cancelled, no room left, failed) is ended by handing over the end-of-turn token.
+//!
+//! The turn is passed on with the last token: the next request reaches the engine while it still puts this one away. Should
+//! mistralrs not end the sequence there, the next one waits inside it, because a running sequence does count for its limit.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 use mistralrs::CustomLogitsProcessor;
+use tokio::sync::OwnedSemaphorePermit;
 
 #[cfg(test)]
 use crate::engine::sampler::LETHAL_SEED;
@@ -38,6 +42,8 @@ struct Progress {
     prompt_tokens: Option<usize>,
     tokens: usize,
     outcome: Outcome,
+    /// Held from the request's way into the engine to its last token.
+    turn: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -57,7 +63,8 @@ impl Tap {
         counted: usize,
         max_tokens: Option<usize>,
     ) -> Self {
-        let progress = Progress { sampler, events, prompt_tokens: None, tokens: 0, outcome: Outcome::Running };
+        let progress =
+            Progress { sampler, events, prompt_tokens: None, tokens: 0, outcome: Outcome::Running, turn: None };
         Self {
             vocabulary,
             max_len,
@@ -69,9 +76,15 @@ impl Tap {
         }
     }
 
+    /// It is this answer's turn.
+    pub(super) fn hold(&self, turn: OwnedSemaphorePermit) {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).turn = Some(turn);
+    }
+
     /// Reports the end, once the sequence has left the engine: with `error` if the engine gave one.
     pub(super) fn finish(&self, error: Option<EngineError>) {
-        let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.turn = None;
         let event = match (progress.outcome, error) {
             (Outcome::Failed, _) => return,
             // A forward pass over a prompt beyond the last position fails without saying why.
@@ -91,7 +104,14 @@ impl Tap {
     /// The token for this step; `None` ends the answer.
     fn next(&self, logits: &[f32], length: usize) -> Option<u32> {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let progress = &mut *progress;
+        let token = self.choose(&mut progress, logits, length);
+        if token.is_none() || progress.outcome != Outcome::Running || progress.tokens == self.max_tokens {
+            progress.turn = None;
+        }
+        token
+    }
+
+    fn choose(&self, progress: &mut Progress, logits: &[f32], length: usize) -> Option<u32> {
         if progress.outcome != Outcome::Running || progress.events.is_cancelled() {
             return None;
         }

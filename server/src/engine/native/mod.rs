@@ -70,7 +70,7 @@ impl NativeEngine {
         }
         let (device, dtype) = device::choose(config)?;
         let max_parallel = if config.max_parallel == 0 { MAX_PARALLEL } else { config.max_parallel };
-        let mut info = checkpoint::info(config, &files, "native", (&device, dtype), max_parallel)?;
+        let mut info = checkpoint::info(config, &files, "native", (&device, dtype), (max_parallel, 0))?;
         let model = Model::load(&files.directory, dtype, &device)
             .map_err(|error| EngineError::Load(format!("{}: {error}", files.source)))?;
         let bytes_per_token = KeyValues::bytes_per_token(model.decoder().config(), dtype);

@@ -1,0 +1,141 @@
+//! `reground demo`: the whole loop in one terminal, on the model inside the binary.
+//!
+//! A server on a directory of its own answers questions about *balanced* pictures, where the model's habits mislead it. A user
+//! who knows better corrects a share of the answers over the API. Everything else the server does by itself: pairs, a run, the
+//! gate, the switch. What it prints was measured through the API before and after, on pictures that nobody asked about in
+//! between.
+//!
+//! # Layout
+//! - [`run`]: the steps. [`Demo`]: how large it is; [`Outcome`]: what was measured.
+//! - `user`: who asks, corrects and waits, over HTTP.
+//! - `world`: the pictures and questions.
+//! - `measure`: what is measured, and the table of it.
+//! - `page`: pictures with both answers.
+
+mod measure;
+mod page;
+mod user;
+mod world;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use reground_learner::eval::Report;
+use serde::Serialize;
+use serde_json::json;
+
+use self::measure::{Measured, measure};
+use self::user::User;
+use self::world::Occasion;
+use crate::config::{ChosenSource, Config};
+use crate::serve;
+
+/// How large the demonstration is.
+#[derive(Clone, Debug)]
+pub struct Demo {
+    /// Questions that are asked, each about a picture of its own.
+    pub questions: u64,
+    /// Share of the answers that the user corrects, 0 to 1. With 0 the server learns from its own answers alone.
+    pub corrected: f64,
+    /// Held-out pictures of each kind that are measured on.
+    pub images: usize,
+    /// Decides pictures, questions and training.
+    pub seed: u64,
+    /// Where the page with pictures and answers is written.
+    pub page: PathBuf,
+}
+
+/// Pictures on the page.
+const SHOWN: usize = 8;
+/// No step takes longer.
+const PATIENCE: Duration = Duration::from_secs(1800);
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+pub struct Outcome {
+    /// The adapter that was made.
+    pub adapter: String,
+    /// The base on held-out pictures.
+    pub before: Report,
+    /// The adapter on the same pictures.
+    pub after: Report,
+    /// Both with the differences, as a table.
+    pub table: String,
+}
+
+/// Runs it, and says on standard error what happens.
+///
+/// # Errors
+/// The server cannot start, or a step fails or takes too long.
+pub async fn run(demo: Demo) -> Result<Outcome> {
+    ensure!((0.0..=1.0).contains(&demo.corrected), "the share of corrected answers must be 0 to 1");
+    let data = tempfile::tempdir().context("no temporary directory")?;
+    let running = serve::start(config(&demo, data.path())).await?;
+    let user = User::new(running.address());
+    eprintln!("A server with the built-in model listens on http://{} until the end.", running.address());
+    let outcome = steps(&demo, &user).await;
+    running.stop().await?;
+    outcome
+}
+
+fn config(demo: &Demo, data: &std::path::Path) -> Config {
+    let mut config = Config::default();
+    config.server.port = 0;
+    config.data.dir = data.to_owned();
+    // Nobody waits between two questions here; every one of them is wanted.
+    config.record.queue = 100_000;
+    // One run, when everything that was asked has been looked at: the demonstration asks for it.
+    config.train.min_pairs = 0;
+    config.train.seed = demo.seed;
+    if demo.corrected == 0.0 {
+        config.bootstrap.sources = vec![ChosenSource::OwnAnswer];
+        config.bootstrap.self_after_s = 0;
+    }
+    config
+}
+
+async fn steps(demo: &Demo, user: &User) -> Result<Outcome> {
+    eprintln!("1. Before: {} typical and {} balanced held-out pictures, asked over the API", demo.images, demo.images);
+    let before = measure(user, demo, &bar("questions answered", None)).await?;
+    let shown = world::shown(demo.seed, SHOWN);
+    let first = user.describe(&shown).await?;
+
+    eprintln!("2. Users ask {} questions about balanced pictures", demo.questions);
+    let occasions: Vec<Occasion> = (0..demo.questions).map(|index| Occasion::new(demo.seed, index)).collect();
+    let corrected = user.live(&occasions, demo, &bar("questions asked", Some(demo.questions))).await?;
+    eprintln!("   {corrected} answers were corrected.");
+
+    eprintln!("3. The server makes pairs of them while nobody asks");
+    let pairs = user.pairs(demo.questions, &bar("records looked at", Some(demo.questions)), PATIENCE).await?;
+    eprintln!("   {pairs}");
+
+    eprintln!("4. It trains an adapter, lets it through the gate and puts it live");
+    let live = user.train(&bar("steps", None), PATIENCE).await?;
+    eprintln!("   {live} answers now.");
+
+    eprintln!("5. After: the same held-out pictures");
+    let after = measure(user, demo, &bar("questions answered", None)).await?;
+    let second = user.describe(&shown).await?;
+    let table = Measured::table(&before, &after);
+    page::write(&demo.page, &shown, &first, &second, &table)?;
+    eprintln!("   Pictures with both answers: {}", demo.page.display());
+
+    eprintln!("6. Back, in one call: POST /v1/adapters/rollback");
+    let route = user.post("/v1/adapters/rollback", &json!({"expected_generation": live})).await?;
+    let third = user.describe(&shown).await?;
+    ensure!(third == first, "the base gives other answers than before");
+    let now = route["live"].as_str().unwrap_or_default();
+    eprintln!("   `{now}` is live again, and its {} answers are the old ones.", third.len());
+    Ok(Outcome { before: before.report("base"), after: after.report(&live), adapter: live, table })
+}
+
+/// Progress in a terminal; nothing elsewhere.
+fn bar(of: &'static str, length: Option<u64>) -> ProgressBar {
+    let bar = length.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
+    let style =
+        if length.is_some() { "   {bar:30} {pos}/{len} {msg} {elapsed}" } else { "   {spinner} {pos} {msg} {elapsed}" };
+    bar.with_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()))
+        .with_message(of)
+}

@@ -1,0 +1,58 @@
+//! Pictures of the pocket's balanced world, and what a user asks about them.
+
+use std::io::Cursor;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use image::{ImageFormat, RgbImage};
+use rand::Rng;
+use reground_learner::pocket::held_out::{self, Example};
+use reground_learner::pocket::random::stream;
+use reground_learner::pocket::text::{Caption, Detail, Question};
+use reground_learner::pocket::world::{Picture, Scene, Statistics};
+
+/// Share of the questions that ask for a description; the others ask about one thing.
+const DESCRIPTIONS: f64 = 0.75;
+
+/// A picture, a question about it, and the right answer.
+pub(super) struct Occasion {
+    pub(super) image: Arc<RgbImage>,
+    pub(super) question: String,
+    pub(super) answer: String,
+    /// A number from 0 to 1 that decides whether the user corrects the answer.
+    pub(super) lot: f64,
+}
+
+impl Occasion {
+    /// The pictures are none of those that are measured on: those come from streams of another purpose.
+    pub(super) fn new(seed: u64, index: u64) -> Self {
+        let mut random = stream(seed, "demo traffic", index);
+        let scene = Scene::sample(Statistics::Balanced, &mut random);
+        let image = Arc::new(Picture::draw(&scene, &mut random).image());
+        let lot = random.random();
+        if random.random_bool(DESCRIPTIONS) {
+            let answer = Caption::of(&scene, Detail::Full, &mut random).to_string();
+            return Self { image, question: describe().to_owned(), answer, lot };
+        }
+        let question = Question::sample(&scene, &mut random);
+        Self { image, answer: question.answer(), question: question.text, lot }
+    }
+}
+
+/// The request for a description that held-out pictures are asked with.
+pub(super) fn describe() -> &'static str {
+    Detail::Full.requests()[0]
+}
+
+/// Held-out pictures to show.
+pub(super) fn shown(seed: u64, count: usize) -> Vec<Example> {
+    held_out::examples(Statistics::Balanced, count, seed)
+}
+
+/// A PNG as a data URL.
+pub(super) fn data_url(image: &RgbImage) -> anyhow::Result<String> {
+    let mut png = Cursor::new(Vec::new());
+    image.write_to(&mut png, ImageFormat::Png)?;
+    Ok(format!("data:image/png;base64,{}", BASE64_STANDARD.encode(png.into_inner())))
+}

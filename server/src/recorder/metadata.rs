@@ -1,0 +1,223 @@
+//! Image files without what a camera or a program wrote into them: place, time, device, author, remarks.
+//!
+//! Pixels stay bit for bit. The one thing kept of EXIF is the orientation: without it the stored image would be another
+//! one than the model saw. GIF and BMP have no place for EXIF and stay as they are.
+
+use crate::images::Format;
+
+/// EXIF with nothing but an orientation, 1 to 8, as TIFF: header, one directory with one entry (tag 0x112, one SHORT).
+fn exif(orientation: u8) -> Vec<u8> {
+    let mut tiff = b"II\x2a\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
+    tiff.extend_from_slice(&[orientation, 0, 0, 0, 0, 0, 0, 0]);
+    tiff
+}
+
+/// The orientation in EXIF, when it is not the usual one.
+fn orientation(tiff: &[u8]) -> Option<u8> {
+    image::metadata::Orientation::from_exif_chunk(tiff).map(|found| found.to_exif()).filter(|found| *found != 1)
+}
+
+/// An image file without its metadata; `None` where there was none, or where the file is not built as it should be.
+pub(super) fn without(bytes: &[u8], format: Format) -> Option<Vec<u8>> {
+    let cleaned = match format {
+        Format::Jpeg => jpeg(bytes)?,
+        Format::Png => png(bytes)?,
+        Format::WebP => webp(bytes)?,
+        Format::Gif | Format::Bmp => return None,
+    };
+    (cleaned != bytes).then_some(cleaned)
+}
+
+/// Segments up to the picture: APP0 (JFIF), APP2 (colour profile) and APP14 (colour transform) change how pixels are read
+/// and stay; the other APPs and comments go.
+fn jpeg(bytes: &[u8]) -> Option<Vec<u8>> {
+    const EXIF: &[u8] = b"Exif\0\0";
+    let mut out = bytes.get(..2)?.to_vec();
+    let mut at = 2;
+    loop {
+        let &[0xff, marker, high, low] = bytes.get(at..at + 4)? else { return None };
+        let end = at + 2 + usize::from(u16::from_be_bytes([high, low]));
+        let segment = bytes.get(at..end)?;
+        match marker {
+            // Start of scan: what follows is the picture.
+            0xda => {
+                out.extend_from_slice(&bytes[at..]);
+                return Some(out);
+            }
+            0xe1 => {
+                let tiff = segment.get(4..).and_then(|body| body.strip_prefix(EXIF));
+                if let Some(turned) = tiff.and_then(orientation) {
+                    let body = [EXIF, &exif(turned)].concat();
+                    out.extend_from_slice(&[0xff, 0xe1]);
+                    out.extend_from_slice(&u16::try_from(body.len() + 2).ok()?.to_be_bytes());
+                    out.extend_from_slice(&body);
+                }
+            }
+            0xe3..=0xed | 0xef | 0xfe => {}
+            _ => out.extend_from_slice(segment),
+        }
+        at = end;
+    }
+}
+
+/// Chunks: eXIf and the texts go, and the time of the last change.
+fn png(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut out = bytes.get(..8)?.to_vec();
+    let mut at = 8;
+    while at < bytes.len() {
+        let length = u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?);
+        let end = at.checked_add(12)?.checked_add(usize::try_from(length).ok()?)?;
+        let chunk = bytes.get(at..end)?;
+        match &chunk[4..8] {
+            b"eXIf" => {
+                if let Some(turned) = orientation(&chunk[8..chunk.len() - 4]) {
+                    let body = [b"eXIf".as_slice(), &exif(turned)].concat();
+                    out.extend_from_slice(&u32::try_from(body.len() - 4).ok()?.to_be_bytes());
+                    out.extend_from_slice(&body);
+                    out.extend_from_slice(&crc(&body).to_be_bytes());
+                }
+            }
+            b"tEXt" | b"zTXt" | b"iTXt" | b"tIME" => {}
+            _ => out.extend_from_slice(chunk),
+        }
+        at = end;
+    }
+    Some(out)
+}
+
+/// CRC-32 as in PNG (ISO 3309), bit by bit: it is run over some thirty bytes.
+fn crc(bytes: &[u8]) -> u32 {
+    let step =
+        |crc: u32, byte: &u8| (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 * (crc & 1)));
+    !bytes.iter().fold(!0, step)
+}
+
+/// RIFF chunks: EXIF and XMP go, with their flags in VP8X.
+fn webp(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut out = bytes.get(..12)?.to_vec();
+    let (mut at, mut flags, mut turned) = (12, None, None);
+    while at < bytes.len() {
+        let length = u32::from_le_bytes(bytes.get(at + 4..at + 8)?.try_into().ok()?);
+        let length = usize::try_from(length).ok()?;
+        let end = at.checked_add(8)?.checked_add(length)?;
+        // Chunks begin at even places; the last one's padding is sometimes left out.
+        let padded = (end + length % 2).min(bytes.len());
+        let chunk = bytes.get(at..padded)?;
+        match &chunk[..4] {
+            b"EXIF" => {
+                let body = bytes.get(at + 8..end)?;
+                turned = orientation(body.strip_prefix(b"Exif\0\0").unwrap_or(body));
+            }
+            b"XMP " => {}
+            name => {
+                if name == b"VP8X" {
+                    flags = Some(out.len() + 8);
+                }
+                out.extend_from_slice(chunk);
+            }
+        }
+        at = padded;
+    }
+    if let Some(flags) = flags.and_then(|flags| out.get_mut(flags)) {
+        *flags &= !0b0000_1100;
+        *flags |= if turned.is_some() { 0b0000_1000 } else { 0 };
+    }
+    if let Some(turned) = turned {
+        if out.len() % 2 == 1 {
+            out.push(0);
+        }
+        let tiff = exif(turned);
+        out.extend_from_slice(b"EXIF");
+        out.extend_from_slice(&u32::try_from(tiff.len()).ok()?.to_le_bytes());
+        out.extend_from_slice(&tiff);
+    }
+    let riff = u32::try_from(out.len() - 8).ok()?;
+    out[4..8].copy_from_slice(&riff.to_le_bytes());
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
+
+    use super::*;
+
+    fn encoded(format: ImageFormat) -> Vec<u8> {
+        let pixels = RgbImage::from_fn(8, 6, |x, y| image::Rgb([x as u8 * 30, y as u8 * 40, 90]));
+        let mut out = Cursor::new(Vec::new());
+        DynamicImage::ImageRgb8(pixels).write_to(&mut out, format).unwrap();
+        out.into_inner()
+    }
+
+    /// EXIF with an orientation and a camera's name in a second directory entry.
+    fn telling(turned: u8) -> Vec<u8> {
+        let mut tiff = b"II\x2a\0\x08\0\0\0\x02\0\x0f\x01\x02\0\x04\0\0\0SPY\0\x12\x01\x03\0\x01\0\0\0".to_vec();
+        tiff.extend_from_slice(&[turned, 0, 0, 0, 0, 0, 0, 0]);
+        tiff
+    }
+
+    fn seen(bytes: &[u8]) -> (DynamicImage, u8) {
+        let mut decoder = ImageReader::new(Cursor::new(bytes)).with_guessed_format().unwrap().into_decoder().unwrap();
+        let turned = decoder.orientation().unwrap().to_exif();
+        (DynamicImage::from_decoder(decoder).unwrap(), turned)
+    }
+
+    fn with_secret(format: Format, turned: u8) -> Vec<u8> {
+        let tiff = telling(turned);
+        match format {
+            Format::Jpeg => {
+                let plain = encoded(ImageFormat::Jpeg);
+                let body = [b"Exif\0\0".as_slice(), &tiff].concat();
+                let length = u16::try_from(body.len() + 2).unwrap().to_be_bytes();
+                let comment = b"\xff\xfe\0\x05SPY";
+                [&plain[..2], &[0xff, 0xe1], &length, &body, comment, &plain[2..]].concat()
+            }
+            Format::Png => {
+                let plain = encoded(ImageFormat::Png);
+                let chunk = |name: &[u8], body: &[u8]| {
+                    let named = [name, body].concat();
+                    let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+                    [&length[..], &named, &crc(&named).to_be_bytes()].concat()
+                };
+                // Behind IHDR, which has 13 bytes.
+                [&plain[..33], &chunk(b"eXIf", &tiff), &chunk(b"tEXt", b"Author\0SPY"), &plain[33..]].concat()
+            }
+            _ => {
+                let plain = encoded(ImageFormat::WebP);
+                let header = [b"VP8X\x0a\0\0\0\x0c\0\0\0".as_slice(), &[7, 0, 0, 5, 0, 0]].concat();
+                let length = u32::try_from(tiff.len()).unwrap().to_le_bytes();
+                let xmp = b"XMP \x04\0\0\0SPY ";
+                let mut file = [&plain[..12], &header, &plain[12..], b"EXIF".as_slice(), &length, &tiff, xmp].concat();
+                let riff = u32::try_from(file.len() - 8).unwrap().to_le_bytes();
+                file[4..8].copy_from_slice(&riff);
+                file
+            }
+        }
+    }
+
+    #[test]
+    fn secrets_go_pixels_and_orientation_stay() {
+        for format in [Format::Jpeg, Format::Png, Format::WebP] {
+            for turned in [1, 6] {
+                let telling = with_secret(format, turned);
+                assert_eq!(seen(&telling).1, turned, "{format:?}: the test's own file");
+                let clean = without(&telling, format).unwrap();
+                assert!(!clean.windows(3).any(|three| three == b"SPY"), "{format:?}");
+                assert_eq!(seen(&clean), seen(&telling), "{format:?}");
+                assert_eq!(without(&clean, format), None, "{format:?}: nothing is left to take out");
+            }
+        }
+    }
+
+    #[test]
+    fn files_cut_anywhere_are_survived() {
+        for format in [Format::Jpeg, Format::Png, Format::WebP] {
+            let whole = with_secret(format, 6);
+            for end in 0..whole.len() {
+                let _ = without(&whole[..end], format);
+            }
+        }
+    }
+}

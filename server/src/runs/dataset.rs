@@ -1,0 +1,208 @@
+//! The pairs of a run, frozen when it begins.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::Path;
+
+use reground_learner::bpo::data::blobs::{BlobDir, Blobs};
+use reground_learner::bpo::dataset;
+use reground_learner::bpo::pair::PreferencePair;
+use reground_learner::store::rows::{Pair, Run};
+use reground_learner::store::{Query, Store};
+
+use super::settings::BLOBS;
+use super::{RunRequest, RunsError, Training, files};
+use crate::config::TrainConfig;
+
+/// A run's frozen pairs, in its directory.
+pub(super) const FILE: &str = "dataset.jsonl";
+
+/// What was frozen.
+pub(super) struct Frozen {
+    /// BLAKE3 digest of dataset.jsonl.
+    pub(super) digest: String,
+    /// Pairs in it.
+    pub(super) count: usize,
+    /// Ids of those that are rows of the store.
+    pub(super) collected: Vec<String>,
+    /// Collected pairs whose image is gone.
+    pub(super) without_image: usize,
+}
+
+/// Writes `directory/dataset.jsonl` and has its images beside it, so that what is deleted meanwhile does not end the run.
+///
+/// # Errors
+/// There is nothing to train on, or something cannot be read or written.
+pub(super) fn freeze(store: &Store, run: &Run, train: &TrainConfig, directory: &Path) -> Result<Frozen, RunsError> {
+    fs_err::create_dir_all(directory)?;
+    let images = Images { store, kept: BlobDir::new(directory.join(BLOBS)) };
+    let mut chosen = match RunRequest::of(run).training {
+        Training::File(id) => {
+            let mut pairs = Vec::new();
+            let file = files::get(store, &id)?;
+            files::read(&store.blob_path(&file.digest)?, &images, &mut |pair| pairs.push(pair))?;
+            Chosen { pairs, ..Chosen::default() }
+        }
+        Training::New => {
+            let new = fresh(store)?;
+            if new.is_empty() {
+                let why = "there is no new pair to train on; `pairs:all` trains on those that earlier runs had, too";
+                return Err(RunsError::NoData(why.to_owned()));
+            }
+            let replayed = share(train.replay_share, new.len());
+            let old = sample(used(store)?, replayed, &run.id, |pair| pair.id.as_str());
+            images.collected(new.into_iter().chain(old))?
+        }
+        Training::All => images.collected(fresh(store)?.into_iter().chain(used(store)?))?,
+    };
+    if chosen.pairs.is_empty() {
+        return Err(RunsError::NoData("there is no pair to train on".to_owned()));
+    }
+    if !chosen.collected.is_empty() {
+        let most = share(train.anchor_share, chosen.pairs.len());
+        chosen.pairs.extend(anchors(store, train, &images, most, &run.id)?);
+    }
+    let mut seen = HashSet::new();
+    chosen.pairs.retain(|pair| seen.insert(pair.id.clone()));
+    let (digest, count) = dataset::freeze(&directory.join(FILE), &chosen.pairs)?;
+    Ok(Frozen { digest, count, collected: chosen.collected, without_image: chosen.without_image })
+}
+
+/// Number of collected pairs that a run on `pairs` would begin with: those that no run had.
+///
+/// # Errors
+/// The store failed.
+pub(super) fn count_new(store: &Store) -> Result<usize, RunsError> {
+    Ok(store.count::<Pair>(&Query::by("state", "new"))? + store.count::<Pair>(&Query::by("state", "accepted"))?)
+}
+
+/// Number of collected pairs that may be trained on.
+///
+/// # Errors
+/// The store failed.
+pub(super) fn count_all(store: &Store) -> Result<usize, RunsError> {
+    Ok(count_new(store)? + store.count::<Pair>(&Query::by("state", "used"))?)
+}
+
+#[derive(Default)]
+struct Chosen {
+    pairs: Vec<PreferencePair>,
+    collected: Vec<String>,
+    without_image: usize,
+}
+
+/// The images of a run: what is put goes beside its dataset, what is looked for comes from the store.
+struct Images<'a> {
+    store: &'a Store,
+    kept: BlobDir,
+}
+
+impl Images<'_> {
+    fn collected(&self, pairs: impl Iterator<Item = PreferencePair>) -> io::Result<Chosen> {
+        let mut chosen = Chosen::default();
+        for pair in pairs {
+            if self.keep(&pair)? {
+                chosen.collected.push(pair.id.clone());
+                chosen.pairs.push(pair);
+            } else {
+                chosen.without_image += 1;
+            }
+        }
+        Ok(chosen)
+    }
+
+    /// Keeps the images of a pair; whether all are there.
+    fn keep(&self, pair: &PreferencePair) -> io::Result<bool> {
+        for image in &pair.images {
+            match self.store.link_blob(&image.digest, &self.kept) {
+                // Its record was deleted just now.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+                other => other?,
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl Blobs for Images<'_> {
+    fn put(&self, bytes: &[u8]) -> io::Result<String> {
+        self.kept.put(bytes)
+    }
+
+    fn get(&self, digest: &str) -> io::Result<Vec<u8>> {
+        Blobs::get(self.store, digest)
+    }
+}
+
+/// Pairs that no run had, oldest first.
+fn fresh(store: &Store) -> Result<Vec<PreferencePair>, RunsError> {
+    let mut pairs = in_state(store, "new")?;
+    pairs.extend(in_state(store, "accepted")?);
+    pairs.sort_by(|a, b| a.id.cmp(&b.id));
+    Ok(pairs)
+}
+
+/// Pairs that a run had.
+fn used(store: &Store) -> Result<Vec<PreferencePair>, RunsError> {
+    in_state(store, "used")
+}
+
+fn in_state(store: &Store, state: &str) -> Result<Vec<PreferencePair>, RunsError> {
+    Ok(store.list::<Pair>(&Query::by("state", state))?.rows.into_iter().map(|row| row.data).collect())
+}
+
+/// Pairs of the files that `train.anchors` names, at most so many.
+fn anchors(
+    store: &Store,
+    train: &TrainConfig,
+    images: &Images<'_>,
+    most: usize,
+    run: &str,
+) -> Result<Vec<PreferencePair>, RunsError> {
+    let mut pairs = Vec::new();
+    for id in &train.anchors {
+        let file = files::get(store, id)?;
+        files::read(&store.blob_path(&file.digest)?, images, &mut |pair| pairs.push(pair))?;
+    }
+    Ok(sample(pairs, most, run, |pair| pair.id.as_str()))
+}
+
+/// How many others make up `share` of a set that has so many already.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "counts of pairs"
+)]
+fn share(share: f64, others: usize) -> usize {
+    (others as f64 * share / (1.0 - share)).round() as usize
+}
+
+/// At most so many, another choice for each run and the same for the same one.
+fn sample<T>(mut all: Vec<T>, most: usize, run: &str, id: impl Fn(&T) -> &str) -> Vec<T> {
+    if all.len() > most {
+        all.sort_by_cached_key(|item| *blake3::hash(format!("{run} {}", id(item)).as_bytes()).as_bytes());
+        all.truncate(most);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_one_of_the_whole() {
+        assert_eq!([share(0.3, 70), share(0.0, 70), share(0.5, 10)], [30, 0, 10]);
+    }
+
+    #[test]
+    fn each_run_samples_anew_and_repeats_itself() {
+        let all: Vec<String> = (0..50).map(|n| format!("pair-{n}")).collect();
+        let of = |run: &str| sample(all.clone(), 10, run, String::as_str);
+        assert_eq!(of("a"), of("a"));
+        assert_ne!(of("a"), of("b"));
+        assert_eq!(of("a").len(), 10);
+        assert_eq!(sample(all.clone(), 60, "a", String::as_str), all);
+    }
+}
