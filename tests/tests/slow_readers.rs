@@ -135,7 +135,8 @@ async fn nothing_of_them_stays_behind() -> Result<()> {
     );
     say!("slow readers: {generated} tokens generated in three waves");
     ensure!(after.0 as f64 <= memory as f64 * 1.1, "memory grew from {memory} to {} KiB", after.0);
-    ensure!(after.1 <= threads, "threads grew from {threads} to {}", after.1);
+    // The pool for what blocks comes and goes by itself; one left behind by each reader would be a hundred and fifty.
+    ensure!(after.1 <= threads + 16, "threads grew from {threads} to {}", after.1);
     ensure!(after.2 <= files + 4, "open files grew from {files} to {}", after.2);
     // Who left is not generated for any more: far fewer tokens than were asked for.
     let asked = (3 * LEAVING) as f64 * LONG as f64;
