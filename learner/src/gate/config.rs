@@ -45,7 +45,7 @@ pub struct GateConfig {
     pub cover_margin: f64,
     /// How far POPE's accuracy may fall. Default 0.05.
     pub pope_margin: f64,
-    /// Pictures of each kind of statistics from the pocket's world; asked of the pocket model only. 0: none. Default 200.
+    /// Pictures of each kind of statistics from the pocket's world; asked of the pocket model only. 0: none. Default 400.
     pub pocket_images: usize,
     /// Evaluation sets of the operator's.
     pub sets: Vec<EvaluationSet>,
@@ -99,7 +99,7 @@ impl Default for GateConfig {
             chair_margin: 0.02,
             cover_margin: 0.05,
             pope_margin: 0.05,
-            pocket_images: 200,
+            pocket_images: 400,
             sets: Vec::new(),
         }
     }

@@ -117,10 +117,11 @@ impl Remote {
             let response = request.send().await.with_context(|| format!("no answer from {}", self.url))?;
             let status = response.status();
             let body: Value = response.json().await.with_context(|| format!("{status}, and no JSON"))?;
-            match body.pointer("/error/message").and_then(Value::as_str) {
-                Some(message) => bail!("{status}: {message}"),
-                None => Ok(body),
+            // A job that failed has an `error`, too, and is no failed request.
+            if !status.is_success() {
+                bail!("{status}: {}", body.pointer("/error/message").and_then(Value::as_str).unwrap_or_default());
             }
+            Ok(body)
         })
     }
 }

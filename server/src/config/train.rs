@@ -68,7 +68,7 @@ impl Default for TrainConfig {
             batch: 16,
             learning_rate: 5e-4,
             beta: 0.1,
-            sft: 3.0,
+            sft: 8.0,
             rank: 16,
             alpha: 32.0,
             held_out: 0.1,

@@ -160,8 +160,8 @@ async fn send(request: RequestBuilder) -> Result<Value> {
     let response = request.send().await?;
     let status = response.status();
     let body: Value = response.json().await.with_context(|| format!("{status}, and no JSON"))?;
-    match body.pointer("/error/message").and_then(Value::as_str) {
-        Some(message) => bail!("{status}: {message}"),
-        None => Ok(body),
+    if !status.is_success() {
+        bail!("{status}: {}", body["error"]["message"].as_str().unwrap_or_default());
     }
+    Ok(body)
 }
