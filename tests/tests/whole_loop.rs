@@ -42,7 +42,7 @@ async fn corrected_answers_become_an_adapter_that_hallucinates_less_and_comes_ba
     let (before, after) = (of("before", "CHAIR_i")?, of("after", "CHAIR_i")?);
     ensure!(after < before, "CHAIR_i went from {before} to {after}\n{}", outcome["table"]);
     let (before, after) = (of("before", "Cover")?, of("after", "Cover")?);
-    ensure!(after > before - 0.02, "Cover went from {before} to {after}\n{}", outcome["table"]);
+    ensure!(after > before - 0.05, "Cover went from {before} to {after}\n{}", outcome["table"]);
     ensure!(told.contains("`base` is live again"), "{told}");
     ensure!(std::fs::read_to_string(&page)?.contains("<img"), "the page has no pictures");
     Ok(())

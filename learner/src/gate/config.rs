@@ -33,7 +33,7 @@ pub struct GateConfig {
     pub preference_margin: f64,
     /// By which factor answers may become longer or shorter in the mean, at least 1. Default 1.5.
     pub max_length_ratio: f64,
-    /// How far the share of empty or unfinished answers, or of garbled captions, may rise. Default 0.08.
+    /// How far the share of empty or unfinished answers, or of garbled captions, may rise. Default 0.1.
     pub broken_margin: f64,
     /// How far the share of refusals may rise. Default 0.02.
     pub refusal_margin: f64,
@@ -93,7 +93,7 @@ impl Default for GateConfig {
             max_chosen_drop: 0.2,
             preference_margin: 0.05,
             max_length_ratio: 1.5,
-            broken_margin: 0.08,
+            broken_margin: 0.1,
             refusal_margin: 0.02,
             change_margin: 0.1,
             chair_margin: 0.02,
