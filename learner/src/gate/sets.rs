@@ -1,6 +1,5 @@
 //! Evaluation sets: the pocket's own and the operator's.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use super::held_out::Measured;
@@ -10,12 +9,10 @@ use super::{EvaluationSet, GateConfig, SetKind};
 use crate::eval::measure::Better;
 use crate::eval::mention::{CaptionReader, Synonyms};
 use crate::eval::pope::PopeItem;
-use crate::eval::pope_sampling::Absent;
 use crate::eval::run::{self, Asker};
 use crate::eval::set::{CaptionItem, image_in, read_jsonl};
-use crate::eval::{Answerer, EvalError, ImageSource, Measure};
-use crate::pocket::held_out::{PocketReader, Size, caption_items, examples, pope_items};
-use crate::pocket::world::Statistics;
+use crate::eval::{Answerer, EvalError, Measure};
+use crate::pocket::held_out::{Size, habits};
 
 /// Questions that are asked at once.
 const BATCH: usize = 32;
@@ -29,7 +26,10 @@ pub(super) fn ask(
     let mut asker = Asker { answerer, batch: BATCH, progress: &mut |_| () };
     let (mut measured, mut answers) = (Vec::new(), Vec::new());
     if config.pocket_images > 0 {
-        pocket(&mut asker, config, &mut measured)?;
+        let size = Size { images: config.pocket_images, seed: config.seed, ..Size::default() };
+        for (set, measures) in habits(&mut asker, size)? {
+            keep(&format!("pocket {set}"), measures, config, &mut measured);
+        }
     }
     for set in &config.sets {
         match set.kind {
@@ -39,28 +39,6 @@ pub(super) fn ask(
         }
     }
     Ok((measured, answers))
-}
-
-/// Captions and the hardest POPE questions about typical pictures, where habit is right, and balanced ones, where it is not.
-fn pocket(asker: &mut Asker<'_>, config: &GateConfig, measured: &mut Measured) -> Result<(), EvalError> {
-    let size = Size { images: config.pocket_images, seed: config.seed, ..Size::default() };
-    for statistics in [Statistics::typical(), Statistics::Balanced] {
-        let pictures = examples(statistics, size.images, size.seed);
-        let by_name: HashMap<&str, ImageSource> = pictures
-            .iter()
-            .map(|picture| (picture.name.as_str(), ImageSource::Memory(picture.image.clone())))
-            .collect();
-        let image = |name: &str| {
-            let missing = || EvalError::File { path: name.into(), reason: "no such held-out picture".to_owned() };
-            by_name.get(name).cloned().ok_or_else(missing)
-        };
-        let world = statistics.name();
-        let captions = run::captions(asker, &caption_items(&pictures), &PocketReader, &image)?;
-        keep(&format!("pocket captions, {world}"), captions, config, measured);
-        let pope = run::pope(asker, &pope_items(&pictures, Absent::Adversarial, size), &image)?;
-        keep(&format!("pocket POPE adversarial, {world}"), pope, config, measured);
-    }
-    Ok(())
 }
 
 fn captions(dir: &Path, asker: &mut Asker<'_>, set: &EvaluationSet) -> Result<Vec<Measure>, EvalError> {

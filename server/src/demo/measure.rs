@@ -1,16 +1,12 @@
 //! What is measured before and after, through the API.
 
-use std::collections::HashMap;
-
 use anyhow::Result;
 use futures::{StreamExt, TryStreamExt, stream};
 use indicatif::ProgressBar;
 use reground_learner::eval::measure::Better;
-use reground_learner::eval::pope_sampling::Absent;
-use reground_learner::eval::run::{self, Asker};
-use reground_learner::eval::{Answerer, Bootstrap, EvalError, ImageSource, Measure, Query, Report};
-use reground_learner::pocket::held_out::{PocketReader, Size, caption_items, examples, pope_items};
-use reground_learner::pocket::world::Statistics;
+use reground_learner::eval::run::Asker;
+use reground_learner::eval::{Answerer, Bootstrap, EvalError, Measure, Query, Report};
+use reground_learner::pocket::held_out::{Size, habits};
 use tokio::runtime::Handle;
 
 use super::Demo;
@@ -37,30 +33,11 @@ pub(super) struct Measured(Vec<(String, Vec<Measure>)>);
 pub(super) async fn measure(user: &User, demo: &Demo, bar: &ProgressBar) -> Result<Measured> {
     let size = Size { images: demo.images, pope_per_image: 1, seed: demo.seed };
     // The evaluation blocks on each batch of answers; other tasks of this thread go elsewhere meanwhile.
-    let measured = tokio::task::block_in_place(|| everything(&mut Api { user, bar }, size))?;
+    let sets = tokio::task::block_in_place(|| {
+        let api = &mut Api { user, bar };
+        habits(&mut Asker { answerer: api, batch: BATCH, progress: &mut |_| () }, size)
+    })?;
     bar.finish_and_clear();
-    Ok(measured)
-}
-
-fn everything(api: &mut Api<'_>, size: Size) -> Result<Measured, EvalError> {
-    let mut sets = Vec::new();
-    for statistics in [Statistics::typical(), Statistics::Balanced] {
-        let pictures = examples(statistics, size.images, size.seed);
-        let by_name: HashMap<&str, ImageSource> = pictures
-            .iter()
-            .map(|picture| (picture.name.as_str(), ImageSource::Memory(picture.image.clone())))
-            .collect();
-        let image = |name: &str| {
-            let missing = || EvalError::File { path: name.into(), reason: "no such held-out picture".to_owned() };
-            by_name.get(name).cloned().ok_or_else(missing)
-        };
-        let mut asker = Asker { answerer: api, batch: BATCH, progress: &mut |_| () };
-        let world = statistics.name();
-        let captions = run::captions(&mut asker, &caption_items(&pictures), &PocketReader, &image)?;
-        sets.push((format!("captions, {world}"), captions));
-        let pope = run::pope(&mut asker, &pope_items(&pictures, Absent::Adversarial, size), &image)?;
-        sets.push((format!("POPE, {world}"), pope));
-    }
     Ok(Measured(sets))
 }
 

@@ -21,7 +21,7 @@ use crate::rollout::Rollout;
 
 /// How long a training process gets to save when the server stops; one that is killed loses the steps since its last
 /// checkpoint.
-const STOPPING: Duration = Duration::from_secs(15);
+pub(super) const STOPPING: Duration = Duration::from_secs(15);
 
 /// What is trained.
 #[derive(Clone, Debug)]
@@ -262,11 +262,6 @@ impl Shared {
             error: None,
             refused: false,
         }
-    }
-
-    /// How long a process gets to save when the server stops.
-    pub(super) fn stopping(&self) -> Duration {
-        STOPPING
     }
 }
 

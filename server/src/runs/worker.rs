@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::child::Child;
 use super::journal::{self, Journal};
 use super::readable::runs;
-use super::runs::{Shared, is_outage};
+use super::runs::{STOPPING, Shared, is_outage};
 use super::{RunRequest, RunsError, dataset, leftovers, settings, trigger};
 use crate::engine::GenerationId;
 
@@ -258,7 +258,7 @@ impl Shared {
                     }
                 },
                 () = self.stop.cancelled(), if deadline.is_none() => {
-                    deadline = Some(Instant::now() + self.stopping());
+                    deadline = Some(Instant::now() + STOPPING);
                     child.pause().await;
                 }
                 () = sleep_until(given_up), if deadline.is_some() => {

@@ -50,6 +50,25 @@ pub fn evaluate(
     Ok(report)
 }
 
+/// Captions and the hardest POPE questions about typical pictures, where habit is right, and balanced ones, where it is not: what
+/// a change of the model is judged by. By name of the set.
+///
+/// # Errors
+/// What the answerer says.
+pub fn habits(asker: &mut Asker<'_>, size: Size) -> Result<Vec<(String, Vec<Measure>)>, EvalError> {
+    let mut sets = Vec::new();
+    for statistics in [Statistics::typical(), Statistics::Balanced] {
+        let examples = examples(statistics, size.images, size.seed);
+        let world = statistics.name();
+        let image = |name: &str| picture(&examples, name);
+        let captions = run::captions(asker, &caption_items(&examples), &PocketReader, &image)?;
+        sets.push((format!("captions, {world}"), captions));
+        let pope = run::pope(asker, &pope_items(&examples, Absent::Adversarial, size), &image)?;
+        sets.push((format!("POPE adversarial, {world}"), pope));
+    }
+    Ok(sets)
+}
+
 /// One section of the report.
 type Work<'a> = dyn FnMut(&mut Asker<'_>) -> Result<Vec<Measure>, EvalError> + 'a;
 

@@ -3,12 +3,12 @@
 //! # Layout
 //! - [`Size`], [`Example`], [`examples`], [`caption_items`], [`pope_items`], [`write()`]: the pictures and the questions, also as files.
 //! - [`PocketReader`]: from a caption to its mentions (`reader`).
-//! - [`evaluate`]: asks everything and measures (`evaluation`).
+//! - [`evaluate`]: asks everything and measures; [`habits`]: only what a change is judged by (`evaluation`).
 
 mod evaluation;
 mod reader;
 
-pub use evaluation::evaluate;
+pub use evaluation::{evaluate, habits};
 pub use reader::PocketReader;
 
 use std::collections::BTreeSet;
