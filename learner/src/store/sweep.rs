@@ -5,15 +5,19 @@ use std::path::Path;
 
 use fs_err as fs;
 
+use super::compact;
+
 /// Removes what a killed sled stumbles over when it opens again: it takes a half-written `snap.….generating` for its newest
 /// snapshot and refuses it, and refuses a `conf` that ends early, which it writes without flushing. Both are made anew: a
-/// snapshot out of the log, `conf` out of settings that are always the same here. Call it before sled opens.
+/// snapshot out of the log, `conf` out of settings that are always the same here. What a killed compaction left goes, too. Call it
+/// before sled opens the `store` of a data directory.
 ///
 /// # Errors
-/// `WouldBlock` if a sled has the directory open, whose files must stay; the directory cannot be read, or a file in it not
+/// `WouldBlock` if a sled has the store open, whose files must stay; the directory cannot be read, or a file in it not
 /// removed.
-pub(super) fn sweep(store: &Path) -> io::Result<()> {
-    let entries = match fs::read_dir(store) {
+pub(super) fn sweep(directory: &Path) -> io::Result<()> {
+    let store = directory.join("store");
+    let entries = match fs::read_dir(&store) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
     };
@@ -26,6 +30,7 @@ pub(super) fn sweep(store: &Path) -> io::Result<()> {
             Some(file)
         }
     };
+    compact::clean(directory)?;
     for entry in entries {
         let entry = entry?;
         let name = entry.file_name();

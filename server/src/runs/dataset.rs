@@ -148,7 +148,7 @@ fn used(store: &Store) -> Result<Vec<PreferencePair>, RunsError> {
 }
 
 fn in_state(store: &Store, state: &str) -> Result<Vec<PreferencePair>, RunsError> {
-    Ok(store.list::<Pair>(&Query::by("state", state))?.rows.into_iter().map(|row| row.data).collect())
+    Ok(store.list_readable::<Pair>(&Query::by("state", state))?.rows.into_iter().map(|row| row.data).collect())
 }
 
 /// Pairs of the files that `train.anchors` names, at most so many.

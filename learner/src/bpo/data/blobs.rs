@@ -1,5 +1,6 @@
 //! Images by content: each file once, under the BLAKE3 digest of its bytes.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -93,6 +94,22 @@ impl BlobDir {
             Err(_) => self.put(&from.get(digest)?).map(drop),
             Ok(()) => Ok(()),
         }
+    }
+
+    /// Keeps several blobs, which are flushed together; as [`Blobs::put`] otherwise.
+    ///
+    /// # Errors
+    /// As [`Blobs::put`]; some of them may be there then.
+    pub fn put_all(&self, contents: &[&[u8]]) -> io::Result<()> {
+        let mut new = BTreeMap::new();
+        for bytes in contents {
+            let path = self.path(blake3::hash(bytes).to_hex().as_str())?;
+            if !path.exists() {
+                self.shelf(&path)?;
+                new.insert(path, *bytes);
+            }
+        }
+        files::write_all_atomic(&new.into_iter().collect::<Vec<_>>())
     }
 
     fn shelf(&self, path: &Path) -> io::Result<()> {
