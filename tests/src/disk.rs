@@ -9,6 +9,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use tempfile::TempDir;
+
 /// Where the numbers are in the control file, see `disk.c`.
 #[derive(Clone, Copy)]
 enum Number {
@@ -19,22 +21,23 @@ enum Number {
     Flushes,
 }
 
-/// The disk of one data directory.
+/// The disk of one data directory. It goes when this is dropped.
 pub struct Disk {
-    /// What the directory and the mirror are in.
+    /// What the directory and the mirror are in, by its real path: that is what the process sees.
     place: PathBuf,
+    _owner: TempDir,
     library: PathBuf,
     control: fs::File,
 }
 
 impl Disk {
-    /// A disk in an empty directory; its data directory is `data` in it.
+    /// An empty disk.
     ///
     /// # Errors
     /// The C compiler is missing or fails, or files cannot be written.
-    pub fn new(place: &Path) -> io::Result<Self> {
-        // The process sees real paths.
-        let place = place.canonicalize()?;
+    pub fn new() -> io::Result<Self> {
+        let owner = tempfile::tempdir()?;
+        let place = owner.path().canonicalize()?;
         let (source, library) = (place.join("disk.c"), place.join("disk.so"));
         fs::write(&source, include_str!("disk.c"))?;
         let built = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()))
@@ -49,7 +52,7 @@ impl Disk {
         fs::write(&control, [0; 40])?;
         let control = fs::File::options().read(true).write(true).open(control)?;
         fs::create_dir(place.join("data"))?;
-        Ok(Self { place, library, control })
+        Ok(Self { place, _owner: owner, library, control })
     }
 
     /// The data directory.

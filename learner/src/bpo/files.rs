@@ -64,6 +64,17 @@ fn at_once<T: Sync>(items: &[T], work: impl Fn(&T) -> io::Result<()> + Sync) -> 
     })
 }
 
+/// Makes a directory and those above it that are missing, so that they survive a power cut.
+///
+/// # Errors
+/// Any failure of the file system.
+pub fn make_directories(path: &Path) -> io::Result<()> {
+    let missing: Vec<_> =
+        path.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists()).collect();
+    fs::create_dir_all(path)?;
+    missing.into_iter().rev().try_for_each(sync_parent)
+}
+
 /// Makes a rename or creation inside `path`'s directory survive a power cut.
 ///
 /// # Errors
@@ -91,6 +102,16 @@ pub fn beside(path: &Path) -> io::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn directories_are_made_once() {
+        let dir = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            make_directories(&dir.path().join("a/b/c")).unwrap();
+        }
+        fs::write(dir.path().join("a/b/c/file"), b"").unwrap();
+        assert!(make_directories(&dir.path().join("a/b/c/file/d")).is_err());
+    }
 
     #[test]
     fn several_files_at_once() {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use fs_err as fs;
 
-use super::sweep::sweep;
+use super::sweep::{sweep, sync_new};
 use super::{Core, FORMAT, FORMAT_KEY, Failure, Options, StoreError, compact};
 
 /// How often a broken store is tried again.
@@ -167,6 +167,7 @@ fn open_now(directory: &Path, options: &Options) -> Result<sled::Db, StoreError>
         Some(&[found]) if found <= FORMAT => {}
         Some(found) => return Err(StoreError::Newer { found: found.first().copied().unwrap_or(0), known: FORMAT }),
     }
+    sync_new(&directory.join("store"))?;
     Ok(db)
 }
 

@@ -41,8 +41,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use fs_err as fs;
-
 pub use self::compact::Compacted;
 pub use self::delete::Deleted;
 pub use self::error::StoreError;
@@ -55,6 +53,7 @@ use self::rows::Row;
 pub use self::transaction::Transaction;
 pub use self::verify::{Stats, Verified};
 use crate::bpo::data::blobs::BlobDir;
+use crate::bpo::files;
 
 /// The format of the whole store; rows have versions of their own.
 const FORMAT: u8 = 1;
@@ -133,7 +132,7 @@ impl Store {
     pub fn open(directory: impl Into<PathBuf>, options: Options) -> Result<Self, StoreError> {
         let directory = directory.into();
         let blobs = BlobDir::new(directory.join("blobs"));
-        let made = fs::create_dir_all(blobs.root()).and_then(|()| keeper::probe(&directory));
+        let made = files::make_directories(blobs.root()).and_then(|()| keeper::probe(&directory));
         made.map_err(|source| StoreError::Open { path: directory.clone(), source })?;
         let db = keeper::open(&directory, &options, OPENING)?;
         blobs::empty_incoming(&directory).map_err(|source| StoreError::Open { path: directory.clone(), source })?;

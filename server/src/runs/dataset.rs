@@ -6,6 +6,7 @@ use std::path::Path;
 
 use reground_learner::bpo::data::blobs::{BlobDir, Blobs};
 use reground_learner::bpo::dataset;
+use reground_learner::bpo::files::make_directories;
 use reground_learner::bpo::pair::PreferencePair;
 use reground_learner::store::rows::{Pair, Run};
 use reground_learner::store::{Query, Store};
@@ -34,7 +35,7 @@ pub(super) struct Frozen {
 /// # Errors
 /// There is nothing to train on, or something cannot be read or written.
 pub(super) fn freeze(store: &Store, run: &Run, train: &TrainConfig, directory: &Path) -> Result<Frozen, RunsError> {
-    fs_err::create_dir_all(directory)?;
+    make_directories(directory)?;
     let images = Images { store, kept: BlobDir::new(directory.join(BLOBS)) };
     let mut chosen = match RunRequest::of(run).training {
         Training::File(id) => {

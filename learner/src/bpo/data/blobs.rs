@@ -113,11 +113,7 @@ impl BlobDir {
     }
 
     fn shelf(&self, path: &Path) -> io::Result<()> {
-        if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
-            fs::create_dir_all(parent)?;
-            files::sync_parent(parent)?;
-        }
-        Ok(())
+        path.parent().map_or(Ok(()), files::make_directories)
     }
 
     /// Removes a blob, if it is there.
