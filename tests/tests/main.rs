@@ -17,6 +17,7 @@ mod life;
 mod models;
 mod overload;
 mod pairs;
+mod poison;
 mod readme;
 mod records;
 mod rollout;
