@@ -59,7 +59,7 @@ fn is_in(directory: &Path, bytes: &[u8]) -> Result<Option<String>> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_later_run_does_not_contain_what_was_deleted() -> Result<()> {
     let data = tempfile::tempdir()?;
-    let bootstrap = "weakened = 0\ninjected = 0\nmax_per_template = 0";
+    let bootstrap = "weakened = 0\ninjected = 0\nmax_length_ratio = 100.0";
     let server = Server::start(settings("max_steps = 6").section("bootstrap", bootstrap).data(data.path())).await?;
     let client = server.client();
     let right = |number: u32| format!("There is a red circle and nothing else in image {number}.");

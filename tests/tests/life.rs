@@ -75,7 +75,7 @@ pub(crate) fn settings(root: &Path) -> Settings {
     Settings::builtin()
         .adapter_root(root)
         .section("model", "device = \"cpu\"")
-        .section("bootstrap", "injected = 0\nweakened = 0\nmax_per_source = 0\nmax_per_key = 0\nmax_per_template = 0")
+        .section("bootstrap", "injected = 0\nweakened = 0\nmax_length_ratio = 100.0")
         .section("train", "min_pairs = 0")
         .environment("RAYON_NUM_THREADS", "1")
 }

@@ -38,7 +38,7 @@ async fn a_data_directory_is_looked_over_compacted_and_taken_along() -> Result<(
     let stats = told(&data, &["stats"]).await?;
     ensure!(stats["stats"]["rows"]["record"] == 3 && stats["record_bytes"].as_u64() > Some(1000), "{stats:#}");
     let compacted = told(&data, &["compact"]).await?;
-    ensure!(compacted["bytes_after"].as_u64() <= compacted["bytes_before"].as_u64(), "{compacted:#}");
+    ensure!(compacted["bytes_after"].as_u64() > Some(0) && compacted["blobs"] == 0, "{compacted:#}");
     let exported = told(&data, &["export", &path(&out)?]).await?;
     ensure!(exported["blobs"] == 3 && exported["left_out"] == json!([]), "{exported:#}");
     let imported = told(&other, &["import", &path(&out)?]).await?;

@@ -25,7 +25,7 @@ fn settings(kills: usize) -> String {
         "seed = 3\n[lora]\nrank = 4\nalpha = 8.0\n[optimizer]\nlearning_rate = 1e-3\n[train]\nepochs = 1000.0\nmax_steps = {}\n\
          batch = 2\nmicro_batch = 2\nthreads = 1\n[data]\nblobs = \"blobs\"\nheld_out = 0.2\n[evaluation]\nevery = 5\n\
          [checkpoint]\nevery = 2\n",
-        4 * kills + 12
+        6 * kills + 12
     )
 }
 

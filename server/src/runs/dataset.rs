@@ -65,6 +65,7 @@ pub(super) fn freeze(store: &Store, run: &Run, train: &TrainConfig, directory: &
     }
     let mut seen = HashSet::new();
     chosen.pairs.retain(|pair| seen.insert(pair.id.clone()));
+    images.kept.sync()?;
     let (digest, count) = dataset::freeze(&directory.join(FILE), &chosen.pairs)?;
     Ok(Frozen { digest, count, collected: chosen.collected, without_image: chosen.without_image })
 }

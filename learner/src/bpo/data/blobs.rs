@@ -79,7 +79,8 @@ impl BlobDir {
         Ok(digest)
     }
 
-    /// Has a blob of another directory here, too, under a second name for the same bytes where the file system knows such.
+    /// Has a blob of another directory here, too, under a second name for the same bytes where the file system knows such. It
+    /// survives a power cut after [`Self::sync`].
     ///
     /// # Errors
     /// `NotFound`, or any failure of the file system.
@@ -94,6 +95,20 @@ impl BlobDir {
             Err(_) => self.put(&from.get(digest)?).map(drop),
             Ok(()) => Ok(()),
         }
+    }
+
+    /// Makes what was linked here survive a power cut: once for many links.
+    ///
+    /// # Errors
+    /// Any failure of the file system.
+    pub fn sync(&self) -> io::Result<()> {
+        if !self.root.exists() {
+            return Ok(());
+        }
+        for shelf in fs::read_dir(&self.root)? {
+            files::sync_parent(&shelf?.path().join("any"))?;
+        }
+        Ok(())
     }
 
     /// Keeps several blobs, which are flushed together; as [`Blobs::put`] otherwise.
@@ -188,7 +203,9 @@ mod tests {
             fs::write(&file, b"bytes").unwrap();
             let digest = blobs.adopt(&file).unwrap();
             assert_eq!((blobs.get(&digest).unwrap(), file.exists()), (b"bytes".to_vec(), false));
+            other.sync().unwrap();
             other.link(&blobs, &digest).unwrap();
+            other.sync().unwrap();
             blobs.remove(&digest).unwrap();
             assert_eq!(other.get(&digest).unwrap(), b"bytes", "a link outlives the first name");
             assert_eq!(other.link(&blobs, &"0".repeat(64)).unwrap_err().kind(), io::ErrorKind::NotFound);
