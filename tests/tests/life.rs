@@ -201,7 +201,10 @@ impl Promised {
                 promised.deleting.extend(oldest.clone());
                 oldest
             };
-            let Some(record) = oldest else { continue };
+            let Some(record) = oldest else {
+                let Some(_) = while_there(client.get("/health").await) else { return Ok(()) };
+                continue;
+            };
             let request = client.request(Method::DELETE, &format!("/v1/records/{record}"));
             let Some(reply) = while_there(Client::send(request).await) else { return Ok(()) };
             reply.ok()?;
