@@ -227,17 +227,19 @@ fn feedback_is_bounded_and_goes_with_its_record() {
     let here = record(&[]);
     store.add_record(&here, &[] as &[&[u8]]).unwrap();
     for _ in 0..FEEDBACK_LIMIT {
-        store.add_feedback(&feedback(&here.id)).unwrap();
+        store.add_feedback(&feedback(&here.id), false).unwrap();
     }
-    let refused = store.add_feedback(&feedback(&here.id)).unwrap_err();
+    let refused = store.add_feedback(&feedback(&here.id), false).unwrap_err();
     assert!(matches!(&refused, StoreError::FeedbackLimit { record, .. } if *record == here.id), "{refused}");
     assert!(!refused.is_failure());
-    store.add_feedback(&Feedback { key: "another".into(), ..feedback(&here.id) }).unwrap();
+    store.add_feedback(&Feedback { key: "another".into(), ..feedback(&here.id) }, false).unwrap();
 
     let [under_way, lost, dropped] = ["chatcmpl-way", "chatcmpl-lost", "chatcmpl-dropped"];
     for record in [under_way, lost, dropped, dropped] {
-        store.add_feedback(&feedback(record)).unwrap();
+        store.add_feedback(&feedback(record), true).unwrap();
     }
+    let missing = store.add_feedback(&feedback("chatcmpl-gone"), false).unwrap_err();
+    assert!(matches!(missing, StoreError::Missing { .. }), "what was deleted just now");
     assert_eq!(store.drop_feedback(dropped).unwrap(), 2);
     assert_eq!(store.drop_feedback(&here.id).unwrap(), 0, "its record is there");
     assert_eq!(store.drop_stray_feedback(|record| record == under_way).unwrap(), 1);
@@ -341,10 +343,10 @@ fn feedback_brings_its_record_before_the_bootstrapper_again() {
     let store = open(&dir);
     let record = record(&[]);
     // The record may come later.
-    store.add_feedback(&feedback(&record.id)).unwrap();
+    store.add_feedback(&feedback(&record.id), true).unwrap();
     store.add_record(&record, &[] as &[&[u8]]).unwrap();
     store.update::<Record>(&record.id, |record| record.bootstrap = BootstrapState::Done).unwrap();
-    store.add_feedback(&feedback(&record.id)).unwrap();
+    store.add_feedback(&feedback(&record.id), false).unwrap();
     assert_eq!(store.count::<Record>(&Query::by("bootstrap", "waiting")).unwrap(), 1);
     assert_eq!(store.count::<Feedback>(&Query::by("record", record.id)).unwrap(), 2);
 }

@@ -271,9 +271,11 @@ impl Server {
         log.iter().fold(String::from("the server's log ends:\n"), |text, line| text + line + "\n")
     }
 
-    /// Kills it at once, as dropping it does.
-    pub fn kill(self) {
+    /// Kills it at once, as dropping it does; the last lines of its log.
+    pub fn kill(self) -> String {
+        let log = self.log_tail();
         drop(self);
+        log
     }
 
     /// Sends SIGTERM.

@@ -97,8 +97,8 @@ async fn die(death: impl Death, deaths: u64) -> Result<()> {
         let life = promised.live(&server, number + 1, &adapter);
         sleep(Duration::from_millis(random.random_range(20..1500))).await;
         let end = Instant::now();
-        server.kill();
-        life.end().await?;
+        let log = server.kill();
+        life.end().await.context(log)?;
         death.strike()?;
         verify(&death.data()).await?;
         lived = Some((since, end));

@@ -238,13 +238,11 @@ impl Promised {
     pub(crate) async fn check(&self, client: &Client, since: Instant, end: Instant) -> Result<()> {
         self.check_route(client).await?;
         let (records, feedback, reviews, answers) = {
-            let promised = self.now();
-            let records: Vec<_> = promised
-                .records
-                .iter()
-                .filter(|(_, seen)| **seen >= since && **seen + WINDOW <= end)
-                .map(|(id, _)| id.clone())
-                .collect();
+            let mut promised = self.now();
+            // What was seen too late before the end was not promised.
+            promised.records.retain(|_, seen| *seen < since || *seen + WINDOW <= end);
+            let records: Vec<_> =
+                promised.records.iter().filter(|(_, seen)| **seen >= since).map(|(id, _)| id.clone()).collect();
             let answers: Vec<_> = promised
                 .answers
                 .iter()

@@ -74,7 +74,7 @@ fn answered(recorder: &Arc<Recorder>, store: &Store) -> String {
     let mut draft = Draft::new(recorder.clone(), record, 1, &[image()], Instant::now());
     draft.begun("base", 3);
     assert_eq!(recorder.under_way(&id).as_deref(), Some("app"));
-    store.add_feedback(&feedback(&id)).unwrap();
+    store.add_feedback(&feedback(&id), true).unwrap();
     drop(draft);
     recorder.close();
     id
