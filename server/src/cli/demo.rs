@@ -20,7 +20,7 @@ pub(super) struct DemoArgs {
     #[arg(long, default_value_t = 1.0)]
     corrected: f64,
     /// Annotated typical pictures of which some are mixed into the run, so that the model stays right where it is; 0: none.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 600)]
     anchors: u64,
     /// Held-out pictures of each kind that are measured on.
     #[arg(long, default_value_t = 200)]

@@ -91,6 +91,8 @@ fn config(demo: &Demo, data: &std::path::Path) -> Config {
     // One run, when everything that was asked has been looked at: the demonstration asks for it.
     config.train.min_pairs = 0;
     config.train.seed = demo.seed;
+    // Everything that users correct here is about unusual pictures: more than usually is needed to hold the others.
+    config.train.anchor_share = 0.4;
     if demo.corrected == 0.0 {
         config.bootstrap.sources = vec![ChosenSource::OwnAnswer];
         config.bootstrap.self_after_s = 0;
