@@ -271,6 +271,12 @@ impl Server {
         log.iter().fold(String::from("the server's log ends:\n"), |text, line| text + line + "\n")
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Kills it at once, as dropping it does; the last lines of its log.
     pub fn kill(self) -> String {
         let log = self.log_tail();

@@ -40,6 +40,8 @@ pub struct Demo {
     pub questions: u64,
     /// Share of the answers that the user corrects, 0 to 1. With 0 the server learns from its own answers alone.
     pub corrected: f64,
+    /// Annotated typical pictures of which some are mixed into the run, up to `train.anchor_share`.
+    pub anchors: u64,
     /// Share of the questions that another user asks, who corrects every answer into the description of another picture, 0 to 1.
     pub hostile: f64,
     /// Whether that user's key is trusted, so that nobody reviews what it corrects.
@@ -106,6 +108,8 @@ fn config(demo: &Demo, data: &Path) -> Config {
     // One run, when everything that was asked has been looked at: the demonstration asks for it.
     config.train.min_pairs = 0;
     config.train.seed = demo.seed;
+    // Everything that users correct here is about unusual pictures: more than usually is needed to hold the others.
+    config.train.anchor_share = 0.4;
     if demo.corrected == 0.0 {
         config.bootstrap.sources = vec![ChosenSource::OwnAnswer];
         config.bootstrap.self_after_s = 0;
@@ -140,7 +144,14 @@ async fn steps(demo: &Demo, user: &User, liar: &User) -> Result<Outcome> {
     eprintln!("   {pairs}");
 
     eprintln!("4. It trains an adapter, lets it through the gate and puts it live");
-    let trained = user.train(&bar("steps", None), PATIENCE).await;
+    let anchors = match demo.anchors {
+        0 => None,
+        count => {
+            eprintln!("   {count} annotated typical pictures are there to keep it right where it is.");
+            Some(user.upload("typical.jsonl", &world::anchors(demo.seed, count)?).await?)
+        }
+    };
+    let trained = user.train(anchors.as_deref(), &bar("steps", None), PATIENCE).await;
     let hostile_pairs = if demo.hostile > 0.0 { Some(hostile_pairs(user).await?) } else { None };
     if let Some(pairs) = &hostile_pairs {
         eprintln!("   Pairs of the hostile key by state: {pairs:?}");

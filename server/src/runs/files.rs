@@ -9,7 +9,7 @@ use reground_learner::bpo::pair::PreferencePair;
 use reground_learner::store::rows::{FileRow, Run};
 use reground_learner::store::{Page, Query, Store, id};
 
-use super::{RunRequest, RunsError, Training};
+use super::{RunRequest, RunsError};
 
 /// OpenAI's name for what training reads; nothing else is taken.
 pub const PURPOSE: &str = "fine-tune";
@@ -70,8 +70,7 @@ pub fn remove(store: &Store, id: &str, anchors: &[String]) -> Result<(), RunsErr
     if anchors.iter().any(|anchor| anchor == id) {
         return Err(RunsError::Anchor(id.to_owned()));
     }
-    let needs =
-        |run: &&Run| run.dataset_digest.is_none() && RunRequest::of(run).training == Training::File(id.to_owned());
+    let needs = |run: &&Run| run.dataset_digest.is_none() && RunRequest::of(run).reads(id);
     // One may be paused before it began.
     for state in ["queued", "paused"] {
         if let Some(run) = store.list_readable::<Run>(&Query::by("state", state))?.rows.iter().find(needs) {
@@ -138,6 +137,7 @@ mod tests {
 
     use super::*;
     use crate::api::testing::data_url;
+    use crate::runs::Training;
 
     fn line(question: &str, url: &str) -> String {
         let user = json!([{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]);
