@@ -10,7 +10,7 @@
  * With REGROUND_DISK_MIRROR, what a power cut would leave is kept there, by POSIX's letter: a file's bytes as they were when it
  * was last flushed (fN, N its inode), and a directory's entries as they were when the directory was last flushed (dN). What is
  * removed stays alive in grave/, so that no inode is used twice. sync_file_range is no flush: it leaves out the length of the
- * file and the cache of the disk. */
+ * file and the cache of the disk. Between two flushes writes may reach the disk in any order: a file is copied while others write. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <dlfcn.h>
