@@ -40,7 +40,8 @@ impl Occasion {
         let scene = Scene::sample(statistics, &mut random);
         let image = Arc::new(Picture::draw(&scene, &mut random).image());
         let lot = random.random();
-        let mut other = stream(seed, "demo hostile", index);
+        let mut other = random.clone();
+        other.set_stream(1);
         let lie = Scene::sample(Statistics::Balanced, &mut other);
         let lie = Caption::of(&lie, Detail::Full, &mut other).to_string();
         let spite = other.random();
