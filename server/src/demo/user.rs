@@ -12,7 +12,7 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
 use super::Demo;
-use super::world::{self, Lie, Occasion, data_url};
+use super::world::{self, Occasion, data_url};
 
 /// Questions under way at once.
 const AT_ONCE: usize = 16;
@@ -85,12 +85,14 @@ impl User {
         demo: &Demo,
         bar: &ProgressBar,
     ) -> Result<usize> {
-        let once = |(index, occasion): (u64, &'_ Occasion)| {
+        let once = |occasion: &'_ Occasion| {
             let (image, question) = (occasion.image.clone(), occasion.question.clone());
             let corrects = occasion.lot < demo.corrected;
-            let lie = Lie::new(demo.seed, index);
-            let (user, correction) =
-                if lie.spite < demo.hostile { (liar, lie.text) } else { (self, occasion.answer.clone()) };
+            let (user, correction) = if occasion.spite < demo.hostile {
+                (liar, occasion.lie.clone())
+            } else {
+                (self, occasion.answer.clone())
+            };
             async move {
                 let (id, _) = user.ask(Some(&image), &question, true).await?;
                 if corrects {
@@ -100,7 +102,7 @@ impl User {
                 anyhow::Ok(usize::from(corrects))
             }
         };
-        let work: Vec<_> = (0..).zip(occasions).map(once).collect();
+        let work: Vec<_> = occasions.iter().map(once).collect();
         let corrected: Vec<usize> = stream::iter(work).buffer_unordered(AT_ONCE).try_collect().await?;
         bar.finish_and_clear();
         Ok(corrected.iter().sum())

@@ -23,23 +23,10 @@ pub(super) struct Occasion {
     pub(super) answer: String,
     /// A number from 0 to 1 that decides whether the user corrects the answer.
     pub(super) lot: f64,
-}
-
-/// What somebody says on an occasion who wants the model to learn what is wrong.
-pub(super) struct Lie {
-    /// A number from 0 to 1 that decides whether it is such a one who asks.
+    /// The description of another picture, for who wants the model to learn what is wrong.
+    pub(super) lie: String,
+    /// A number from 0 to 1 that decides whether it is such a one who corrects.
     pub(super) spite: f64,
-    /// The description of another picture.
-    pub(super) text: String,
-}
-
-impl Lie {
-    pub(super) fn new(seed: u64, index: u64) -> Self {
-        let mut random = stream(seed, "demo hostile", index);
-        let spite = random.random();
-        let scene = Scene::sample(Statistics::Balanced, &mut random);
-        Self { spite, text: Caption::of(&scene, Detail::Full, &mut random).to_string() }
-    }
 }
 
 impl Occasion {
@@ -53,12 +40,17 @@ impl Occasion {
         let scene = Scene::sample(statistics, &mut random);
         let image = Arc::new(Picture::draw(&scene, &mut random).image());
         let lot = random.random();
+        let mut other = random.clone();
+        other.set_stream(1);
+        let lie = Scene::sample(Statistics::Balanced, &mut other);
+        let lie = Caption::of(&lie, Detail::Full, &mut other).to_string();
+        let spite = other.random();
         if random.random_bool(DESCRIPTIONS) {
             let answer = Caption::of(&scene, Detail::Full, &mut random).to_string();
-            return Self { image, question: describe().to_owned(), answer, lot };
+            return Self { image, question: describe().to_owned(), answer, lot, lie, spite };
         }
         let question = Question::sample(&scene, &mut random);
-        Self { image, answer: question.answer(), question: question.text, lot }
+        Self { image, answer: question.answer(), question: question.text, lot, lie, spite }
     }
 }
 
