@@ -20,6 +20,7 @@ mod runs;
 mod sdk;
 mod shutdown;
 mod slow_readers;
+mod swaps;
 mod together;
 mod tools;
 mod train;

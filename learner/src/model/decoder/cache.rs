@@ -48,29 +48,23 @@ impl KeyValues {
         self.capacity
     }
 
-    /// A copy with room for `capacity` tokens, for several continuations of one prompt.
+    /// A copy of its first `tokens` tokens with room for `capacity`, for another continuation of them.
     ///
     /// # Errors
-    /// Less room than there are tokens; a failed copy.
-    pub fn fork(&self, capacity: usize) -> Result<Self> {
-        if capacity < self.length {
-            candle_core::bail!("a cache of {} tokens does not fit {capacity}", self.length);
+    /// More tokens than there are, less room than tokens; a failed copy.
+    pub fn fork(&self, tokens: usize, capacity: usize) -> Result<Self> {
+        if tokens > self.length || capacity < tokens {
+            candle_core::bail!("{tokens} tokens of a cache of {} do not fit {capacity}", self.length);
         }
-        let layers = self
-            .layers
-            .iter()
-            .map(|(k, v)| {
-                let copy = |from: &Tensor| -> Result<Tensor> {
-                    let to = Tensor::zeros((capacity, from.dim(1)?), from.dtype(), from.device())?;
-                    if self.length > 0 {
-                        to.slice_set(&from.narrow(0, 0, self.length)?.contiguous()?, 0, 0)?;
-                    }
-                    Ok(to)
-                };
-                Ok((copy(k)?, copy(v)?))
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self { layers, length: self.length, capacity })
+        let copy = |from: &Tensor| -> Result<Tensor> {
+            let to = Tensor::zeros((capacity, from.dim(1)?), from.dtype(), from.device())?;
+            if tokens > 0 {
+                to.slice_set(&from.narrow(0, 0, tokens)?.contiguous()?, 0, 0)?;
+            }
+            Ok(to)
+        };
+        let layers = self.layers.iter().map(|(k, v)| Ok((copy(k)?, copy(v)?))).collect::<Result<_>>()?;
+        Ok(Self { layers, length: tokens, capacity })
     }
 
     /// Writes a layer's keys and values of the next tokens. The length grows with [`KeyValues::advance`] only, once every
