@@ -278,7 +278,8 @@ async fn a_kept_prefix_gives_the_same_answer_on_every_generation() {
             let now = kept.core.prefixes.found();
             asked.push(picture);
             let is_new = asked.iter().filter(|other| **other == picture).count() == 1;
-            assert_eq!(now == found, is_new, "picture {picture}, question {at} of {adapter:?}");
+            // What the template begins with is the same for all pictures.
+            assert_eq!(now < found + 16, is_new, "picture {picture}, question {at} of {adapter:?}");
             found = now;
         }
     }
