@@ -1,6 +1,7 @@
 //! Keys and values of sequences that are being generated.
 
 use candle_core::{DType, Device, Result, Tensor};
+use rayon::prelude::*;
 
 use super::config::DecoderConfig;
 use crate::model::ops::attention::Heads;
@@ -86,6 +87,9 @@ impl KeyValues {
     }
 }
 
+/// Products of a query with keys, times their width, below which threads cost more than they save.
+const ALONE: usize = 1 << 17;
+
 /// Attention of one new token of each sequence over that sequence's cache, its own key included.
 /// `q` is `[sequences, query heads · width]`.
 pub(crate) fn attend(q: &Tensor, caches: &[&mut KeyValues], layer: usize, heads: Heads) -> Result<Tensor> {
@@ -98,12 +102,20 @@ pub(crate) fn attend(q: &Tensor, caches: &[&mut KeyValues], layer: usize, heads:
     {
         let q = Floats::of(&q)?;
         let q: &[f32] = &q;
-        let mut scores = Vec::new();
-        for ((cache, q), out) in caches.iter().zip(q.chunks_exact(width)).zip(out.chunks_exact_mut(width)) {
+        let mut kept = Vec::with_capacity(sequences);
+        for cache in caches {
             let (k, v) = &cache.layers[layer];
-            let (k, v) = (Floats::of(k)?, Floats::of(v)?);
-            let (k, v): (&[f32], &[f32]) = (&k, &v);
-            one(q, k, v, cache.length + 1, heads, &mut scores, out);
+            kept.push((Floats::of(k)?, Floats::of(v)?, cache.length + 1));
+        }
+        let jobs: Vec<(&[f32], &[f32], usize)> = kept.iter().map(|(k, v, keys)| (&**k, &**v, *keys)).collect();
+        let one = |((q, out), (k, v, keys)): ((&[f32], &mut [f32]), &(&[f32], &[f32], usize))| {
+            one(q, k, v, *keys, heads, &mut Vec::new(), out);
+        };
+        let keys: usize = jobs.iter().map(|(_, _, keys)| keys).sum();
+        if keys * width < ALONE {
+            q.chunks_exact(width).zip(out.chunks_exact_mut(width)).zip(&jobs).for_each(one);
+        } else {
+            q.par_chunks_exact(width).zip(out.par_chunks_exact_mut(width)).zip(&jobs).for_each(one);
         }
     }
     cpu::tensor(out, &[sequences, width])

@@ -1,6 +1,7 @@
 //! The decoder's gated activation, and the vision tower's.
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
 
 use super::cpu::{self, Floats};
 
@@ -95,7 +96,8 @@ impl CustomOp1 for GeluTanh {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = cpu::floats(x, layout)?;
         let mut y = vec![0.0_f32; x.len()];
-        gelu_values(x, &mut y);
+        let pieces = y.par_chunks_mut(cpu::WORTH_A_THREAD).zip(x.par_chunks(cpu::WORTH_A_THREAD));
+        pieces.for_each(|(y, x)| gelu_values(x, y));
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 

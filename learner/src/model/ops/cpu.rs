@@ -56,6 +56,9 @@ pub(crate) fn tensor(values: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
     Tensor::from_vec(values, shape, &Device::Cpu)
 }
 
+/// Values whose elementwise work is worth a thread.
+pub(crate) const WORTH_A_THREAD: usize = 1 << 15;
+
 /// Declares a function whose body is compiled for the widest vector instructions of this machine, chosen at run time.
 ///
 /// Whatever the body calls must be `#[inline(always)]`: code that is not inlined is compiled for the oldest machine, and

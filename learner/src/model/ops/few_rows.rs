@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::cpu;
 
 /// Up to this many rows this is faster than the general product.
-pub(super) const MOST: usize = 24;
+pub(crate) const MOST: usize = 24;
 /// Multiplications that are worth a thread.
 const PIECE: usize = 1 << 17;
 /// Rows of the weight, and of `x`, whose products are made side by side: their sums and what they are made of fill the vector
@@ -43,9 +43,53 @@ pub(super) fn product(x: &[f32], weight: &[f32], rows: usize, outputs: usize, in
     y
 }
 
+/// One adapter's part of a step: rows of `x`, `[rows, inputs]`, A `[rank, inputs]`, B `[outputs, rank]`.
+pub(crate) struct LowRank<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) a: &'a [f32],
+    pub(crate) b: &'a [f32],
+    pub(crate) scale: f32,
+    pub(crate) rank: usize,
+    /// `[rows, outputs]`, what is added to.
+    pub(crate) y: &'a mut [f32],
+}
+
+/// `y += scale · x·Aᵀ·Bᵀ` for each of several adapters, side by side.
+pub(crate) fn add_low_rank(mut parts: Vec<LowRank<'_>>) {
+    let work: usize = parts.iter().map(|part| part.x.len() * part.rank + part.y.len() * part.rank).sum();
+    if work < PIECE {
+        parts.iter_mut().for_each(LowRank::add);
+    } else {
+        parts.par_iter_mut().for_each(LowRank::add);
+    }
+}
+
+impl LowRank<'_> {
+    fn add(&mut self) {
+        let inputs = self.a.len() / self.rank;
+        let outputs = self.b.len() / self.rank;
+        let rows = self.x.len() / inputs;
+        let mut by_rank = vec![0.0_f32; self.rank * rows];
+        outputs_of(self.x, self.a, &mut by_rank, rows, inputs);
+        let mut middle = vec![0.0_f32; rows * self.rank];
+        for (row, middle) in middle.chunks_exact_mut(self.rank).enumerate() {
+            for (middle, values) in middle.iter_mut().zip(by_rank.chunks_exact(rows)) {
+                *middle = values[row] * self.scale;
+            }
+        }
+        let mut by_output = vec![0.0_f32; outputs * rows];
+        outputs_of(&middle, self.b, &mut by_output, rows, self.rank);
+        for (row, y) in self.y.chunks_exact_mut(outputs).enumerate() {
+            for (y, values) in y.iter_mut().zip(by_output.chunks_exact(rows)) {
+                *y += values[row];
+            }
+        }
+    }
+}
+
 cpu::kernel! {
     /// `[outputs, rows]`, on this thread.
-    pub(super) fn outputs_of<S>(
+    fn outputs_of<S>(
         simd;
         x: &'a [f32],
         weight: &'a [f32],
@@ -96,11 +140,9 @@ fn dots<S: Simd, const W: usize, const X: usize>(simd: S, w: [&[f32]; W], x: [&[
     let blocks = w[0].len();
     let (w, x) = (w.map(|w| &w[..blocks]), x.map(|x| &x[..blocks]));
     for block in 0..blocks {
-        let x: [S::f32s; X] = std::array::from_fn(|j| x[j][block]);
         for i in 0..W {
-            let w = w[i][block];
             for j in 0..X {
-                sums[i][j] = simd.mul_add_f32s(w, x[j], sums[i][j]);
+                sums[i][j] = simd.mul_add_f32s(w[i][block], x[j][block], sums[i][j]);
             }
         }
     }
@@ -136,6 +178,32 @@ mod tests {
                     let alone = product(&values[row * inputs..(row + 1) * inputs], &weight, 1, outputs, inputs);
                     assert_eq!(alone, y[row * outputs..(row + 1) * outputs], "row {row} of {rows}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn adapters_side_by_side_equal_their_products() {
+        for (rows, rank, inputs, outputs) in [(1, 1, 3, 2), (2, 5, 33, 7), (3, 16, 576, 320)] {
+            let random = |shape: (usize, usize), seed: usize| random(shape, seed as u64);
+            let x: Vec<_> = (0..4).map(|seed| random((rows, inputs), seed)).collect();
+            let a: Vec<_> = (0..4).map(|seed| random((rank, inputs), 10 + seed)).collect();
+            let b: Vec<_> = (0..4).map(|seed| random((outputs, rank), 20 + seed)).collect();
+            let y: Vec<_> = (0..4).map(|seed| random((rows, outputs), 30 + seed)).collect();
+            let floats = |tensors: &[candle_core::Tensor]| -> Vec<Vec<f32>> {
+                tensors.iter().map(|tensor| Floats::of(tensor).unwrap().to_vec()).collect()
+            };
+            let (xs, matrices_a, matrices_b, mut ys) = (floats(&x), floats(&a), floats(&b), floats(&y));
+            let parts = ys.iter_mut().enumerate().map(|(at, y)| {
+                let (x, a, b) = (&xs[at], &matrices_a[at], &matrices_b[at]);
+                LowRank { x, a, b, scale: 1.5, rank, y }
+            });
+            add_low_rank(parts.collect());
+            for (at, sum) in ys.into_iter().enumerate() {
+                let middle = (x[at].matmul(&a[at].t().unwrap()).unwrap() * 1.5).unwrap();
+                let expected = (&y[at] + middle.matmul(&b[at].t().unwrap()).unwrap()).unwrap();
+                let sum = cpu::tensor(sum, &[rows, outputs]).unwrap();
+                assert!(distance(&sum, &expected) < 1e-3, "{rows} rows of rank {rank}");
             }
         }
     }

@@ -27,6 +27,7 @@ use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
 
 use futures::future::BoxFuture;
+use rayon::ThreadPoolBuilder;
 use reground_learner::adapter::PeftAdapter;
 use reground_learner::model::{KeyValues, Lora, Model};
 use tokio_util::task::TaskTracker;
@@ -98,9 +99,15 @@ impl NativeEngine {
             prefixes: prefixes.clone(),
         };
         let scheduler = Scheduler::new(work, received, config.kv_cache_bytes, max_parallel);
+        // The thread that decides is one of those that compute: a product is not handed over and waited for.
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(rayon::current_num_threads())
+            .thread_name(|at| format!("reground-core-{at}"))
+            .build()
+            .map_err(|error| EngineError::Load(format!("no threads for the engine: {error}")))?;
         let thread = std::thread::Builder::new()
             .name("reground-engine".into())
-            .spawn(move || scheduler.run())
+            .spawn(move || pool.install(|| scheduler.run()))
             .map_err(|error| EngineError::Load(format!("no thread for the engine: {error}")))?;
         let tasks = TaskTracker::new();
         Ok(Self { core: Arc::new(Core { info, model, features, prefixes, arrivals, thread, tasks, _files: files }) })

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use candle_core::{DType, Tensor};
+use rayon::prelude::*;
 use reground_learner::model::{Adapters, KeyValues, Lora, Model, ModelError};
 use tracing::error;
 
@@ -267,10 +268,9 @@ impl Lane {
         match guarded(|| step(&work.model, &mut sequences)) {
             Err(error) => sequences.into_iter().for_each(|sequence| sequence.fail(error.clone())),
             Ok(logits) => {
-                for (sequence, logits) in sequences.into_iter().zip(logits) {
-                    let going_on = work.choose(sequence, &logits);
-                    self.answering.extend(going_on);
-                }
+                let chosen =
+                    sequences.into_par_iter().zip(logits).map(|(sequence, logits)| work.choose(sequence, &logits));
+                self.answering = chosen.flatten_iter().collect();
             }
         }
     }
