@@ -87,6 +87,13 @@ impl KeyValues {
     }
 }
 
+/// What one sequence's query sees in a layer.
+struct Kept<'a> {
+    k: &'a [f32],
+    v: &'a [f32],
+    keys: usize,
+}
+
 /// Products of a query with keys, times their width, below which threads cost more than they save.
 const ALONE: usize = 1 << 17;
 
@@ -107,15 +114,15 @@ pub(crate) fn attend(q: &Tensor, caches: &[&mut KeyValues], layer: usize, heads:
             let (k, v) = &cache.layers[layer];
             kept.push((Floats::of(k)?, Floats::of(v)?, cache.length + 1));
         }
-        let jobs: Vec<(&[f32], &[f32], usize)> = kept.iter().map(|(k, v, keys)| (&**k, &**v, *keys)).collect();
-        let one = |((q, out), (k, v, keys)): ((&[f32], &mut [f32]), &(&[f32], &[f32], usize))| {
-            one(q, k, v, *keys, heads, &mut Vec::new(), out);
+        let kept: Vec<Kept<'_>> = kept.iter().map(|(k, v, keys)| Kept { k, v, keys: *keys }).collect();
+        let attend = |((q, out), kept): ((&[f32], &mut [f32]), &Kept<'_>)| {
+            one(q, kept.k, kept.v, kept.keys, heads, &mut Vec::new(), out);
         };
-        let keys: usize = jobs.iter().map(|(_, _, keys)| keys).sum();
+        let keys: usize = kept.iter().map(|kept| kept.keys).sum();
         if keys * width < ALONE {
-            q.chunks_exact(width).zip(out.chunks_exact_mut(width)).zip(&jobs).for_each(one);
+            q.chunks_exact(width).zip(out.chunks_exact_mut(width)).zip(&kept).for_each(attend);
         } else {
-            q.par_chunks_exact(width).zip(out.par_chunks_exact_mut(width)).zip(&jobs).for_each(one);
+            q.par_chunks_exact(width).zip(out.par_chunks_exact_mut(width)).zip(&kept).for_each(attend);
         }
     }
     cpu::tensor(out, &[sequences, width])

@@ -24,7 +24,7 @@ pub mod log_prob;
 pub mod rms_norm;
 pub mod rope;
 
-pub use linear::linear;
+pub use linear::{linear, linear_gelu_tanh};
 
 #[cfg(test)]
 mod finite_difference;

@@ -10,8 +10,10 @@
 //! - [`scheduler`]: the thread: who is admitted, and what is computed in which order.
 //! - [`sequence`]: one answer under way.
 //! - [`features`]: what the vision tower made of images, kept for the next question about them.
+//! - [`awake`]: threads that do not fall asleep within a step.
 //! - [`prefixes`]: keys and values of prompts, kept for the next prompt that begins the same.
 
+mod awake;
 mod features;
 mod generation;
 mod prefixes;

@@ -18,6 +18,7 @@ use rayon::prelude::*;
 use reground_learner::model::{Adapters, KeyValues, Lora, Model, ModelError};
 use tracing::error;
 
+use super::awake::with_others_awake;
 use super::features::FeatureCache;
 use super::prefixes::PrefixCache;
 use super::sequence::Sequence;
@@ -27,6 +28,9 @@ use crate::engine::{EngineError, Event, Vocabulary};
 const PIECE: usize = 256;
 /// Rows of all prompts that are read at once.
 const ROWS: usize = 512;
+
+/// Multiplications of a product for one row from which on threads share it.
+const WIDE: usize = 1 << 18;
 
 /// What computing takes.
 pub(super) struct Work {
@@ -207,7 +211,7 @@ impl Lane {
             return false;
         }
         let rows: Vec<usize> = chosen.iter().map(|sequence| sequence.unread().min(PIECE)).collect();
-        match guarded(|| read(&work.model, &mut chosen, &rows)) {
+        match guarded(|| work.together(|| read(&work.model, &mut chosen, &rows))) {
             Err(error) => chosen.into_iter().for_each(|sequence| sequence.fail(error.clone())),
             Ok(logits) => {
                 let mut going_on = Vec::new();
@@ -265,7 +269,7 @@ impl Lane {
             return;
         }
         let mut sequences = std::mem::take(&mut self.answering);
-        match guarded(|| step(&work.model, &mut sequences)) {
+        match guarded(|| work.together(|| step(&work.model, &mut sequences))) {
             Err(error) => sequences.into_iter().for_each(|sequence| sequence.fail(error.clone())),
             Ok(logits) => {
                 let chosen =
@@ -277,6 +281,12 @@ impl Lane {
 }
 
 impl Work {
+    /// Computes on all threads where the model's products are worth more than one.
+    fn together<T>(&self, compute: impl FnOnce() -> T) -> T {
+        let config = self.model.decoder().config();
+        if config.hidden_size * config.intermediate_size < WIDE { compute() } else { with_others_awake(compute) }
+    }
+
     /// Chooses a token; `None` if the answer ended with it.
     fn choose(&self, mut sequence: Sequence, logits: &[f32]) -> Option<Sequence> {
         let ends_turn = |id| self.vocabulary.ends_turn(id);
