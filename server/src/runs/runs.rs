@@ -100,7 +100,7 @@ impl Runs {
         let row = run.clone();
         self.shared
             .with_store(move |store| {
-                check(store, &RunRequest::of(&row).training)?;
+                check(store, &RunRequest::of(&row))?;
                 Ok(store.insert(&row)?)
             })
             .await?;
@@ -117,12 +117,12 @@ impl Runs {
         self.shared.with_store(move |store| store.get(&id)?.ok_or_else(|| unknown(&id))).await
     }
 
-    /// Runs, a page at a time.
+    /// Runs, a page at a time. One whose row is damaged is left out.
     ///
     /// # Errors
     /// The store failed.
     pub async fn list(&self, query: Query) -> Result<Page<Run>, RunsError> {
-        self.shared.with_store(move |store| Ok(store.list(&query)?)).await
+        self.shared.with_store(move |store| Ok(store.list_readable(&query)?)).await
     }
 
     /// What happened in a run, or its checkpoints alone, newest first.
@@ -141,7 +141,7 @@ impl Runs {
         let id = id.to_owned();
         let list = move |store: &Store| {
             store.get::<Run>(&id)?.ok_or_else(|| unknown(&id))?;
-            Ok(store.list(&query)?)
+            Ok(store.list_readable(&query)?)
         };
         self.shared.with_store(list).await
     }
@@ -266,9 +266,12 @@ impl Shared {
 }
 
 /// Whether there is something to train on.
-fn check(store: &Store, training: &Training) -> Result<(), RunsError> {
+fn check(store: &Store, request: &RunRequest) -> Result<(), RunsError> {
     let none = |what: &str| RunsError::NoData(format!("there is {what} to train on"));
-    match training {
+    for anchor in request.anchors.iter().flatten() {
+        files::get(store, anchor)?;
+    }
+    match &request.training {
         Training::File(id) => files::get(store, id).map(drop),
         Training::New if dataset::count_new(store)? == 0 => Err(none("no new pair")),
         Training::All if dataset::count_all(store)? == 0 => Err(none("no pair")),
