@@ -311,7 +311,7 @@ async fn what_takes_too_long_or_finds_no_place_says_so() {
         })
         .collect();
     until("two run and one waits", || {
-        let queue = server.app.generations.live().admission.snapshot();
+        let queue = server.app.generations.live().unwrap().admission.snapshot();
         (queue.running, queue.waiting) == (2, 1)
     })
     .await;

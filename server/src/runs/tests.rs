@@ -97,7 +97,7 @@ impl Place {
         let store = Store::open(dir.path().join("data"), Options { min_free_bytes: 0, ..Options::default() }).unwrap();
         let store = Arc::new(store);
         let generations = Generations::start(Arc::new(Echo::new(false)), config.admission.clone()).await.unwrap();
-        let rollout = Arc::new(Rollout::new(Arc::new(generations), store.clone()));
+        let rollout = Arc::new(Rollout::new(Arc::new(generations), store.clone(), &config));
         let place = Self { dir, config, store, rollout };
         for number in 0..4 {
             place.pair(number, PairState::New);
