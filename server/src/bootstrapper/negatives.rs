@@ -182,7 +182,7 @@ impl Maker {
         let mut asked = inject::question(&said, &subject.choice.text, &injection, seed);
         let prompt: String = asked.turns.iter().map(|turn| turn.text.as_str()).collect();
         let instruction = Instruction {
-            injector: if self.models.injector.is_some() { "endpoint" } else { "self" }.to_owned(),
+            injector: self.models.injector.as_ref().map_or("self", |(name, _)| name).to_owned(),
             wording: match injection.wording {
                 Wording::Instructed => "instructed",
                 Wording::Pocket => "pocket",
@@ -196,7 +196,7 @@ impl Maker {
             digest: blake3::hash(prompt.as_bytes()).to_hex().to_string(),
         };
         let generator = match &self.models.injector {
-            Some(injector) => injector,
+            Some((_, injector)) => injector,
             None => {
                 asked.generation = subject.generation.map(str::to_owned);
                 &self.models.served

@@ -2,6 +2,7 @@
 //!
 //! # Layout
 //! - [`Generations`]: what is loaded, and the route through it; [`Lease`] pins one for the length of an answer.
+//! - [`Behind`]: a place that no live query wants, for work beside these generations.
 //! - [`Route`]: live, previous, canary, shadow, pinned; [`Sticky`] keeps a caller with one generation.
 //! - [`Rollout`]: every change of the route, in one place: checked, written down, then switched. `change`: what is the same for all of
 //!   them; `load`: beside what is loaded; `replace`: in its place; `restore`: at the start.
@@ -9,6 +10,7 @@
 //!   differ.
 //! - `library`: the adapters on disk. `ledger`: the route and its history in the store. `probe`: does an adapter change anything?
 
+mod behind;
 mod change;
 mod error;
 mod generations;
@@ -27,6 +29,7 @@ mod sample;
 mod tests;
 mod watched;
 
+pub use behind::Behind;
 pub use change::By;
 pub use error::RolloutError;
 pub use generations::{Generations, Lease, LoadError};

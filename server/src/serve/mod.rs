@@ -130,7 +130,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let served = Arc::new(BackgroundGenerator::new(generations.clone()));
     let watch = WatchTask::start(app.watcher.clone(), served.clone(), images.clone());
     let shadow = app.answerer.shadow().start();
-    let models = Models::new(served, config.model.source == "builtin", &config.bootstrap)?;
+    let models = Models::new(served, &generations, &config).await?;
     let bootstrapper = Bootstrapper::start(store.clone(), models, images, &config.bootstrap);
     let runs = Arc::new(Runs::start(store, app.rollout.clone(), &config, base, Program::this()?));
     let app = web::Data::new(app.with_runs(runs.clone()));

@@ -1,19 +1,16 @@
 //! The second answer.
 
-use std::pin::Pin;
 use std::sync::Arc;
 
-use futures::future::select_all;
 use metrics::counter;
 use tokio::sync::mpsc;
 
 use super::Shadow;
 use super::case::{Case, Timed};
 use super::comparison::{Comparison, OUTCOMES};
-use crate::admission::BackgroundPermit;
 use crate::answer::text::TextBuilder;
 use crate::engine::{EngineError, Event};
-use crate::rollout::{Lease, Route};
+use crate::rollout::{Behind, Lease};
 
 /// Times that an answer is begun anew after live queries needed its place.
 const ATTEMPTS: usize = 8;
@@ -61,8 +58,8 @@ impl Shadow {
             let current = route.shadow.as_ref().is_some_and(|shadow| shadow.generation == case.shadow);
             let lease = self.generations.get(&case.shadow).filter(|_| current && route.live == case.live);
             let lease = lease.ok_or(Missed::Overtaken)?;
-            let places = Arc::new(self.places(&route, &lease).await);
-            match self.attempt(case, lease, places).await {
+            let behind = self.generations.behind_live().await.and(lease.admission.background().await);
+            match self.attempt(case, lease, Arc::new(behind)).await {
                 Err(Missed::Preempted) => {}
                 ended => return ended,
             }
@@ -70,36 +67,23 @@ impl Shadow {
         Err(Missed::Preempted)
     }
 
-    /// A place in front of everything that live queries go to, so that all of them come first. In the same order each time.
-    async fn places(&self, route: &Route, lease: &Lease) -> Vec<BackgroundPermit> {
-        let answering = std::iter::once(&route.live).chain(route.canary.as_ref().map(|canary| &canary.generation));
-        let mut places = Vec::new();
-        for id in answering {
-            if let Some(admission) = self.generations.get(id).map(|lease| lease.admission) {
-                places.push(admission.background().await);
-            }
-        }
-        places.push(lease.admission.background().await);
-        places
-    }
-
-    async fn attempt(&self, case: &Case, lease: Lease, places: Arc<Vec<BackgroundPermit>>) -> Result<Timed, Missed> {
+    async fn attempt(&self, case: &Case, lease: Lease, behind: Arc<Behind>) -> Result<Timed, Missed> {
         let vocabulary = &self.generations.info().vocabulary;
         let (generation, request) = (lease.generation.clone(), case.request.clone());
         // The engine frees the places when the sequence has left it.
-        let place = Box::new((places.clone(), lease));
+        let place = Box::new((behind.clone(), lease));
         let mut timed = Timed::begin();
         // A grammar is compiled first, which can take a while.
         let stream = tokio::task::spawn_blocking(move || generation.generate(request, place)).await;
         let stream = stream.unwrap_or_else(|error| Err(EngineError::Failed(error.to_string())));
         let mut stream = stream.map_err(Missed::Failed)?;
         let mut text = TextBuilder::new(case.stop.clone());
-        type Preempted<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
-        let mut preempted = select_all(places.iter().map(|place| Box::pin(place.preempted()) as Preempted<'_>));
+        let preempted = behind.preempted();
+        tokio::pin!(preempted);
         loop {
             let event = tokio::select! {
                 event = stream.next() => event,
-                _ = &mut preempted => return Err(Missed::Preempted),
+                () = &mut preempted => return Err(Missed::Preempted),
             };
             match event {
                 Some(Event::Started { .. }) => {}
