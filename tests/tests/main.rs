@@ -10,6 +10,7 @@ mod clients;
 mod golden;
 mod hostile;
 mod hub;
+mod injector;
 mod models;
 mod overload;
 mod pairs;
