@@ -1,44 +1,58 @@
-//! Background work behind all live queries, whichever generation does it.
+//! Background work behind all live queries, whichever generation or model does it.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures::future::select_all;
 
 use super::generations::Generations;
-use crate::admission::BackgroundPermit;
+use crate::admission::{Admission, BackgroundPermit};
 
-/// A place in front of everything that live queries go to, which none of them wants. For work that something else than these
-/// generations does, on the same machine.
-#[derive(Debug)]
+/// Places in front of what live queries go to, which none of them wants.
+#[derive(Debug, Default)]
 #[must_use = "dropping it gives the places away"]
 pub struct Behind {
     places: Vec<BackgroundPermit>,
 }
 
 impl Generations {
-    /// Waits until neither in front of the live generation nor in front of the canary a live query wants the place.
-    pub async fn behind_live(&self) -> Behind {
+    /// Waits for one place in front of the live generation, of the canary and of what is to answer, none of which a live query wants.
+    pub async fn behind_live(&self, answering: &Arc<Admission>) -> Behind {
+        let mut queues = self.live_queues();
+        queues.push(answering.clone());
+        Behind::of(&queues).await
+    }
+
+    /// Waits until no live query is answered: for work that would take the machine from it without being in its batch.
+    pub async fn while_idle(&self) -> Behind {
+        let parallel = self.info().max_parallel.max(1);
+        let queues: Vec<_> =
+            self.live_queues().into_iter().flat_map(|queue| std::iter::repeat_n(queue, parallel)).collect();
+        Behind::of(&queues).await
+    }
+
+    /// The queues that live queries wait in. Not the leases: those would keep a generation loaded.
+    fn live_queues(&self) -> Vec<Arc<Admission>> {
         let route = self.route();
         let canary = route.canary.as_ref().map(|canary| &canary.generation);
-        let mut places = Vec::new();
-        // In the same order each time: who has the first waits for the second, never the other way round.
-        for id in std::iter::once(&route.live).chain(canary) {
-            if let Some(lease) = self.get(id) {
-                let admission = lease.admission.clone();
-                // A lease would keep the generation loaded while this waits.
-                drop(lease);
-                places.push(admission.background().await);
-            }
-        }
-        Behind { places }
+        std::iter::once(&route.live).chain(canary).filter_map(|id| self.get(id)).map(|lease| lease.admission).collect()
     }
 }
 
 impl Behind {
-    /// The same with one place more.
-    pub fn and(mut self, place: BackgroundPermit) -> Self {
-        self.places.push(place);
-        self
+    /// A place in each of these queues. Who waits for the next one with a place that a live query wants would hold that up, so it begins
+    /// anew.
+    async fn of(queues: &[Arc<Admission>]) -> Self {
+        'anew: loop {
+            let mut behind = Self::default();
+            for queue in queues {
+                tokio::select! {
+                    place = queue.background() => behind.places.push(place),
+                    () = behind.preempted() => continue 'anew,
+                }
+            }
+            return behind;
+        }
     }
 
     /// Ready once a live query wants a place.

@@ -194,12 +194,17 @@ impl Generations {
     async fn unload_unless(&self, id: &GenerationId, needed: impl Fn(&Route) -> bool) -> Result<(), LoadError> {
         let _one_at_a_time = self.change.lock().await;
         let mut loaded = self.write();
+        if !loaded.slots.contains_key(id) {
+            return Err(LoadError::Unknown(id.clone()));
+        }
         if needed(&loaded.route) {
             return Err(LoadError::Live(id.clone()));
         }
         let gone = loaded.slots.remove(id);
+        // The weights may go with it, which takes a while.
         drop(loaded);
-        gone.map(drop).ok_or_else(|| LoadError::Unknown(id.clone()))
+        drop(gone);
+        Ok(())
     }
 
     /// Lets callers of no named generation wait until what comes back is dropped.

@@ -399,3 +399,37 @@ async fn what_is_watched_is_watched_after_a_restart_from_then_on() {
     again.restore().await.unwrap();
     assert_eq!(again.watched(), [], "its window is over");
 }
+
+#[tokio::test]
+async fn work_beside_the_generations_waits_for_live_queries_and_leaves_for_them() {
+    let place = place().await;
+    let first = place.import().await;
+    place.rollout.canary(&first, 50, None, "test").await.unwrap();
+    let generations = &place.rollout.generations;
+    let deadline = || Instant::now() + Duration::from_secs(20);
+    let admissions = [GenerationId::base(), first].map(|id| generations.get(&id).unwrap().admission);
+    let short = Duration::from_millis(20);
+    for admission in &admissions {
+        let live = admission.enter("key", deadline()).await.unwrap();
+        assert!(tokio::time::timeout(short, generations.while_idle()).await.is_err(), "a query is answered");
+        // There is a second place.
+        drop(tokio::time::timeout(short, generations.behind_live(admission)).await.unwrap());
+        // While somebody waits for the machine to be idle, he is in nobody's way.
+        let waiting = tokio::spawn({
+            let generations = generations.clone();
+            async move { generations.while_idle().await }
+        });
+        tokio::time::sleep(short).await;
+        let second = tokio::time::timeout(short, admission.enter("key", deadline())).await.unwrap().unwrap();
+        drop((live, second));
+        let idle = tokio::time::timeout(short, waiting).await.unwrap().unwrap();
+        let live = admission.enter("key", deadline());
+        tokio::pin!(live);
+        tokio::select! {
+            () = idle.preempted() => {}
+            _ = &mut live => panic!("all places are taken"),
+        }
+        drop(idle);
+        drop(live.await.unwrap());
+    }
+}

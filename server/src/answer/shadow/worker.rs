@@ -58,7 +58,7 @@ impl Shadow {
             let current = route.shadow.as_ref().is_some_and(|shadow| shadow.generation == case.shadow);
             let lease = self.generations.get(&case.shadow).filter(|_| current && route.live == case.live);
             let lease = lease.ok_or(Missed::Overtaken)?;
-            let behind = self.generations.behind_live().await.and(lease.admission.background().await);
+            let behind = self.generations.behind_live(&lease.admission).await;
             match self.attempt(case, lease, Arc::new(behind)).await {
                 Err(Missed::Preempted) => {}
                 ended => return ended,
