@@ -403,26 +403,28 @@ async fn what_is_watched_is_watched_after_a_restart_from_then_on() {
 #[tokio::test]
 async fn work_beside_the_generations_waits_for_live_queries_and_leaves_for_them() {
     let place = place().await;
-    let first = place.import().await;
+    let (first, second) = (place.import().await, place.import().await);
     place.rollout.canary(&first, 50, None, "test").await.unwrap();
+    place.rollout.shadow(&second, 50, None, "test").await.unwrap();
     let generations = &place.rollout.generations;
     let deadline = || Instant::now() + Duration::from_secs(20);
     let admissions = [GenerationId::base(), first].map(|id| generations.get(&id).unwrap().admission);
-    let short = Duration::from_millis(20);
+    let (short, long) = (Duration::from_millis(20), Duration::from_secs(20));
+    let shadow = generations.get(&second).unwrap().admission;
     for admission in &admissions {
         let live = admission.enter("key", deadline()).await.unwrap();
         assert!(tokio::time::timeout(short, generations.while_idle()).await.is_err(), "a query is answered");
         // There is a second place.
-        drop(tokio::time::timeout(short, generations.behind_live(admission)).await.unwrap());
+        drop(tokio::time::timeout(long, generations.behind_live(&shadow)).await.unwrap());
         // While somebody waits for the machine to be idle, he is in nobody's way.
         let waiting = tokio::spawn({
             let generations = generations.clone();
             async move { generations.while_idle().await }
         });
         tokio::time::sleep(short).await;
-        let second = tokio::time::timeout(short, admission.enter("key", deadline())).await.unwrap().unwrap();
+        let second = admission.enter("key", deadline()).await.unwrap();
         drop((live, second));
-        let idle = tokio::time::timeout(short, waiting).await.unwrap().unwrap();
+        let idle = tokio::time::timeout(long, waiting).await.unwrap().unwrap();
         let live = admission.enter("key", deadline());
         tokio::pin!(live);
         tokio::select! {

@@ -36,7 +36,8 @@ pub(crate) fn gguf(directory: &Path) -> PathBuf {
     ];
     let tensors: Vec<(String, QTensor)> = tensors()
         .into_iter()
-        .map(|(name, tensor)| (gguf_name(&name), QTensor::quantize(&tensor, GgmlDType::F32).unwrap()))
+        .map(|(name, tensor)| (gguf_name(&name), interleaved(&name, tensor, &config)))
+        .map(|(name, tensor)| (name, QTensor::quantize(&tensor, GgmlDType::F32).unwrap()))
         .collect();
     let path = directory.join("tiny.gguf");
     let mut file = std::fs::File::create(&path).unwrap();
@@ -45,6 +46,19 @@ pub(crate) fn gguf(directory: &Path) -> PathBuf {
     gguf_file::write(&mut file, &metadata, &tensors).unwrap();
     beside(directory);
     path
+}
+
+/// GGUF has the rotated dimensions of queries and keys in pairs, hub checkpoints in halves.
+fn interleaved(name: &str, tensor: Tensor, config: &Value) -> Tensor {
+    let heads = match name {
+        name if name.contains("q_proj") => "num_attention_heads",
+        name if name.contains("k_proj") => "num_key_value_heads",
+        _ => return tensor,
+    };
+    let heads = usize::try_from(config[heads].as_u64().unwrap()).unwrap();
+    let (rows, columns) = tensor.dims2().unwrap();
+    let halves = tensor.reshape((heads, 2, rows / heads / 2, columns)).unwrap();
+    halves.transpose(1, 2).unwrap().contiguous().unwrap().reshape((rows, columns)).unwrap()
 }
 
 fn config() -> Value {
