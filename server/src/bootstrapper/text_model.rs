@@ -1,8 +1,7 @@
 //! Another text model in this process, loaded through mistralrs.
 //!
 //! It is loaded when it is first asked and dropped when nobody has asked it for a while. One answer at a time, and only while no live
-//! query is answered: it takes the same cores or the same device. One that comes gets its place at once, and the answer ends at its next
-//! token and is begun anew.
+//! query is answered: it takes the same cores or the same device. When one comes, the answer ends at its next token and is begun anew.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -22,7 +21,7 @@ use crate::engine::source::ModelFiles;
 use crate::engine::{
     Content, Engine, EngineError, Event, Generate, Generation, GenerationId, Message, Role, Sampling, Vocabulary,
 };
-use crate::rollout::{Behind, Generations};
+use crate::rollout::Generations;
 
 /// A text model in this process.
 pub(super) struct TextModel {
@@ -44,9 +43,6 @@ struct Loaded {
     vocabulary: Arc<Vocabulary>,
     last_asked: Instant,
 }
-
-/// A live query wanted the place.
-struct Preempted;
 
 impl TextModel {
     /// The model of the configuration. It is not loaded yet, but what lies on this machine is looked at.
@@ -85,19 +81,22 @@ impl TextModel {
                 })?);
             }
             let Some(loaded) = &mut slot.loaded else { continue };
-            let idle = self.generations.while_idle().await;
+            self.generations.idle().await;
             loaded.last_asked = Instant::now();
-            let answered = answer(loaded, idle, &question).await;
+            let answered = tokio::select! {
+                answered = answer(loaded, &question) => Some(answered),
+                () = self.generations.busy() => None,
+            };
             loaded.last_asked = Instant::now();
             match answered {
-                Err(Preempted) => {}
-                Ok(Ok((text, tokens))) => {
+                None => {}
+                Some(Ok((text, tokens))) => {
                     return Ok(Generated { generation: self.config.source.clone(), text, tokens });
                 }
-                Ok(Err(error @ (EngineError::Invalid(_) | EngineError::TooLong { .. }))) => {
+                Some(Err(error @ (EngineError::Invalid(_) | EngineError::TooLong { .. }))) => {
                     return Err(GeneratorError::Invalid(error.to_string()));
                 }
-                Ok(Err(error)) => {
+                Some(Err(error)) => {
                     // Whatever state it is in, it is loaded anew for the next question.
                     slot.loaded = None;
                     return Err(GeneratorError::Failed(format!("{}: {error}", self.config.source)));
@@ -145,36 +144,23 @@ async fn drop_when_unused(slot: Weak<Mutex<Slot>>, idle: Duration, stop: Cancell
     }
 }
 
-type Answered = Result<(String, Vec<(u32, f32)>), EngineError>;
-
-async fn answer(loaded: &Loaded, idle: Behind, question: &Question) -> Result<Answered, Preempted> {
-    // The places are not this engine's: live queries get them back before the sequence has left it.
-    let mut stream = match loaded.generation.generate(request(question), Box::new(())) {
-        Ok(stream) => stream,
-        Err(error) => return Ok(Err(error)),
-    };
+/// Text and tokens. Dropping the future ends the answer at its next token.
+async fn answer(loaded: &Loaded, question: &Question) -> Result<(String, Vec<(u32, f32)>), EngineError> {
+    let mut stream = loaded.generation.generate(request(question), Box::new(()))?;
     stream.be_patient();
     let (mut bytes, mut tokens) = (Vec::new(), Vec::new());
-    let preempted = idle.preempted();
-    tokio::pin!(preempted);
-    loop {
-        let event = tokio::select! {
-            event = stream.next() => event,
-            () = &mut preempted => return Err(Preempted),
-        };
+    while let Some(event) = stream.next().await {
         match event {
-            Some(Event::Started { .. }) => {}
-            Some(Event::Token(token)) => {
+            Event::Started { .. } => {}
+            Event::Token(token) => {
                 bytes.extend_from_slice(loaded.vocabulary.bytes(token.id));
                 tokens.push((token.id, token.logprob));
             }
-            Some(Event::Finished(_)) => {
-                return Ok(Ok((String::from_utf8_lossy(&bytes).trim_start().to_owned(), tokens)));
-            }
-            Some(Event::Failed(error)) => return Ok(Err(error)),
-            None => return Ok(Err(EngineError::Failed("it died while it answered".into()))),
+            Event::Finished(_) => return Ok((String::from_utf8_lossy(&bytes).trim_start().to_owned(), tokens)),
+            Event::Failed(error) => return Err(error),
         }
     }
+    Err(EngineError::Failed("it died while it answered".into()))
 }
 
 fn request(question: &Question) -> Generate {

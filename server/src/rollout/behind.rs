@@ -2,11 +2,15 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::select_all;
 
 use super::generations::Generations;
 use crate::admission::{Admission, BackgroundPermit};
+
+/// How often it is looked whether live queries are answered.
+const POLL: Duration = Duration::from_millis(5);
 
 /// Places in front of what live queries go to, which none of them wants.
 #[derive(Debug, Default)]
@@ -16,26 +20,44 @@ pub struct Behind {
 }
 
 impl Generations {
-    /// Waits for one place in front of the live generation, of the canary and of what is to answer, none of which a live query wants.
+    /// Waits for a place in front of the live generation, of the canary and of what is to answer, none of which a live query wants.
     pub async fn behind_live(&self, answering: &Arc<Admission>) -> Behind {
         let mut queues = self.live_queues();
-        queues.push(answering.clone());
+        if !queues.iter().any(|queue| Arc::ptr_eq(queue, answering)) {
+            queues.push(answering.clone());
+        }
         Behind::of(&queues).await
     }
 
-    /// Waits until no live query is answered: for work that would take the machine from it without being in its batch.
-    pub async fn while_idle(&self) -> Behind {
-        let parallel = self.info().max_parallel.max(1);
-        let queues: Vec<_> =
-            self.live_queues().into_iter().flat_map(|queue| std::iter::repeat_n(queue, parallel)).collect();
-        Behind::of(&queues).await
+    /// Waits until no live query is answered or waits: for work that takes the machine from them without being in their batch.
+    pub async fn idle(&self) {
+        while self.is_busy() {
+            tokio::time::sleep(POLL).await;
+        }
     }
 
-    /// The queues that live queries wait in. Not the leases: those would keep a generation loaded.
+    /// Waits until a live query is answered or waits.
+    pub async fn busy(&self) {
+        while !self.is_busy() {
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.live_queues().iter().map(|queue| queue.snapshot()).any(|seen| seen.running + seen.waiting > 0)
+    }
+
+    /// The queues that live queries wait in, each once. Not the leases: those would keep a generation loaded.
     fn live_queues(&self) -> Vec<Arc<Admission>> {
         let route = self.route();
         let canary = route.canary.as_ref().map(|canary| &canary.generation);
-        std::iter::once(&route.live).chain(canary).filter_map(|id| self.get(id)).map(|lease| lease.admission).collect()
+        let mut queues: Vec<Arc<Admission>> = Vec::new();
+        for lease in std::iter::once(&route.live).chain(canary).filter_map(|id| self.get(id)) {
+            if !queues.iter().any(|queue| Arc::ptr_eq(queue, &lease.admission)) {
+                queues.push(lease.admission);
+            }
+        }
+        queues
     }
 }
 

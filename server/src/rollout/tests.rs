@@ -408,30 +408,31 @@ async fn work_beside_the_generations_waits_for_live_queries_and_leaves_for_them(
     place.rollout.shadow(&second, 50, None, "test").await.unwrap();
     let generations = &place.rollout.generations;
     let deadline = || Instant::now() + Duration::from_secs(20);
-    let admissions = [GenerationId::base(), first].map(|id| generations.get(&id).unwrap().admission);
-    let (short, long) = (Duration::from_millis(20), Duration::from_secs(20));
     let shadow = generations.get(&second).unwrap().admission;
-    for admission in &admissions {
+    let short = Duration::from_millis(20);
+    for id in [GenerationId::base(), first] {
+        let admission = generations.get(&id).unwrap().admission;
         let live = admission.enter("key", deadline()).await.unwrap();
-        assert!(tokio::time::timeout(short, generations.while_idle()).await.is_err(), "a query is answered");
         // There is a second place.
-        drop(tokio::time::timeout(long, generations.behind_live(&shadow)).await.unwrap());
-        // While somebody waits for the machine to be idle, he is in nobody's way.
-        let waiting = tokio::spawn({
-            let generations = generations.clone();
-            async move { generations.while_idle().await }
-        });
-        tokio::time::sleep(short).await;
-        let second = admission.enter("key", deadline()).await.unwrap();
-        drop((live, second));
-        let idle = tokio::time::timeout(long, waiting).await.unwrap().unwrap();
-        let live = admission.enter("key", deadline());
-        tokio::pin!(live);
+        let behind = generations.behind_live(&shadow).await;
+        let more = admission.enter("key", deadline());
+        tokio::pin!(more);
         tokio::select! {
-            () = idle.preempted() => {}
-            _ = &mut live => panic!("all places are taken"),
+            () = behind.preempted() => {}
+            _ = &mut more => panic!("all places are taken"),
         }
-        drop(idle);
-        drop(live.await.unwrap());
+        let waiting = generations.behind_live(&shadow);
+        drop(behind);
+        let more = more.await.unwrap();
+        assert!(tokio::time::timeout(short, waiting).await.is_err());
+        // Who waited with one of the places is in nobody's way.
+        drop((live, more));
+        let both =
+            [admission.enter("key", deadline()).await.unwrap(), admission.enter("key", deadline()).await.unwrap()];
+        generations.busy().await;
+        assert!(tokio::time::timeout(short, generations.idle()).await.is_err(), "a query is answered");
+        drop(both);
+        generations.idle().await;
+        assert!(tokio::time::timeout(short, generations.busy()).await.is_err());
     }
 }
