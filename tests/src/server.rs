@@ -257,6 +257,12 @@ impl Server {
         log.iter().fold(String::from("the server's log ends:\n"), |text, line| text + line + "\n")
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends SIGTERM.
     ///
     /// # Errors

@@ -39,6 +39,8 @@ pub struct Demo {
     pub questions: u64,
     /// Share of the answers that the user corrects, 0 to 1. With 0 the server learns from its own answers alone.
     pub corrected: f64,
+    /// Annotated typical pictures of which some are mixed into the run, up to `train.anchor_share`.
+    pub anchors: u64,
     /// Held-out pictures of each kind that are measured on.
     pub images: usize,
     /// Decides pictures, questions and training.
@@ -89,6 +91,8 @@ fn config(demo: &Demo, data: &std::path::Path) -> Config {
     // One run, when everything that was asked has been looked at: the demonstration asks for it.
     config.train.min_pairs = 0;
     config.train.seed = demo.seed;
+    // Everything that users correct here is about unusual pictures: more than usually is needed to hold the others.
+    config.train.anchor_share = 0.4;
     if demo.corrected == 0.0 {
         config.bootstrap.sources = vec![ChosenSource::OwnAnswer];
         config.bootstrap.self_after_s = 0;
@@ -112,7 +116,14 @@ async fn steps(demo: &Demo, user: &User) -> Result<Outcome> {
     eprintln!("   {pairs}");
 
     eprintln!("4. It trains an adapter, lets it through the gate and puts it live");
-    let live = user.train(&bar("steps", None), PATIENCE).await?;
+    let anchors = match demo.anchors {
+        0 => None,
+        count => {
+            eprintln!("   {count} annotated typical pictures are there to keep it right where it is.");
+            Some(user.upload("typical.jsonl", &world::anchors(demo.seed, count)?).await?)
+        }
+    };
+    let live = user.train(anchors.as_deref(), &bar("steps", None), PATIENCE).await?;
     eprintln!("   {live} answers now.");
 
     eprintln!("5. After: the same held-out pictures");
