@@ -318,15 +318,31 @@ async fn a_run_in_hand_goes_on_after_a_restart() {
 
 #[tokio::test]
 async fn an_adapter_goes_where_the_configuration_says() {
-    for (after, live, canary) in [(AfterGate::Hold, true, false), (AfterGate::Canary, true, true)] {
+    for (after, canary, shadow) in
+        [(AfterGate::Hold, false, false), (AfterGate::Canary, true, false), (AfterGate::Shadow, false, true)]
+    {
         let place = Place::with(|config| config.rollout.after_gate = after).await;
         let runs = place.runs(&finish(true));
         let id = asked(&runs).await;
         let run = until(&runs, &id, RunState::Succeeded).await;
         let route = place.rollout.route();
-        assert_eq!((route.live == GenerationId::base(), route.canary.is_some()), (live, canary), "{after:?}");
+        assert_eq!(route.live, GenerationId::base());
+        assert_eq!((route.canary.is_some(), route.shadow.is_some()), (canary, shadow), "{after:?}");
         assert!(place.rollout.adapter(&run.adapter.unwrap()).await.is_ok());
     }
+}
+
+#[tokio::test]
+async fn nothing_takes_the_place_of_what_is_pinned() {
+    let place = Place::new().await;
+    place.rollout.pin(&GenerationId::base(), true, None, "somebody").await.unwrap();
+    let runs = place.runs(&finish(true));
+    let id = asked(&runs).await;
+    until(&runs, &id, RunState::Succeeded).await;
+    assert_eq!(place.rollout.route().live, GenerationId::base());
+    assert!(
+        told(&runs, &id).await.last().unwrap().ends_with("`base` is pinned, so that nothing takes its place by itself")
+    );
 }
 
 #[tokio::test]
