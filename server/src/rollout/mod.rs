@@ -8,12 +8,14 @@
 //!   them; `load`: beside what is loaded; `replace`: in its place; `restore`: at the start.
 //! - [`Watched`]: what is watched since it got traffic; [`Observed`]: how a generation's answers went; [`Sample`]: means, and whether they
 //!   differ.
-//! - `library`: the adapters on disk. `ledger`: the route and its history in the store. `probe`: does an adapter change anything?
+//! - `library`: the adapters on disk; `kept`: as the rollout hands them out. `ledger`: the route and its history in the store. `probe`: does
+//!   an adapter change anything?
 
 mod behind;
 mod change;
 mod error;
 mod generations;
+mod kept;
 mod ledger;
 mod library;
 mod load;

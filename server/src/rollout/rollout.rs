@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use reground_learner::store::{Store, StoreError};
@@ -13,7 +12,7 @@ use super::change::{By, Step};
 use super::error::RolloutError;
 use super::generations::Generations;
 use super::ledger::{self, Change};
-use super::library::{Library, Manifest, Origin};
+use super::library::Library;
 use super::route::{Route, Share};
 use super::watched::{Trial, Watched};
 use crate::config::{Config, Strategy};
@@ -63,56 +62,6 @@ impl Rollout {
     #[must_use]
     pub fn route(&self) -> Route {
         self.generations.route()
-    }
-
-    /// All adapters on disk, oldest first.
-    ///
-    /// # Errors
-    /// The file system failed.
-    pub async fn adapters(&self) -> Result<Vec<Manifest>, RolloutError> {
-        Ok(blocking(&self.library, |library| library.list()).await?)
-    }
-
-    /// What is known of an adapter.
-    ///
-    /// # Errors
-    /// There is none of the id.
-    pub async fn adapter(&self, id: &str) -> Result<Manifest, RolloutError> {
-        let id = id.to_owned();
-        Ok(blocking(&self.library, move |library| library.get(&id)).await?)
-    }
-
-    /// The directory of an adapter whose files are those that were taken in.
-    ///
-    /// # Errors
-    /// There is none of the id, or its files were changed.
-    pub async fn verified(&self, id: &str) -> Result<PathBuf, RolloutError> {
-        let id = id.to_owned();
-        Ok(blocking(&self.library, move |library| library.verified(&id)).await?)
-    }
-
-    /// Takes in the PEFT adapter in a directory. Traffic does not change, and nothing is loaded yet.
-    ///
-    /// # Errors
-    /// The files are no adapter, or cannot be copied.
-    pub async fn import(&self, directory: PathBuf, origin: Origin) -> Result<Manifest, RolloutError> {
-        Ok(blocking(&self.library, move |library| library.import(&directory, origin)).await?)
-    }
-
-    /// Removes an adapter that the route does not need. Answers under way keep it until they are done.
-    ///
-    /// # Errors
-    /// It is not there, or it is in use.
-    pub async fn remove(&self, id: &str) -> Result<(), RolloutError> {
-        let _one_at_a_time = self.change.lock().await;
-        let generation = GenerationId::from(id);
-        if self.route().uses(&generation) {
-            return Err(RolloutError::InUse(generation));
-        }
-        let id = id.to_owned();
-        blocking(&self.library, move |library| library.remove(&id)).await?;
-        self.unload(&generation).await;
-        Ok(())
     }
 
     /// Makes a generation live; what was live becomes `previous`. It ends a canary, a shadow and what was pinned.
