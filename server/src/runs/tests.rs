@@ -386,7 +386,8 @@ async fn a_run_continues_what_is_live_and_replays_earlier_pairs() {
 #[tokio::test]
 async fn a_run_mixes_in_the_anchors_that_it_was_asked_for() {
     let place = Place::with(|config| config.train.anchor_share = 0.5).await;
-    let runs = place.runs(&finish(true));
+    // Its own copy goes when the run is over.
+    let runs = place.runs(&format!("cp dataset.jsonl kept.jsonl\n{}", finish(true)));
     let line = |number| {
         let turns =
             json!([{"from": "human", "value": format!("Is {number} even?")}, {"from": "gpt", "value": "It depends."}]);
@@ -401,7 +402,7 @@ async fn a_run_mixes_in_the_anchors_that_it_was_asked_for() {
     let id = runs.create(request, "test").await.unwrap().id;
     let run = until(&runs, &id, RunState::Succeeded).await;
     assert_eq!(run.pairs, 8, "four collected pairs and as many of the nine annotations");
-    let dataset = fs_err::read_to_string(place.store.run_directory(&id).join("dataset.jsonl")).unwrap();
+    let dataset = fs_err::read_to_string(place.store.run_directory(&id).join("kept.jsonl")).unwrap();
     assert_eq!(dataset.lines().filter(|line| line.contains("It depends.")).count(), 4);
 }
 
