@@ -77,7 +77,7 @@ impl Store {
 pub(super) fn remove_feedback(rows: &mut Transaction<'_>, record: &str) -> Result<usize, StoreError> {
     let mut removed = 0;
     for id in rows.ids::<Feedback>("record", record)? {
-        removed += usize::from(rows.remove::<Feedback>(&id)?.is_some());
+        removed += usize::from(rows.purge::<Feedback>(&id)?.0);
     }
     Ok(removed)
 }
