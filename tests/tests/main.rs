@@ -27,6 +27,7 @@ mod sdk;
 mod shutdown;
 mod slow_readers;
 mod store;
+mod swaps;
 mod together;
 mod tools;
 mod train;

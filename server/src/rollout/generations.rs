@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use metrics::histogram;
 use thiserror::Error;
 use tokio::time::Instant;
 
@@ -19,11 +20,15 @@ use crate::engine::{Engine, EngineError, EngineInfo, Generation, GenerationId};
 const DRAIN_POLL: Duration = Duration::from_millis(5);
 /// Whom the replacement of the live generation counts for in the queue.
 const KEY: &str = "reground";
+/// How long callers can wait for a change of the route: until it is made under the lock, from when it was decided.
+pub(crate) const SWITCH: &str = "reground_route_switch_seconds";
 
 /// The loaded generations and the live one. Cheap to read: every answer asks it once.
 pub struct Generations {
     engine: Arc<dyn Engine>,
     admission: AdmissionConfig,
+    /// The queue in front of all generations, where they share one batch.
+    common: Option<Arc<Admission>>,
     loaded: RwLock<Loaded>,
     /// Loads and unloads one at a time: two engines being loaded at once would double the peak of memory.
     change: tokio::sync::Mutex<()>,
@@ -41,7 +46,7 @@ struct Loaded {
 pub struct Lease {
     /// What answers.
     pub generation: Arc<dyn Generation>,
-    /// The queue in front of it.
+    /// The queue in front of it, which all generations of an engine with one batch share.
     pub admission: Arc<Admission>,
     /// How its answers went.
     pub observed: Arc<Observed>,
@@ -80,10 +85,12 @@ impl Generations {
     /// The engine cannot load it.
     pub async fn start(engine: Arc<dyn Engine>, admission: AdmissionConfig) -> Result<Self, EngineError> {
         let base = engine.load(GenerationId::base(), None).await?;
-        let lease = in_front_of(base, engine.info(), &admission);
+        let queue = in_front_of(engine.info(), &admission);
+        let common = engine.info().one_batch.then(|| queue.clone());
+        let lease = Lease { generation: base, admission: queue, observed: Arc::default() };
         let slots = BTreeMap::from([(GenerationId::base(), lease)]);
         let loaded = Loaded { route: Route::default(), slots, gate: None };
-        Ok(Self { engine, admission, loaded: RwLock::new(loaded), change: tokio::sync::Mutex::new(()) })
+        Ok(Self { engine, admission, common, loaded: RwLock::new(loaded), change: tokio::sync::Mutex::new(()) })
     }
 
     /// What is the same for all generations.
@@ -132,11 +139,14 @@ impl Generations {
     /// # Errors
     /// A generation that is to answer is not loaded; nothing is changed.
     pub fn set_route(&self, route: Route) -> Result<(), LoadError> {
+        let began = Instant::now();
         let mut loaded = self.write();
         if let Some(missing) = route.answering().find(|id| !loaded.slots.contains_key(id)) {
             return Err(LoadError::Unknown(missing.clone()));
         }
         loaded.route = route;
+        drop(loaded);
+        histogram!(SWITCH).record(began.elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -173,7 +183,7 @@ impl Generations {
             return Err(LoadError::Exists(id.clone()));
         }
         let generation = self.engine.load(id.clone(), adapter).await?;
-        let lease = in_front_of(generation, self.info(), &self.admission);
+        let lease = self.lease(generation);
         self.write().slots.insert(id.clone(), lease);
         Ok(())
     }
@@ -213,10 +223,16 @@ impl Generations {
     /// None in practice: a new queue has a place.
     pub(super) async fn close(&self) -> Result<Closed<'_>, AdmissionError> {
         // One place, which the replacement holds: who waits for it is let through one after the other afterwards.
-        let gate = Arc::new(Admission::new(&self.admission, 1, 0));
+        let gate = Arc::new(Admission::new(&self.admission, 1, 0, false));
         let permit = gate.enter(KEY, Instant::now() + Duration::from_secs(60)).await?;
         self.write().gate = Some(gate);
         Ok(Closed { generations: self, _permit: permit })
+    }
+
+    /// A generation and the queue in front of it.
+    fn lease(&self, generation: Arc<dyn Generation>) -> Lease {
+        let admission = self.common.clone().unwrap_or_else(|| in_front_of(self.info(), &self.admission));
+        Lease { generation, admission, observed: Arc::default() }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Loaded> {
@@ -253,8 +269,70 @@ impl Drop for Closed<'_> {
     }
 }
 
-/// A generation and the queue in front of it.
-fn in_front_of(generation: Arc<dyn Generation>, engine: &EngineInfo, config: &AdmissionConfig) -> Lease {
-    let admission = Arc::new(Admission::new(config, engine.max_parallel, engine.look_ahead));
-    Lease { generation, admission, observed: Arc::default() }
+/// A queue in front of one generation, or of all those of an engine with one batch.
+fn in_front_of(engine: &EngineInfo, config: &AdmissionConfig) -> Arc<Admission> {
+    Arc::new(Admission::new(config, engine.max_parallel, engine.look_ahead, engine.one_batch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::testing::Echo;
+    use futures::FutureExt;
+
+    async fn three(engine: Echo) -> Vec<Lease> {
+        let generations = Generations::start(Arc::new(engine), AdmissionConfig::default()).await.unwrap();
+        for id in ["first", "second"] {
+            generations.load(id, PathBuf::new()).await.unwrap();
+        }
+        generations.list().iter().map(|id| generations.get(id).unwrap()).collect()
+    }
+
+    /// Whoever comes in next has given its place back before the one after.
+    fn order(leases: &[Lease]) -> Vec<&'static str> {
+        let later = Instant::now() + Duration::from_secs(3600);
+        let enter = |at: usize, key: &'static str| {
+            let admission = leases[at].admission.clone();
+            Box::pin(async move { (key, admission.enter(key, later).await.unwrap()) })
+        };
+        let mut waiting: Vec<_> = (0..12).map(|at| enter(at % leases.len(), "greedy")).collect();
+        waiting.push(enter(1, "modest"));
+        let (mut order, mut inside): (Vec<_>, Vec<Permit>) = (Vec::new(), Vec::new());
+        // All wait before the first leaves.
+        loop {
+            let mut left = Vec::new();
+            for mut request in waiting {
+                match (&mut request).now_or_never() {
+                    Some((key, permit)) => {
+                        order.push(key);
+                        inside.push(permit);
+                    }
+                    None => left.push(request),
+                }
+            }
+            waiting = left;
+            if inside.is_empty() {
+                assert!(waiting.is_empty());
+                return order;
+            }
+            drop(inside.remove(0));
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_take_turns_over_all_generations_of_one_batch() {
+        let shared = three(Echo::new(false).with_one_batch()).await;
+        assert!(shared.iter().all(|lease| Arc::ptr_eq(&lease.admission, &shared[0].admission)));
+        let order = order(&shared);
+        assert_eq!(order.len(), 13);
+        // Two are inside before anyone waits, then the flood and the other key take turns.
+        assert!(order[..4].contains(&"modest"), "{order:?}");
+    }
+
+    #[tokio::test]
+    async fn generations_without_a_common_batch_have_places_of_their_own() {
+        let apart = three(Echo::new(false)).await;
+        assert!(!Arc::ptr_eq(&apart[0].admission, &apart[1].admission));
+        assert_eq!(order(&apart)[..6], ["greedy"; 6], "two places each");
+    }
 }

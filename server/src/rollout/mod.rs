@@ -34,6 +34,7 @@ mod watched;
 pub use behind::Behind;
 pub use change::By;
 pub use error::RolloutError;
+pub(crate) use generations::SWITCH;
 pub use generations::{Generations, Lease, LoadError};
 pub use ledger::Change;
 pub use library::{LibraryError, Manifest, Origin};

@@ -74,7 +74,7 @@ impl Shadow {
         let place = Box::new((behind.clone(), lease));
         let mut timed = Timed::begin();
         // A grammar is compiled first, which can take a while.
-        let stream = tokio::task::spawn_blocking(move || generation.generate(request, place)).await;
+        let stream = tokio::task::spawn_blocking(move || generation.generate_behind(request, place)).await;
         let stream = stream.unwrap_or_else(|error| Err(EngineError::Failed(error.to_string())));
         let mut stream = stream.map_err(Missed::Failed)?;
         let mut text = TextBuilder::new(case.stop.clone());
