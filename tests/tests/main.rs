@@ -12,6 +12,7 @@ mod disks;
 mod golden;
 mod hostile;
 mod hub;
+mod injector;
 mod kills;
 mod life;
 mod models;

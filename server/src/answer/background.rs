@@ -55,7 +55,10 @@ impl BackgroundGenerator {
     }
 
     fn lease(&self, pinned: Option<&str>) -> Result<Lease, GeneratorError> {
-        let Some(id) = pinned else { return Ok(self.generations.live()) };
+        let Some(id) = pinned else {
+            let replaced = || GeneratorError::Failed("the live generation is being replaced".to_owned());
+            return self.generations.live().ok_or_else(replaced);
+        };
         let lease = self.generations.get(&GenerationId::from(id));
         lease.ok_or_else(|| GeneratorError::NotLoaded(id.to_owned()))
     }

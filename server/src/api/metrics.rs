@@ -73,8 +73,11 @@ impl Metrics {
         for gone in seen.iter().filter(|id| !loaded.contains(id)) {
             queue(gone, 0, 0);
         }
-        if generations.info().one_batch {
-            let snapshot = generations.live().admission.snapshot();
+        if generations.info().one_batch
+            && let Some(lease) = loaded.first().and_then(|id| generations.get(id))
+        {
+            // They all have the same.
+            let snapshot = lease.admission.snapshot();
             queue(&GenerationId::from(ALL), snapshot.waiting, snapshot.running);
             return self.recorder.handle.render();
         }

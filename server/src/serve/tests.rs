@@ -107,7 +107,7 @@ async fn live_queries_go_before_background_work_which_ends_all_the_same_with(eng
         let generator = generator.clone();
         async move { generator.generate(question(5)).await }
     });
-    let admission = running.generations().live().admission;
+    let admission = running.generations().live().unwrap().admission;
     let mut interrupted = 0;
     for seed in 0..5 {
         while admission.snapshot().background == 0 && !background.is_finished() {
