@@ -91,8 +91,8 @@ impl Place {
                 comment: None,
             };
             // What a key said before does not count.
-            self.store.add_feedback(&said("ann", -rating)).unwrap();
-            self.store.add_feedback(&said("ann", rating)).unwrap();
+            self.store.add_feedback(&said("ann", -rating), false).unwrap();
+            self.store.add_feedback(&said("ann", rating), false).unwrap();
         }
     }
 
