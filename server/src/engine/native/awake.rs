@@ -16,7 +16,8 @@ pub(super) fn with_others_awake<T>(work: impl FnOnce() -> T) -> T {
         scope.spawn_broadcast(|_, context| {
             while context.index() != here && !is_done.load(Ordering::Relaxed) {
                 if rayon::yield_now() != Some(Yield::Executed) {
-                    std::thread::yield_now();
+                    // Not `thread::yield_now`: on a busy machine it gives the core away for longer than a product takes.
+                    std::hint::spin_loop();
                 }
             }
         });
