@@ -15,6 +15,7 @@
 //! - [`recorder`]: what was asked and answered, written down off the answers' path.
 //! - [`runs`]: fine-tuning runs, from pairs to an adapter.
 //! - [`rollout`]: which generations are loaded, and which one answers.
+//! - [`watch`]: what got traffic is taken back by itself where it is worse.
 //! - [`engine`]: the trait that every engine implements, and the engines.
 
 pub mod admission;
@@ -30,3 +31,4 @@ pub mod recorder;
 pub mod rollout;
 pub mod runs;
 pub mod serve;
+pub mod watch;

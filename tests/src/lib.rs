@@ -32,4 +32,4 @@ pub use client::{Client, ErrorBody, Reply, Stream, Streamed};
 pub use golden::{Golden, Pair, Token, Which};
 pub use hub::Hub;
 pub use progress::print;
-pub use server::{Server, Settings};
+pub use server::{Server, Settings, golden_root};

@@ -139,7 +139,8 @@ impl Settings {
 }
 
 /// `tests/golden/idefics3`.
-pub(crate) fn golden_root() -> PathBuf {
+#[must_use]
+pub fn golden_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/idefics3")
 }
 

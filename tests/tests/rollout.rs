@@ -1,9 +1,17 @@
 //! Adapters go live and come back while clients keep asking.
+//!
+//! - `recreate`: one generation at a time is loaded. `watch`: what is worse is taken back by itself, unless it is pinned. `shadow`: a second
+//!   answer that nobody gets.
+
+mod recreate;
+mod shadow;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use reground_tests::{Client, Server, Settings, command};
@@ -12,6 +20,8 @@ use serde_json::{Value, json};
 const CLIENTS: usize = 8;
 /// Activations and rollbacks, each, under load.
 const CHANGES: usize = 20;
+/// How long the idle server gets to notice something.
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn settings(data: &Path) -> Settings {
     Settings::golden().section("data", &format!("dir = {data:?}"))
@@ -24,6 +34,28 @@ async fn import(client: &Client) -> Result<String> {
 
 async fn activate(client: &Client, id: &str) -> Result<Value> {
     client.post(&format!("/v1/adapters/{id}/activate"), &json!({})).await?.ok()
+}
+
+/// `/v1/adapters`, once it is as wanted.
+async fn until(client: &Client, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+    let begun = Instant::now();
+    loop {
+        let list = client.get("/v1/adapters").await?.ok()?;
+        if wanted(&list) {
+            return Ok(list);
+        }
+        ensure!(begun.elapsed() < LIMIT, "still {list:#}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Runs `reground adapters` against a server; gives what it prints.
+async fn cli(server: &Server, arguments: &[&str]) -> Result<Value> {
+    let mut command = command("adapters")?;
+    command.args(["--url", &format!("http://{}", server.address())]).args(arguments);
+    let output = tokio::task::spawn_blocking(move || command.output()).await??;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 async fn rollback(client: &Client) -> Result<Value> {
@@ -41,10 +73,10 @@ fn text_of(answer: &Value) -> Result<(String, String)> {
     Ok((generation.to_owned(), text.to_owned()))
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_notice_nothing_of_twenty_activations_and_twenty_rollbacks() -> Result<()> {
-    let data = tempfile::tempdir()?;
-    let server = Server::start(settings(data.path())).await?;
+/// Clients ask without a pause while an adapter is activated and rolled back so many times. Every answer must be there, and be what its
+/// generation says alone.
+async fn changes_under_load(settings: Settings, changes: usize, canary: bool) -> Result<()> {
+    let server = Server::start(settings).await?;
     let client = server.client();
     let adapter = import(&client).await?;
 
@@ -76,36 +108,54 @@ async fn clients_notice_nothing_of_twenty_activations_and_twenty_rollbacks() -> 
             })
         })
         .collect();
-    for change in 0..CHANGES {
+    for change in 0..changes {
         let route = activate(&client, &adapter).await?;
         ensure!(route["live"] == adapter.as_str() && route["previous"] == "base", "{change}: {route}");
         let route = rollback(&client).await?;
         ensure!(route["live"] == "base", "{change}: {route}");
     }
-    // A share of the callers for a while, too.
-    let path = format!("/v1/adapters/{adapter}/canary");
-    client.post(&path, &json!({"percent": 50, "expected_generation": "base"})).await?.ok()?;
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    if canary {
+        // A share of the callers for a while, too.
+        let path = format!("/v1/adapters/{adapter}/canary");
+        client.post(&path, &json!({"percent": 50, "expected_generation": "base"})).await?.ok()?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
     stop.store(true, Ordering::Relaxed);
 
-    let mut answered = 0;
-    let mut alone: BTreeMap<(String, usize), String> = BTreeMap::new();
-    let mut seen = BTreeSet::new();
+    let mut answered = BTreeMap::new();
     for asker in askers {
         for (n, (generation, text)) in asker.await?? {
-            answered += 1;
-            seen.insert(generation.clone());
-            let key = (generation.clone(), n % 12);
-            if !alone.contains_key(&key) {
-                let body = question(&format!("reground@{generation}"), n);
-                alone.insert(key.clone(), text_of(&client.answer(&body).await?)?.1);
-            }
-            ensure!(alone[&key] == text, "{generation} said {text:?}, alone it says {:?}", alone[&key]);
+            answered.entry(generation).or_insert_with(Vec::new).push((n, text));
         }
     }
-    ensure!(answered > CLIENTS * 4, "only {answered} answers");
-    ensure!(seen == BTreeSet::from(["base".to_owned(), adapter]), "{seen:?}");
+    let generations: Vec<&str> = answered.keys().map(String::as_str).collect();
+    ensure!(generations == [adapter.as_str(), "base"], "{generations:?}");
+    ensure!(answered.values().map(Vec::len).sum::<usize>() > CLIENTS * 4, "too few answers");
+    for (generation, answers) in &answered {
+        let live = client.get("/v1/adapters").await?.ok()?["route"]["live"].clone();
+        if live != generation.as_str() {
+            activate(&client, generation).await?;
+        }
+        let mut alone = BTreeMap::new();
+        for (n, text) in answers {
+            let key = n % 12;
+            if let std::collections::btree_map::Entry::Vacant(unknown) = alone.entry(key) {
+                unknown.insert(text_of(&client.answer(&question("reground", *n)).await?)?);
+            }
+            ensure!(
+                alone[&key] == (generation.clone(), text.clone()),
+                "{generation} said {text:?}, alone {:?}",
+                alone[&key]
+            );
+        }
+    }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_notice_nothing_of_twenty_activations_and_twenty_rollbacks() -> Result<()> {
+    let data = tempfile::tempdir()?;
+    changes_under_load(settings(data.path()), CHANGES, true).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,16 +9,19 @@ use std::task::{Context, Poll, ready};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::account::Account;
+use super::shadow::{Case, Shadow};
 use super::text::TextBuilder;
 use super::tools;
 use super::{AnswerError, AnsweredToken, FinishReason, Piece, Query, ToolChoice};
-use crate::admission::AdmissionError;
 use crate::engine::{EngineError, Event, Finish, Generate, GenerationId, Token, TokenStream, Vocabulary};
-use crate::rollout::{Generations, Lease, Sticky};
+use crate::rollout::{Generations, Lease};
 
 /// Gives answers.
 pub struct Answerer {
     generations: Arc<Generations>,
+    /// Answers a share of the queries a second time.
+    shadow: Arc<Shadow>,
     /// Cancelled when open answers must end.
     closing: CancellationToken,
 }
@@ -27,7 +30,14 @@ impl Answerer {
     /// Answers with these generations until `closing` is cancelled.
     #[must_use]
     pub fn new(generations: Arc<Generations>, closing: CancellationToken) -> Self {
-        Self { generations, closing }
+        let shadow = Arc::new(Shadow::new(generations.clone()));
+        Self { generations, shadow, closing }
+    }
+
+    /// What answers a share of the queries a second time.
+    #[must_use]
+    pub fn shadow(&self) -> &Arc<Shadow> {
+        &self.shadow
     }
 
     /// Waits for a place and for the prompt to be read.
@@ -36,11 +46,21 @@ impl Answerer {
     /// See [`AnswerError`]; nothing of the answer was given yet.
     pub async fn start(&self, query: Query) -> Result<Answer, AnswerError> {
         let began = Instant::now();
-        let lease = self.lease(query.generation.as_ref(), query.sticky)?;
-        let permit = tokio::select! {
-            permit = lease.admission.enter(&query.key, query.deadline) => permit.map_err(|error| refused(error, began))?,
+        let refused = |error| AnswerError::refused(error, began);
+        let admitted = async {
+            let lease = match self.lease(&query)? {
+                Some(lease) => lease,
+                None => self.generations.enter(query.sticky, &query.key, query.deadline).await.map_err(refused)?,
+            };
+            let permit = lease.admission.enter(&query.key, query.deadline).await.map_err(refused)?;
+            Ok::<_, AnswerError>((lease, permit))
+        };
+        let (lease, permit) = tokio::select! {
+            admitted = admitted => admitted?,
             () = self.closing.cancelled() => return Err(AnswerError::ShuttingDown),
         };
+        let mut account = Account::open(lease.observed.clone());
+        let by_route = query.generation.is_none();
 
         let Query {
             messages,
@@ -61,16 +81,21 @@ impl Answerer {
             Generate { messages, tools: tools.clone(), sampling, max_tokens, top_logprobs, grammar, forced: None };
         let Lease { generation, .. } = lease.clone();
         let id = generation.id().clone();
+        let case = if by_route { self.shadow.case(&id, &request, &stop) } else { None };
         // The permit and the lease stay with the sequence until it has left the engine.
         let place = Box::new((permit, lease));
         // Compiling a schema can take a while, which must not hold up other requests' tokens.
         let stream = if request.grammar.is_some() {
-            tokio::task::spawn_blocking(move || generation.generate(request, place))
-                .await
-                .map_err(|error| EngineError::Failed(format!("the grammar broke: {error}")))??
+            let generate = tokio::task::spawn_blocking(move || generation.generate(request, place));
+            generate.await.unwrap_or_else(|error| Err(EngineError::Failed(format!("the grammar broke: {error}"))))
         } else {
-            generation.generate(request, place)?
+            generation.generate(request, place)
         };
+        let stream = stream.map_err(|error| {
+            let error = AnswerError::from(error);
+            account.broke_off(&error);
+            error
+        })?;
         // A stop string must end the answer where it comes.
         if !live && stop.is_empty() {
             stream.be_patient();
@@ -90,27 +115,32 @@ impl Answerer {
             closing: Box::pin(self.closing.clone().cancelled_owned()),
             ready: VecDeque::new(),
             ended: false,
+            account,
+            case,
         };
-        match poll_fn(|cx| answer.poll_event(cx)).await? {
-            Event::Started { prompt_tokens } => answer.prompt_tokens = prompt_tokens,
-            other => answer.take(other)?,
-        }
+        let first = poll_fn(|cx| answer.poll_event(cx)).await;
+        let begun = first.and_then(|event| match event {
+            Event::Started { prompt_tokens } => {
+                answer.prompt_tokens = prompt_tokens;
+                Ok(())
+            }
+            other => answer.take(other),
+        });
+        begun.inspect_err(|error| answer.account.broke_off(error))?;
         Ok(answer)
     }
 
-    fn lease(&self, pinned: Option<&GenerationId>, sticky: Sticky) -> Result<Lease, AnswerError> {
-        let Some(id) = pinned else { return Ok(self.generations.pick(sticky)) };
-        self.generations.get(id).ok_or_else(|| {
+    /// What the query brings along or names; `None`: the route says.
+    fn lease(&self, query: &Query) -> Result<Option<Lease>, AnswerError> {
+        if query.lease.is_some() {
+            return Ok(query.lease.clone());
+        }
+        let Some(id) = &query.generation else { return Ok(None) };
+        let lease = self.generations.get(id).ok_or_else(|| {
             let loaded: Vec<String> = self.generations.list().iter().map(ToString::to_string).collect();
             AnswerError::UnknownGeneration { id: id.clone(), loaded: loaded.join(", ") }
-        })
-    }
-}
-
-fn refused(error: AdmissionError, began: Instant) -> AnswerError {
-    match error {
-        AdmissionError::Full { waiting, retry_after } => AnswerError::QueueFull { waiting, retry_after },
-        AdmissionError::Deadline => AnswerError::Deadline { after: began.elapsed() },
+        })?;
+        Ok(Some(lease))
     }
 }
 
@@ -131,6 +161,9 @@ pub struct Answer {
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
     ready: VecDeque<Piece>,
     ended: bool,
+    account: Account,
+    /// With a shadow: what it will be compared with.
+    case: Option<Case>,
 }
 
 impl Answer {
@@ -163,6 +196,7 @@ impl Answer {
             let taken = ready!(self.poll_event(cx)).and_then(|event| self.take(event));
             if let Err(error) = taken {
                 self.ended = true;
+                self.account.broke_off(&error);
                 return Poll::Ready(Some(Err(error)));
             }
         }
@@ -192,6 +226,10 @@ impl Answer {
 
     fn take_token(&mut self, token: Token) {
         self.completion_tokens += 1;
+        self.account.token();
+        if let Some(case) = &mut self.case {
+            case.token(token.id, token.logprob);
+        }
         if self.vocabulary.ends_turn(token.id) {
             return;
         }
@@ -234,5 +272,9 @@ impl Answer {
         let reason = if tool_calls.is_empty() { reason } else { FinishReason::ToolCalls };
         self.ready.push_back(Piece::End { reason, completion_tokens: self.completion_tokens, tool_calls });
         self.ended = true;
+        self.account.ended();
+        if let Some(case) = self.case.take() {
+            case.submit();
+        }
     }
 }

@@ -6,11 +6,15 @@
 //! # Layout
 //! - [`Answerer`]: the way of one query.
 //! - [`BackgroundGenerator`]: the engine as the learner sees it, behind live queries.
+//! - [`Shadow`]: a share of the queries, answered a second time for the counters alone.
+//! - `account`: how an answer went, for whoever watches its generation.
 //! - `text`: tokens to text, stop strings held back until they are sure not to come.
 //! - `tools`: tool calls, out of the text that models write.
 
+mod account;
 mod answerer;
 mod background;
+mod shadow;
 mod text;
 mod tools;
 
@@ -21,12 +25,14 @@ use serde_json::Value;
 use thiserror::Error;
 use tokio::time::Instant;
 
+use crate::admission::AdmissionError;
 use crate::engine::grammar::Grammar;
 use crate::engine::{EngineError, GenerationId, Message, Sampling};
-use crate::rollout::Sticky;
+use crate::rollout::{Lease, Sticky};
 
 pub use answerer::{Answer, Answerer};
 pub use background::BackgroundGenerator;
+pub use shadow::{Comparison, Shadow, ShadowTask, Side};
 pub use tools::{ToolCall, ToolChoice};
 
 /// One answer to give. A request with `n` choices is `n` queries.
@@ -38,6 +44,8 @@ pub struct Query {
     pub generation: Option<GenerationId>,
     /// Who asks, as far as the route is concerned.
     pub sticky: Sticky,
+    /// What the route gave already, where several answers must come from one generation.
+    pub lease: Option<Lease>,
     /// The conversation.
     pub messages: Vec<Message>,
     /// Tools as OpenAI writes them (`{"type": "function", "function": {…}}`).
@@ -136,4 +144,25 @@ pub enum AnswerError {
     /// The engine refused or failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
+}
+
+impl AnswerError {
+    /// Why a request that arrived then got no place.
+    #[must_use]
+    pub fn refused(error: AdmissionError, arrived: Instant) -> Self {
+        match error {
+            AdmissionError::Full { waiting, retry_after } => Self::QueueFull { waiting, retry_after },
+            AdmissionError::Deadline => Self::Deadline { after: arrived.elapsed() },
+        }
+    }
+
+    /// Whether it is the fault of what answers, not of who asks.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        match self {
+            Self::Engine(error) => !matches!(error, EngineError::Invalid(_) | EngineError::TooLong { .. }),
+            Self::Deadline { .. } => true,
+            Self::UnknownGeneration { .. } | Self::QueueFull { .. } | Self::ShuttingDown => false,
+        }
+    }
 }

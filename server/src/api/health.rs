@@ -39,14 +39,15 @@ pub(super) async fn ready(_: Caller, app: web::Data<App>) -> Result<web::Json<He
     if app.shutdown.is_cancelled() {
         return Err(ApiError::unavailable(code::SHUTTING_DOWN, "the server is shutting down", 5));
     }
-    let live = app.generations.live().generation;
-    if !live.is_ready() {
-        let message = format!("the engine of the live generation `{}` is being restarted", live.id());
+    let live = app.generations.route().live;
+    // While it is being replaced requests wait, which is no reason to send them elsewhere.
+    if app.generations.live().is_some_and(|lease| !lease.generation.is_ready()) {
+        let message = format!("the engine of the live generation `{live}` is being restarted");
         return Err(ApiError::unavailable(code::UNAVAILABLE, message, 1));
     }
     let store = match app.recorder.store().health() {
         store::Health::Degraded(why) => Some(why),
         store::Health::Healthy => None,
     };
-    Ok(web::Json(Health { status: "ready", generation: Some(live.id().to_string()), store }))
+    Ok(web::Json(Health { status: "ready", generation: Some(live.to_string()), store }))
 }

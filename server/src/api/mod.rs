@@ -53,6 +53,7 @@ use crate::images::ImageReader;
 use crate::recorder::Recorder;
 use crate::rollout::{Generations, Rollout};
 use crate::runs::Runs;
+use crate::watch::Watcher;
 
 /// The header that names the generation that answered.
 const GENERATION: HeaderName = HeaderName::from_static("x-reground-generation");
@@ -65,6 +66,8 @@ pub struct App {
     pub generations: Arc<Generations>,
     /// Changes who answers.
     pub rollout: Arc<Rollout>,
+    /// Takes back what is worse than what it replaced.
+    pub watcher: Arc<Watcher>,
     /// Gives the answers.
     pub answerer: Arc<Answerer>,
     /// Reads images.
@@ -97,9 +100,13 @@ impl App {
         recorder: Arc<Recorder>,
         shutdown: CancellationToken,
     ) -> Result<Self, ConfigError> {
+        let store = recorder.store();
+        let rollout = Arc::new(Rollout::new(generations.clone(), store.clone(), config));
+        let watcher = Watcher::new(generations.clone(), rollout.clone(), store.clone(), config.watch.clone());
         Ok(Self {
             keyring: auth::Keyring::new(&config.auth)?,
-            rollout: Arc::new(Rollout::new(generations.clone(), recorder.store().clone())),
+            rollout,
+            watcher: Arc::new(watcher),
             config: Arc::new(config.clone()),
             generations,
             answerer,

@@ -37,13 +37,13 @@ pub(super) struct ModelList {
 
 impl App {
     fn model(&self, id: String, generation: String) -> Model {
-        let live = self.generations.live().generation.id().as_str() == generation;
+        let live = self.generations.route().live.as_str() == generation;
         Model { id, object: "model", created: self.started, owned_by: "reground", generation, live }
     }
 
     fn models(&self) -> ModelList {
         let name = &self.config.model.name;
-        let live = self.generations.live().generation.id().to_string();
+        let live = self.generations.route().live.to_string();
         let mut data = vec![self.model(name.clone(), live)];
         let generations = self.generations.list().into_iter();
         data.extend(generations.map(|id| self.model(format!("{name}@{id}"), id.to_string())));
@@ -72,6 +72,6 @@ pub(super) async fn get(
 ) -> Result<web::Json<Model>, ApiError> {
     let id = model.into_inner();
     let pinned = pinned_generation(&id, &app.config.model.name, &app.generations)?;
-    let generation = pinned.unwrap_or_else(|| app.generations.live().generation.id().clone());
+    let generation = pinned.unwrap_or_else(|| app.generations.route().live);
     Ok(web::Json(app.model(id, generation.to_string())))
 }

@@ -1,7 +1,7 @@
 //! A server over an engine that repeats what it is told, for tests.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -47,6 +47,13 @@ pub(crate) struct Watch {
     pub(crate) inert: AtomicBool,
     /// Whether it is being rebuilt.
     pub(crate) down: AtomicBool,
+    /// Whether adapters do not load.
+    pub(crate) unloadable: AtomicBool,
+    /// Generations in memory, and the most that ever were at once.
+    pub(crate) alive: AtomicUsize,
+    pub(crate) most_alive: AtomicUsize,
+    /// Milliseconds that loading takes.
+    pub(crate) loading_ms: AtomicU64,
 }
 
 struct EchoGeneration {
@@ -67,12 +74,19 @@ impl Echo {
             max_len: 1000,
             max_parallel: 2,
             look_ahead: 0,
+            one_batch: false,
             images: true,
             image_tokens: 1,
             tools,
             vocabulary,
         };
         Self { info, watch: Arc::default() }
+    }
+
+    /// With one batch for all generations.
+    pub(crate) fn with_one_batch(mut self) -> Self {
+        self.info.one_batch = true;
+        self
     }
 }
 
@@ -87,7 +101,21 @@ impl Engine for Echo {
         _adapter: Option<PathBuf>,
     ) -> BoxFuture<'_, Result<Arc<dyn Generation>, EngineError>> {
         let (vocabulary, watch) = (self.info.vocabulary.clone(), self.watch.clone());
-        Box::pin(async move { Ok(Arc::new(EchoGeneration { id, vocabulary, watch }) as Arc<dyn Generation>) })
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(watch.loading_ms.load(Ordering::SeqCst))).await;
+            if id != GenerationId::base() && watch.unloadable.load(Ordering::SeqCst) {
+                return Err(EngineError::Load("this adapter does not load".into()));
+            }
+            let alive = watch.alive.fetch_add(1, Ordering::SeqCst) + 1;
+            watch.most_alive.fetch_max(alive, Ordering::SeqCst);
+            Ok(Arc::new(EchoGeneration { id, vocabulary, watch }) as Arc<dyn Generation>)
+        })
+    }
+}
+
+impl Drop for EchoGeneration {
+    fn drop(&mut self) {
+        self.watch.alive.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

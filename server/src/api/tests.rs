@@ -311,7 +311,7 @@ async fn what_takes_too_long_or_finds_no_place_says_so() {
         })
         .collect();
     until("two run and one waits", || {
-        let queue = server.app.generations.live().admission.snapshot();
+        let queue = server.app.generations.live().unwrap().admission.snapshot();
         (queue.running, queue.waiting) == (2, 1)
     })
     .await;
@@ -614,4 +614,57 @@ async fn a_handler_that_panics_is_an_internal_error() {
     let reply = send(&service, TestRequest::get().uri("/panic").to_request()).await;
     assert_eq!(reply.error(), (500, "internal_error".into(), String::new()));
     assert!(reply.header("x-request-id").is_some());
+}
+
+#[actix_web::test]
+async fn a_generation_is_observed_as_its_answers_go() {
+    let server = open_server().await;
+    let service = serve!(server);
+    for (text, more, status) in [
+        ("hello", json!({}), 200),
+        ("hello", json!({"stream": true}), 200),
+        ("hello", json!({"n": 2}), 200),
+        ("!fail at once", json!({}), 500),
+        ("!fail later", json!({"stream": true}), 200),
+        // That is the caller's fault.
+        ("!refuse", json!({}), 400),
+    ] {
+        let reply = send(&service, post(CHAT, &ask(text, more)).to_request()).await;
+        assert_eq!(reply.status, status, "{text}: {}", reply.text);
+    }
+    let seen = server.app.generations.live().unwrap().observed.since(0);
+    assert_eq!(seen.failures.count(), 6);
+    assert!((seen.failures.mean() - 2.0 / 6.0).abs() < 1e-12);
+    assert_eq!((seen.first_token.count(), seen.per_token.count()), (6, 6));
+}
+
+#[actix_web::test]
+async fn a_query_is_answered_a_second_time_for_the_counters_alone() {
+    let server = open_server().await;
+    let service = serve!(server);
+    let _shadow = server.app.answerer.shadow().start();
+    let adapter = crate::engine::source::golden("adapter");
+    let id = server.app.rollout.import(adapter, crate::rollout::Origin::default()).await.unwrap().id;
+    let path = format!("/v1/adapters/{id}/shadow");
+    let reply = send(&service, post(&path, &json!({"percent": 101})).to_request()).await;
+    assert_eq!(reply.error(), (400, "invalid_value".into(), "percent".into()));
+    let reply = send(&service, post(&path, &json!({"percent": 100})).to_request()).await;
+    assert_eq!(reply.json()["shadow"], json!({"generation": id, "percent": 100}));
+    for (text, more) in [
+        ("hello", json!({"n": 2})),
+        ("stop here please", json!({"stop": "here", "stream": true})),
+        // Nobody's answer is compared with one that never came.
+        ("!fail now", json!({})),
+        ("!refuse", json!({})),
+    ] {
+        send(&service, post(CHAT, &ask(text, more)).to_request()).await;
+    }
+    let compared = || server.app.answerer.shadow().comparison().unwrap();
+    until("three answers are compared", || compared().same.count() == 3).await;
+    let compared = compared();
+    assert_eq!((compared.same.mean(), compared.common.mean(), compared.failed), (1.0, 1.0, 0), "an echo says the same");
+    assert_eq!(compared.of_live.tokens, compared.of_shadow.tokens);
+    assert!(
+        (compared.of_live.logprob.mean() + 0.5).abs() < 1e-9 && (compared.of_shadow.logprob.mean() + 0.75).abs() < 1e-9
+    );
 }

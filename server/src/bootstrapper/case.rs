@@ -1,12 +1,13 @@
 //! A record with all that hangs on it: read from the store, and written back as one transaction.
 
 use reground_learner::bootstrap::filter::{Candidate, Limits, PairFilter, source_name};
-use reground_learner::bpo::pair::{Message, Part, PreferencePair, Source};
+use reground_learner::bpo::pair::{Message, PreferencePair, Source};
 use reground_learner::store::rows::{BootstrapState, Feedback, Pair, PairState, Record};
 use reground_learner::store::{Query, Store, StoreError};
 
 use super::choose::{SUPERSEDED, can_be_withdrawn, is_withdrawn};
 use crate::config::BootstrapConfig;
+use crate::recorder::replay::text;
 
 /// Pairs that are read at once while the filter is filled.
 const PAGE: usize = 1024;
@@ -119,13 +120,4 @@ pub(super) fn images(pair: &PreferencePair) -> String {
 /// All that was said up to the answer.
 pub(super) fn question(conversation: &[Message]) -> String {
     conversation.iter().map(text).collect::<Vec<_>>().join("\n")
-}
-
-/// What a message says.
-pub(super) fn text(message: &Message) -> String {
-    let texts = message.content.iter().filter_map(|part| match part {
-        Part::Text { text } => Some(text.as_str()),
-        Part::Image { .. } => None,
-    });
-    texts.collect()
 }

@@ -10,7 +10,7 @@
 //! - `choose`: the chosen answer of a record, or why it has none.
 //! - `negatives`: rejected answers for it; `kept`: the pairs that pass the filters.
 //! - `case`: a record with all that hangs on it, read from the store and written back.
-//! - [`Models`]: who answers; `endpoint`: a text model behind an OpenAI-compatible endpoint.
+//! - [`Models`]: who answers; `endpoint`: a text model behind an OpenAI-compatible endpoint; `text_model`: one in this process.
 //! - `counters`: what Prometheus is told.
 
 mod case;
@@ -23,6 +23,8 @@ mod models;
 mod negatives;
 #[cfg(test)]
 mod tests;
+#[cfg_attr(not(feature = "mistralrs"), path = "no_text_model.rs")]
+mod text_model;
 mod worker;
 
 use std::sync::Arc;

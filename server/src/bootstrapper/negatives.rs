@@ -10,16 +10,16 @@ use reground_learner::bootstrap::ground::{Grounded, Grounding, OwnAnswer, ground
 use reground_learner::bootstrap::inject::{self, Injection};
 use reground_learner::bootstrap::instruction::{Task, Wording};
 use reground_learner::bootstrap::weaken::{self, Weakening};
-use reground_learner::bpo::pair::{Message, NegativeKind, Part, Role, Source};
-use reground_learner::generator::{GeneratorError, Question, Speaker, Turn};
+use reground_learner::bpo::pair::{NegativeKind, Source};
+use reground_learner::generator::{GeneratorError, Question, Turn};
 use reground_learner::store::rows::{Instruction, Made, Pair, Record, word};
 
-use super::case::text;
 use super::choose::{Choice, Skip};
 use super::counters;
 use super::kept::{Kept, Negative};
 use super::models::Models;
 use crate::config::BootstrapConfig;
+use crate::recorder::replay::{text, turns};
 
 /// What is trained must be what is weakened here: the learner distorts with these numbers.
 const NORMALISATION: Normalisation = Normalisation { mean: [0.5; 3], std: [0.5; 3] };
@@ -182,7 +182,7 @@ impl Maker {
         let mut asked = inject::question(&said, &subject.choice.text, &injection, seed);
         let prompt: String = asked.turns.iter().map(|turn| turn.text.as_str()).collect();
         let instruction = Instruction {
-            injector: if self.models.injector.is_some() { "endpoint" } else { "self" }.to_owned(),
+            injector: self.models.injector.as_ref().map_or("self", |(name, _)| name).to_owned(),
             wording: match injection.wording {
                 Wording::Instructed => "instructed",
                 Wording::Pocket => "pocket",
@@ -196,7 +196,7 @@ impl Maker {
             digest: blake3::hash(prompt.as_bytes()).to_hex().to_string(),
         };
         let generator = match &self.models.injector {
-            Some(injector) => injector,
+            Some((_, injector)) => injector,
             None => {
                 asked.generation = subject.generation.map(str::to_owned);
                 &self.models.served
@@ -244,27 +244,6 @@ impl Draws {
         let Self { temperature, top_p, seed, max_tokens } = self;
         Made { by, edge, instruction, temperature, top_p, seed, max_tokens }
     }
-}
-
-/// The conversation as the engine is asked it.
-fn turns(conversation: &[Message], images: &[Arc<DynamicImage>]) -> Vec<Turn> {
-    let turn = |message: &Message| Turn {
-        speaker: match message.role {
-            Role::System => Speaker::System,
-            Role::User => Speaker::User,
-            Role::Assistant => Speaker::Assistant,
-        },
-        images: message
-            .content
-            .iter()
-            .filter_map(|part| match part {
-                Part::Image { index } => images.get(*index).cloned(),
-                Part::Text { .. } => None,
-            })
-            .collect(),
-        text: text(message),
-    };
-    conversation.iter().map(turn).collect()
 }
 
 /// Where the draws of a record's `number`-th negative come from: the same whenever it is made. 53 bits, which every reader of

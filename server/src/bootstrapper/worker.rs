@@ -1,12 +1,9 @@
 //! Which record is next, and when to wait.
 
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use image::DynamicImage;
 use reground_learner::bootstrap::filter::PairFilter;
-use reground_learner::bpo::data::blobs::Blobs;
 use reground_learner::store::rows::{BootstrapState, Pair, Record};
 use reground_learner::store::{Query, Store, StoreError, id};
 use tokio::time::Instant;
@@ -18,7 +15,8 @@ use super::failed::Failed;
 use super::models::Models;
 use super::negatives::{Maker, Subject, Trouble};
 use crate::config::{BootstrapConfig, WhenUnloaded};
-use crate::images::{ImageError, ImageReader};
+use crate::images::ImageReader;
+use crate::recorder::replay;
 
 /// Pause between two looks for records that wait.
 const POLL: Duration = Duration::from_secs(1);
@@ -185,7 +183,7 @@ impl Worker {
         choice: &Choice,
         withdrawn: &[String],
     ) -> Result<Result<Vec<Pair>, Skip>, String> {
-        let images = match self.decoded(&case.record).await? {
+        let images = match replay::images(&self.store, &self.images, &case.record).await? {
             Some(images) => images,
             None => return Ok(Err(Skip::Impossible)),
         };
@@ -227,32 +225,6 @@ impl Worker {
                 Ok((filter, Instant::now()))
             }
         }
-    }
-
-    /// The images of a record as the model saw them; `None` if one is damaged.
-    async fn decoded(&self, record: &Record) -> Result<Option<Vec<Arc<DynamicImage>>>, String> {
-        let mut images = Vec::with_capacity(record.images.len());
-        for image in &record.images {
-            let digest = image.digest.clone();
-            let read = move |store: &Store| match Blobs::get(store, &digest) {
-                Ok(bytes) => Ok(Some(bytes)),
-                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => Ok(None),
-                Err(error) => Err(error.into()),
-            };
-            let Some(bytes) = self.blocking(read).await? else {
-                tracing::warn!(record.id, "An image of a record is missing or damaged");
-                return Ok(None);
-            };
-            match self.images.stored(bytes).await {
-                Ok(image) => images.push(Arc::new(image)),
-                Err(ImageError::ShuttingDown) => return Err(ImageError::ShuttingDown.to_string()),
-                Err(error) => {
-                    tracing::warn!(record.id, %error, "An image of a record cannot be decoded");
-                    return Ok(None);
-                }
-            }
-        }
-        Ok(Some(images))
     }
 
     async fn blocking<T: Send + 'static>(

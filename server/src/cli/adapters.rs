@@ -46,6 +46,29 @@ enum AdaptersCommand {
         #[command(flatten)]
         expected: Expected,
     },
+    /// Have an adapter answer a share of the queries a second time, for the counters alone; 0 ends it.
+    Shadow {
+        /// The adapter's id.
+        id: String,
+        /// Percent of the queries, 0 to 100.
+        percent: u8,
+        #[command(flatten)]
+        expected: Expected,
+    },
+    /// Keep the live generation: nothing takes its place by itself.
+    Pin {
+        /// Its id.
+        id: String,
+        #[command(flatten)]
+        expected: Expected,
+    },
+    /// End that.
+    Unpin {
+        /// Its id.
+        id: String,
+        #[command(flatten)]
+        expected: Expected,
+    },
     /// Go back to what was live before.
     Rollback {
         #[command(flatten)]
@@ -71,6 +94,12 @@ impl Expected {
     fn body(&self) -> Value {
         json!({"expected_generation": self.generation})
     }
+
+    fn with(&self, name: &str, value: impl Into<Value>) -> Value {
+        let mut body = self.body();
+        body[name] = value.into();
+        body
+    }
 }
 
 /// Asks the server and prints what it says.
@@ -82,9 +111,14 @@ pub(super) fn run(arguments: &AdaptersArgs) -> Result<ExitCode> {
         AdaptersCommand::Import { path } => remote.post(&["adapters"], &json!({"path": path})),
         AdaptersCommand::Activate { id, expected } => remote.post(&["adapters", id, "activate"], &expected.body()),
         AdaptersCommand::Canary { id, percent, expected } => {
-            let mut body = expected.body();
-            body["percent"] = (*percent).into();
-            remote.post(&["adapters", id, "canary"], &body)
+            remote.post(&["adapters", id, "canary"], &expected.with("percent", *percent))
+        }
+        AdaptersCommand::Shadow { id, percent, expected } => {
+            remote.post(&["adapters", id, "shadow"], &expected.with("percent", *percent))
+        }
+        AdaptersCommand::Pin { id, expected } => remote.post(&["adapters", id, "pin"], &expected.with("pinned", true)),
+        AdaptersCommand::Unpin { id, expected } => {
+            remote.post(&["adapters", id, "pin"], &expected.with("pinned", false))
         }
         AdaptersCommand::Rollback { expected } => remote.post(&["adapters", "rollback"], &expected.body()),
         AdaptersCommand::Remove { id } => remote.delete(&["adapters", id]),

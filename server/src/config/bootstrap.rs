@@ -48,6 +48,13 @@ pub struct BootstrapConfig {
     pub weaken_temperature: f64,
     /// Who rewrites right answers into wrong ones.
     pub injector: Injector,
+    /// `injector = "model"`: a directory, a hub id, or a GGUF file with the model's config.json, tokenizer.json and
+    /// tokenizer_config.json beside it. It runs where the served model does.
+    pub injector_model: String,
+    /// `injector = "model"`: hub revision; empty: `main`.
+    pub injector_revision: String,
+    /// `injector = "model"`: seconds without a question after which it is unloaded.
+    pub injector_idle_s: u64,
     /// Temperature of the rewriting.
     pub inject_temperature: f64,
     /// Smallest set of likeliest tokens that the rewriting draws from, by its probability.
@@ -100,7 +107,7 @@ pub enum Injector {
     Served,
     /// A text model behind an OpenAI-compatible endpoint.
     Endpoint,
-    /// Another text model in this process; not built yet.
+    /// Another text model in this process, loaded through mistralrs.
     Model,
 }
 
@@ -147,6 +154,9 @@ impl Default for BootstrapConfig {
             distortion_edge: 512,
             weaken_temperature: 0.2,
             injector: Injector::Served,
+            injector_model: String::new(),
+            injector_revision: String::new(),
+            injector_idle_s: 300,
             inject_temperature: 0.8,
             inject_top_p: 0.95,
             endpoint: String::new(),
@@ -191,6 +201,7 @@ impl BootstrapConfig {
         }
         ConfigError::range("bootstrap.distortion_edge", self.distortion_edge, 1..=65_535)?;
         ConfigError::range("bootstrap.weaken_temperature", self.weaken_temperature, 0.0..=2.0)?;
+        ConfigError::range("bootstrap.injector_idle_s", self.injector_idle_s, 1..=86_400)?;
         ConfigError::range("bootstrap.inject_temperature", self.inject_temperature, 0.0..=2.0)?;
         ConfigError::range("bootstrap.inject_top_p", self.inject_top_p, 0.01..=1.0)?;
         ConfigError::range("bootstrap.endpoint_timeout_s", self.endpoint_timeout_s, 1..=3600)?;
@@ -203,10 +214,11 @@ impl BootstrapConfig {
     fn validate_injector(&self) -> Result<(), ConfigError> {
         match self.injector {
             Injector::Served => Ok(()),
-            Injector::Model => {
-                let allowed = "`self` or `endpoint`: another text model beside the served one cannot be loaded yet";
-                Err(ConfigError::value("bootstrap.injector", "model", allowed))
+            Injector::Model if self.injector_model.is_empty() => {
+                let allowed = "a directory, a hub id or a GGUF file, for `injector = \"model\"`";
+                Err(ConfigError::value("bootstrap.injector_model", "", allowed))
             }
+            Injector::Model => Ok(()),
             Injector::Endpoint => {
                 let url = url::Url::parse(&self.endpoint).ok();
                 if !url.is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some()) {
@@ -241,8 +253,8 @@ mod tests {
             (refused(|config| config.accepted_rating = 0.0), "bootstrap.accepted_rating"),
             (refused(|config| config.self_agree = 5), "bootstrap.self_agree"),
             (refused(|config| config.strength = 1000.0), "from 0 to 999"),
+            (refused(|config| config.injector = Injector::Model), "bootstrap.injector_model "),
             (refused(|config| config.self_strength = -1.0), "bootstrap.self_strength"),
-            (refused(|config| config.injector = Injector::Model), "cannot be loaded yet"),
             (refused(|config| config.injector = Injector::Endpoint), "bootstrap.endpoint "),
         ] {
             assert!(said.contains(named), "{said}");

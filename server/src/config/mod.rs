@@ -26,6 +26,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod train;
+mod watch;
 
 use reground_learner::gate::GateConfig;
 use serde::{Deserialize, Serialize};
@@ -39,10 +40,11 @@ pub use images::ImagesConfig;
 pub use load::Loader;
 pub use log::{LogConfig, LogFormat};
 pub use model::{Device, Dtype, EngineKind, Isq, ModelConfig};
-pub use rollout::{AfterGate, RolloutConfig};
+pub use rollout::{AfterGate, Previous, RolloutConfig, Strategy};
 pub use secret::Secret;
 pub use server::ServerConfig;
 pub use train::TrainConfig;
+pub use watch::WatchConfig;
 
 /// All settings.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -68,8 +70,10 @@ pub struct Config {
     pub train: TrainConfig,
     /// What an adapter must show before it gets traffic.
     pub gate: GateConfig,
-    /// What happens to an adapter that passed the gate.
+    /// How generations take the place of each other.
     pub rollout: RolloutConfig,
+    /// When one that got traffic is taken back by itself.
+    pub watch: WatchConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -99,6 +103,7 @@ impl Config {
         self.train.validate()?;
         gate::validate(&self.gate)?;
         self.rollout.validate()?;
+        self.watch.validate()?;
         self.log.validate()
     }
 }

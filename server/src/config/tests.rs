@@ -132,7 +132,7 @@ fn a_wrong_key_or_value_in_the_file_is_named_with_its_line() {
         (
             "port = 1",
             "port, set in config.toml, line 1, is no setting; the configuration has: server, auth, model, admission, \
-             images, data, record, bootstrap, train, gate, rollout, log",
+             images, data, record, bootstrap, train, gate, rollout, watch, log",
         ),
         (
             "[server]\nport = \"x\"",

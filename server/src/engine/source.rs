@@ -21,6 +21,8 @@ pub struct ModelFiles {
     pub directory: PathBuf,
     /// What was asked for.
     pub source: String,
+    /// The name of the file with the weights, if that is GGUF.
+    pub gguf: Option<String>,
     _prepared: Option<TempDir>,
 }
 
@@ -49,13 +51,46 @@ impl ModelFiles {
                 directory.display()
             )));
         }
-        Ok(Self { directory, source: source.into(), _prepared: None })
+        Ok(Self { directory, source: source.into(), gguf: None, _prepared: None })
+    }
+
+    /// As [`Self::open`], or a GGUF file. What such a file does not hold in a form that is read here must lie beside it: the model's own
+    /// config.json, tokenizer.json and tokenizer_config.json.
+    ///
+    /// # Errors
+    /// As [`Self::open`], or one of these files is missing.
+    pub async fn open_text(source: &str, revision: &str) -> Result<Self, EngineError> {
+        if !source.ends_with(".gguf") {
+            return Self::open(source, revision).await;
+        }
+        let file = Path::new(source).canonicalize().map_err(|error| EngineError::Load(format!("{source}: {error}")))?;
+        let (Some(directory), Some(name)) = (file.parent(), file.file_name().and_then(|name| name.to_str())) else {
+            return Err(EngineError::Load(format!("{source} is no file with a name in UTF-8")));
+        };
+        for needed in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+            if !directory.join(needed).is_file() {
+                return Err(EngineError::Load(format!(
+                    "{source}: {needed} is missing beside it; take it from the repository of the model that the file was made of"
+                )));
+            }
+        }
+        Ok(Self {
+            directory: directory.to_owned(),
+            source: source.into(),
+            gguf: Some(name.to_owned()),
+            _prepared: None,
+        })
     }
 
     fn builtin() -> Result<Self, EngineError> {
         let prepared = prepared_directory()?;
         shipped::write(prepared.path()).map_err(|error| EngineError::Load(error.to_string()))?;
-        Ok(Self { directory: prepared.path().to_owned(), source: BUILTIN.into(), _prepared: Some(prepared) })
+        Ok(Self {
+            directory: prepared.path().to_owned(),
+            source: BUILTIN.into(),
+            gguf: None,
+            _prepared: Some(prepared),
+        })
     }
 
     /// `model_type` of config.json; empty if there is none.
@@ -73,7 +108,7 @@ impl ModelFiles {
     /// # Errors
     /// A file cannot be read, or there is no place for the links.
     pub fn for_mistralrs(self) -> Result<Self, EngineError> {
-        let Self { directory, source, _prepared } = self;
+        let Self { directory, source, gguf, _prepared } = self;
         let mut changed = Vec::new();
         let config = read_json(&directory.join("config.json"))?;
         let is_idefics3 = config["model_type"] == "idefics3";
@@ -97,7 +132,7 @@ impl ModelFiles {
             }
         }
         if changed.is_empty() {
-            return Ok(Self { directory, source, _prepared });
+            return Ok(Self { directory, source, gguf, _prepared });
         }
         let prepared = prepared_directory()?;
         let entries = fs_err::read_dir(&directory).map_err(|error| EngineError::Load(error.to_string()))?;
@@ -110,7 +145,7 @@ impl ModelFiles {
                     .map_err(|error| EngineError::Load(error.to_string()))?,
             }
         }
-        Ok(Self { directory: prepared.path().to_owned(), source, _prepared: Some(prepared) })
+        Ok(Self { directory: prepared.path().to_owned(), source, gguf, _prepared: Some(prepared) })
     }
 }
 
@@ -236,9 +271,25 @@ mod tests {
             ("", "neither"),
             ("https://example.com/model", "neither"),
             (empty.path().to_str().unwrap(), "no config.json"),
+            ("nowhere.gguf", "neither"),
         ] {
             let error = ModelFiles::open(source, "").await.unwrap_err().to_string();
             assert!(error.contains(part), "{source}: {error}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_gguf_file_needs_its_tokenizer_beside_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("tiny.gguf");
+        let open = || ModelFiles::open_text(file.to_str().unwrap(), "");
+        assert!(open().await.unwrap_err().to_string().contains("tiny.gguf"));
+        fs_err::write(&file, b"GGUF").unwrap();
+        for missing in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+            let error = open().await.unwrap_err().to_string();
+            assert!(error.contains(&format!("{missing} is missing beside it")), "{error}");
+            fs_err::write(directory.path().join(missing), b"{}").unwrap();
+        }
+        assert_eq!(open().await.unwrap().gguf.as_deref(), Some("tiny.gguf"));
     }
 }

@@ -3,12 +3,14 @@
 //! # Layout
 //! - [`Recorder`]: the bounded queue, the thread that writes, and which answers are still under way.
 //! - [`Draft`]: a record while its answer comes.
+//! - [`replay`]: what was recorded, as the engine is asked it again.
 //! - [`Rules`]: what must not be written down. `image`: images as they wait; `metadata`: without what a camera wrote into them.
 
 mod draft;
 mod image;
 mod metadata;
 mod redact;
+pub mod replay;
 #[cfg(test)]
 mod tests;
 

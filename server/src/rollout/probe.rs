@@ -41,12 +41,19 @@ pub enum ProbeError {
     Engine(#[from] EngineError),
 }
 
-/// Compares an adapter with the base; the largest change of a log-probability, in nats.
+/// What the base says: tokens and their log-probabilities.
 ///
 /// # Errors
 /// See [`ProbeError`].
-pub(super) async fn compare(base: &Lease, adapter: &Lease) -> Result<f32, ProbeError> {
-    let answered = ask(base, None).await?;
+pub(super) async fn reference(base: &Lease) -> Result<Vec<(u32, f32)>, ProbeError> {
+    ask(base, None).await
+}
+
+/// Compares an adapter with what the base says; the largest change of a log-probability, in nats.
+///
+/// # Errors
+/// See [`ProbeError`].
+pub(super) async fn compare(answered: &[(u32, f32)], adapter: &Lease) -> Result<f32, ProbeError> {
     let tokens = answered.iter().map(|(id, _)| *id).collect();
     let scored = ask(adapter, Some(tokens)).await?;
     let mut largest = 0.0_f32;

@@ -1,78 +1,60 @@
-//! Every change of the route: checked, written down, then switched.
+//! Puts adapters before callers and takes them back.
 
+use std::future::Future;
 use std::io;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use reground_learner::store::{Store, StoreError};
-use thiserror::Error;
-use tracing::{error, info, warn};
+use tokio::sync::OnceCell;
+use tokio_util::task::TaskTracker;
 
-use super::generations::{Generations, LoadError};
+use super::change::{By, Step};
+use super::error::RolloutError;
+use super::generations::Generations;
 use super::ledger::{self, Change};
-use super::library::{Library, LibraryError, Manifest, Origin};
-use super::probe::{self, ProbeError};
-use super::route::{Canary, Route};
+use super::library::Library;
+use super::route::{Route, Share};
+use super::watched::{Trial, Watched};
+use crate::config::{Config, Strategy};
 use crate::engine::GenerationId;
-
-/// Who changes the route when no caller does.
-const ITSELF: &str = "reground";
-
-/// Why nothing was changed.
-#[derive(Debug, Error)]
-pub enum RolloutError {
-    /// The caller's view is out of date.
-    #[error("`expected_generation` is `{expected}`, but `{live}` is live; nothing was changed")]
-    Stale {
-        /// What the caller took for live.
-        expected: GenerationId,
-        /// What is.
-        live: GenerationId,
-    },
-    /// There is nothing to go back to.
-    #[error("there is nothing to roll back to: `{live}` is live and no generation was before it")]
-    NoPrevious {
-        /// What is live.
-        live: GenerationId,
-    },
-    /// It is what it would become.
-    #[error("generation `{0}` is live already")]
-    AlreadyLive(GenerationId),
-    /// The adapter is needed.
-    #[error("adapter `{0}` is live, previous or canary and cannot be removed")]
-    InUse(GenerationId),
-    /// The adapter is not there, or is not what was taken in.
-    #[error(transparent)]
-    Library(#[from] LibraryError),
-    /// The adapter cannot be loaded.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// The adapter was loaded and is not fit for traffic.
-    #[error(transparent)]
-    Probe(#[from] ProbeError),
-    /// The change could not be made durable.
-    #[error("the change could not be written down, so it was not made: {0}")]
-    Ledger(StoreError),
-}
 
 /// Puts adapters before callers and takes them back.
 pub struct Rollout {
-    generations: Arc<Generations>,
-    library: Arc<Library>,
-    store: Arc<Store>,
-    /// One change at a time: what a change was checked against holds until it is made. But for the start, never held while a model loads.
-    change: tokio::sync::Mutex<()>,
+    pub(super) generations: Arc<Generations>,
+    pub(super) library: Arc<Library>,
+    pub(super) store: Arc<Store>,
+    /// One change at a time: what a change was checked against holds until it is made. Held while a model loads only at the start and
+    /// where one generation at a time is loaded.
+    pub(super) change: tokio::sync::Mutex<()>,
+    pub(super) strategy: Strategy,
+    /// Whether what a rollback goes to stays loaded.
+    pub(super) keeps_previous: bool,
+    /// Whether what gets traffic is watched, and for how long, milliseconds.
+    pub(super) watches: bool,
+    pub(super) window_ms: u64,
+    pub(super) watched: Mutex<Vec<Watched>>,
+    /// What the base says to the probe.
+    pub(super) reference: OnceCell<Vec<(u32, f32)>>,
+    /// A change that has begun ends, also when the caller leaves.
+    tasks: TaskTracker,
 }
 
 impl Rollout {
     /// Works on what is loaded and on what is kept.
     #[must_use]
-    pub fn new(generations: Arc<Generations>, store: Arc<Store>) -> Self {
+    pub fn new(generations: Arc<Generations>, store: Arc<Store>, config: &Config) -> Self {
         Self {
             generations,
             library: Arc::new(Library::new(store.directory().join("adapters"))),
             store,
             change: tokio::sync::Mutex::new(()),
+            strategy: config.rollout.strategy,
+            keeps_previous: config.rollout.keeps_previous(),
+            watches: config.watch.enabled,
+            window_ms: config.watch.window_s.saturating_mul(1000),
+            watched: Mutex::default(),
+            reference: OnceCell::new(),
+            tasks: TaskTracker::new(),
         }
     }
 
@@ -82,110 +64,30 @@ impl Rollout {
         self.generations.route()
     }
 
-    /// Serves what was live when the server stopped. An adapter that no longer loads falls back to the previous one, or
-    /// to the base, loudly.
-    ///
-    /// # Errors
-    /// The store cannot be read or written.
-    pub async fn restore(&self) -> Result<(), RolloutError> {
-        let _one_at_a_time = self.change.lock().await;
-        let Some(written) = self.stored(ledger::route).await? else {
-            return Ok(());
-        };
-        let mut route = written.clone();
-        if let Err(error) = self.ensure_loaded(&written.live).await {
-            let fallback = written.previous.clone().unwrap_or_else(GenerationId::base);
-            error!(generation = %written.live, %fallback, %error, "The live generation does not load; falling back.");
-            route = Route { live: fallback, previous: None, canary: None };
-            if let Err(error) = self.ensure_loaded(&route.live).await {
-                error!(generation = %route.live, %error, "The previous generation does not load either; serving the base.");
-                route = Route::default();
-            }
-        }
-        for spare in [route.previous.clone(), route.canary.as_ref().map(|canary| canary.generation.clone())] {
-            let Some(spare) = spare else { continue };
-            if let Err(error) = self.ensure_loaded(&spare).await {
-                warn!(generation = %spare, %error, "A generation of the route does not load; it is left out.");
-                route.previous = route.previous.filter(|previous| *previous != spare);
-                route.canary = route.canary.filter(|canary| canary.generation != spare);
-            }
-        }
-        if route == written {
-            self.generations.set_route(route)?;
-        } else {
-            self.make("fallback", ITSELF, written, route).await?;
-        }
-        info!(generation = %self.route().live, "Serving what was live before.");
-        Ok(())
-    }
-
-    /// All adapters on disk, oldest first.
-    ///
-    /// # Errors
-    /// The file system failed.
-    pub async fn adapters(&self) -> Result<Vec<Manifest>, RolloutError> {
-        Ok(blocking(&self.library, |library| library.list()).await?)
-    }
-
-    /// What is known of an adapter.
-    ///
-    /// # Errors
-    /// There is none of the id.
-    pub async fn adapter(&self, id: &str) -> Result<Manifest, RolloutError> {
-        let id = id.to_owned();
-        Ok(blocking(&self.library, move |library| library.get(&id)).await?)
-    }
-
-    /// The directory of an adapter whose files are those that were taken in.
-    ///
-    /// # Errors
-    /// There is none of the id, or its files were changed.
-    pub async fn verified(&self, id: &str) -> Result<PathBuf, RolloutError> {
-        let id = id.to_owned();
-        Ok(blocking(&self.library, move |library| library.verified(&id)).await?)
-    }
-
-    /// Takes in the PEFT adapter in a directory. Traffic does not change, and nothing is loaded yet.
-    ///
-    /// # Errors
-    /// The files are no adapter, or cannot be copied.
-    pub async fn import(&self, directory: PathBuf, origin: Origin) -> Result<Manifest, RolloutError> {
-        Ok(blocking(&self.library, move |library| library.import(&directory, origin)).await?)
-    }
-
-    /// Removes an adapter that the route does not need. Answers under way keep it until they are done.
-    ///
-    /// # Errors
-    /// It is not there, or it is in use.
-    pub async fn remove(&self, id: &str) -> Result<(), RolloutError> {
-        let _one_at_a_time = self.change.lock().await;
-        let generation = GenerationId::from(id);
-        if self.route().uses(&generation) {
-            return Err(RolloutError::InUse(generation));
-        }
-        let id = id.to_owned();
-        blocking(&self.library, move |library| library.remove(&id)).await?;
-        self.unload(&generation).await;
-        Ok(())
-    }
-
-    /// Makes a generation live; what was live becomes `previous` and stays loaded.
+    /// Makes a generation live; what was live becomes `previous`. It ends a canary, a shadow and what was pinned.
     ///
     /// # Errors
     /// Nothing is changed then; see [`RolloutError`].
     pub async fn activate(
-        &self,
+        self: &Arc<Self>,
         id: &GenerationId,
         expected: Option<&GenerationId>,
-        by: &str,
+        by: impl Into<By>,
     ) -> Result<Route, RolloutError> {
-        self.expect_other(id, expected)?;
-        // Loading takes long, and a rollback must not wait for it: what is live is compared again after.
-        self.admit(id).await?;
-        let _one_at_a_time = self.change.lock().await;
-        let before = self.expect_other(id, expected)?;
-        let after = Route { live: id.clone(), previous: Some(before.live.clone()), canary: None };
-        self.make("activate", by, before, after).await
+        let (me, id, expected, by) = (self.clone(), id.clone(), expected.cloned(), by.into());
+        self.to_the_end(async move {
+            me.expect_other(&id, expected.as_ref(), &by)?;
+            if !me.recreates() {
+                // Loading takes long, and a rollback must not wait for it: what is live is compared again after.
+                me.admit(&id).await?;
+            }
+            let _one_at_a_time = me.change.lock().await;
+            let before = me.expect_other(&id, expected.as_ref(), &by)?;
+            let watched = me.watch(&id, &before.live, Trial::Live);
+            let step = Step { watched, ..Step::new("activate", by, Route::of(id, Some(before.live.clone()))) };
+            me.switch(&before, step).await
+        })
+        .await
     }
 
     /// Gives a share of the callers another generation; 0 percent ends it.
@@ -193,37 +95,127 @@ impl Rollout {
     /// # Errors
     /// Nothing is changed then; see [`RolloutError`].
     pub async fn canary(
-        &self,
+        self: &Arc<Self>,
         id: &GenerationId,
         percent: u8,
         expected: Option<&GenerationId>,
-        by: &str,
+        by: impl Into<By>,
     ) -> Result<Route, RolloutError> {
-        self.expect_other(id, expected)?;
-        if percent > 0 {
-            self.admit(id).await?;
-        }
-        let _one_at_a_time = self.change.lock().await;
-        let before = self.expect_other(id, expected)?;
-        let canary = (percent > 0).then(|| Canary { generation: id.clone(), percent });
-        let after = Route { canary, ..before.clone() };
-        self.make("canary", by, before, after).await
+        let (me, id, expected, by) = (self.clone(), id.clone(), expected.cloned(), by.into());
+        self.to_the_end(async move {
+            me.expect_other(&id, expected.as_ref(), &by)?;
+            me.make_room_for_a_trial(&id, percent).await?;
+            let _one_at_a_time = me.change.lock().await;
+            let before = me.expect_other(&id, expected.as_ref(), &by)?;
+            let mut watched = me.watched();
+            let goes_on = percent > 0 && before.canary.as_ref().is_some_and(|canary| canary.generation == id);
+            if !goes_on {
+                watched.retain(|watched| watched.trial == Trial::Live);
+            }
+            if percent > 0 && !goes_on {
+                watched.extend(me.watch(&id, &before.live, Trial::Canary));
+            }
+            let shadow = before.shadow.clone().filter(|shadow| percent == 0 || shadow.generation != id);
+            let canary = (percent > 0).then_some(Share { generation: id, percent });
+            let after = Route { canary, shadow, ..before.clone() };
+            me.make(&before, Step { watched, ..Step::new("canary", by, after) }).await
+        })
+        .await
     }
 
-    /// Goes back to what was live before, which is loaded still.
+    /// Has another generation answer a share of the queries a second time, for the counters alone; 0 percent ends it.
     ///
     /// # Errors
     /// Nothing is changed then; see [`RolloutError`].
-    pub async fn rollback(&self, expected: Option<&GenerationId>, by: &str) -> Result<Route, RolloutError> {
-        let _one_at_a_time = self.change.lock().await;
-        let before = self.expect(expected)?;
-        let Some(live) = before.previous.clone() else {
-            return Err(RolloutError::NoPrevious { live: before.live });
-        };
-        // Not what was rolled back: a second rollback must not bring it before callers again.
-        let previous = (live != GenerationId::base()).then(GenerationId::base);
-        let after = Route { live, previous, canary: None };
-        self.make("rollback", by, before, after).await
+    pub async fn shadow(
+        self: &Arc<Self>,
+        id: &GenerationId,
+        percent: u8,
+        expected: Option<&GenerationId>,
+        by: impl Into<By>,
+    ) -> Result<Route, RolloutError> {
+        let (me, id, expected, by) = (self.clone(), id.clone(), expected.cloned(), by.into());
+        self.to_the_end(async move {
+            let check = || match me.expect(expected.as_ref())? {
+                route if route.live == id => Err(RolloutError::AlreadyLive(id.clone())),
+                route => Ok(route),
+            };
+            check()?;
+            me.make_room_for_a_trial(&id, percent).await?;
+            let _one_at_a_time = me.change.lock().await;
+            let before = check()?;
+            let shadow = (percent > 0).then(|| Share { generation: id.clone(), percent });
+            let after = Route { shadow, ..before.clone() };
+            me.make(&before, Step { watched: me.watched(), ..Step::new("shadow", by, after) }).await
+        })
+        .await
+    }
+
+    /// Pins the live generation, or ends that: while it is pinned, nothing takes its place by itself.
+    ///
+    /// # Errors
+    /// `id` is not live, or see [`RolloutError`]; nothing is changed then.
+    pub async fn pin(
+        self: &Arc<Self>,
+        id: &GenerationId,
+        pinned: bool,
+        expected: Option<&GenerationId>,
+        by: impl Into<By>,
+    ) -> Result<Route, RolloutError> {
+        let (me, id, expected, by) = (self.clone(), id.clone(), expected.cloned(), by.into());
+        self.to_the_end(async move {
+            let _one_at_a_time = me.change.lock().await;
+            let before = me.expect(expected.as_ref())?;
+            if before.live != id {
+                return Err(RolloutError::NotLive { id, live: before.live });
+            }
+            let after = Route { pinned, ..before.clone() };
+            let what = if pinned { "pin" } else { "unpin" };
+            me.make(&before, Step { watched: me.watched(), ..Step::new(what, by, after) }).await
+        })
+        .await
+    }
+
+    /// Goes back to what was live before: at once if it is loaded still.
+    ///
+    /// # Errors
+    /// Nothing is changed then; see [`RolloutError`].
+    pub async fn rollback(
+        self: &Arc<Self>,
+        expected: Option<&GenerationId>,
+        by: impl Into<By>,
+    ) -> Result<Route, RolloutError> {
+        let (me, expected, by) = (self.clone(), expected.cloned(), by.into());
+        self.to_the_end(async move { me.back("rollback", by, None, |me| me.expect(expected.as_ref())).await }).await
+    }
+
+    /// Takes a watched generation away from callers, if it is watched still: a live one is rolled back, a canary ended.
+    ///
+    /// # Errors
+    /// Nothing is changed then: somebody changed the route meanwhile, the generation is pinned, or what was before does not load.
+    pub async fn take_back(self: &Arc<Self>, watched: &Watched, why: String) -> Result<Route, RolloutError> {
+        let (me, watched) = (self.clone(), watched.clone());
+        self.to_the_end(async move {
+            let check = |me: &Self| {
+                let route = me.route();
+                if !me.watched().contains(&watched) {
+                    Err(RolloutError::NotWatched(watched.generation.clone()))
+                } else if route.pinned && watched.trial == Trial::Live {
+                    Err(RolloutError::Pinned(route.live))
+                } else {
+                    Ok(route)
+                }
+            };
+            if watched.trial == Trial::Live {
+                return me.back("watch", By::Itself, Some(why), check).await;
+            }
+            let _one_at_a_time = me.change.lock().await;
+            let before = check(&me)?;
+            let after = Route { canary: None, ..before.clone() };
+            let rest = me.watched().into_iter().filter(|other| *other != watched).collect();
+            me.make(&before, Step { watched: rest, why: Some(why), ..Step::new("watch", By::Itself, after) }).await
+        })
+        .await
     }
 
     /// The last changes of the route, newest first.
@@ -234,90 +226,71 @@ impl Rollout {
         self.stored(move |store| ledger::changes(store, most)).await
     }
 
-    fn expect(&self, expected: Option<&GenerationId>) -> Result<Route, RolloutError> {
-        let route = self.route();
-        match expected {
-            Some(expected) if *expected != route.live => {
-                Err(RolloutError::Stale { expected: expected.clone(), live: route.live })
+    /// Goes back to `previous`, as long as `check` finds the route to be what it was.
+    async fn back(
+        &self,
+        what: &'static str,
+        by: By,
+        why: Option<String>,
+        check: impl Fn(&Self) -> Result<Route, RolloutError> + Send,
+    ) -> Result<Route, RolloutError> {
+        loop {
+            let target = previous(check(self)?)?;
+            if !self.recreates() && self.generations.get(&target).is_none() {
+                self.ensure_loaded(&target).await?;
             }
-            _ => Ok(route),
-        }
-    }
-
-    /// As [`Self::expect`], for a generation that is not live yet.
-    fn expect_other(&self, id: &GenerationId, expected: Option<&GenerationId>) -> Result<Route, RolloutError> {
-        let route = self.expect(expected)?;
-        if route.live == *id { Err(RolloutError::AlreadyLive(id.clone())) } else { Ok(route) }
-    }
-
-    /// Loads a generation beside the others and sees whether it is fit for traffic; what is not is unloaded again.
-    async fn admit(&self, id: &GenerationId) -> Result<(), RolloutError> {
-        self.ensure_loaded(id).await?;
-        if *id == GenerationId::base() {
-            return Ok(());
-        }
-        let unknown = |id: &GenerationId| LoadError::Unknown(id.clone());
-        let base = GenerationId::base();
-        let base = self.generations.get(&base).ok_or_else(|| unknown(&base))?;
-        let adapter = self.generations.get(id).ok_or_else(|| unknown(id))?;
-        match probe::compare(&base, &adapter).await {
-            Ok(change) => {
-                info!(generation = %id, change_nats = change, "The adapter was probed.");
-                Ok(())
+            let _one_at_a_time = self.change.lock().await;
+            let before = check(self)?;
+            let live = previous(before.clone())?;
+            if live != target {
+                continue;
             }
-            Err(error) => {
-                if !self.route().uses(id) {
-                    self.unload(id).await;
-                }
-                Err(error.into())
-            }
+            // Not what was rolled back: a second rollback must not bring it before callers again.
+            let next = (live != GenerationId::base()).then(GenerationId::base);
+            let step = Step { why, ..Step::new(what, by, Route::of(live, next)) };
+            return self.switch(&before, step).await;
         }
     }
 
-    /// Loads an adapter of the library, if it is not loaded.
-    async fn ensure_loaded(&self, id: &GenerationId) -> Result<(), RolloutError> {
-        if *id == GenerationId::base() {
-            return Ok(());
-        }
-        let name = id.to_string();
-        let directory = blocking(&self.library, move |library| library.verified(&name)).await?;
-        match self.generations.load(id.as_str(), directory).await {
-            Ok(()) | Err(LoadError::Exists(_)) => Ok(()),
-            Err(error) => Err(error.into()),
+    /// Makes what a step says live, beside or in the place of what was.
+    async fn switch(&self, before: &Route, step: Step) -> Result<Route, RolloutError> {
+        if self.recreates() { self.replace(before, step).await } else { self.make(before, step).await }
+    }
+
+    /// Loads what is to be tried beside the live generation.
+    async fn make_room_for_a_trial(&self, id: &GenerationId, percent: u8) -> Result<(), RolloutError> {
+        match percent {
+            0 => Ok(()),
+            _ if self.recreates() => Err(RolloutError::OneAtATime),
+            _ => self.admit(id).await,
         }
     }
 
-    /// Writes a change down, switches, and unloads what the route no longer needs.
-    async fn make(&self, what: &str, by: &str, before: Route, after: Route) -> Result<Route, RolloutError> {
-        let (told, asked_by, written) = (what.to_owned(), by.to_owned(), after.clone());
-        self.stored(move |store| ledger::write(store, &told, &asked_by, &written)).await?;
-        self.generations.set_route(after.clone())?;
-        info!(what, by, live = %after.live, before = %before.live, "The route changed.");
-        for gone in before.generations().filter(|id| !after.uses(id)) {
-            self.unload(gone).await;
-        }
-        Ok(after)
+    /// Does a change to its end, also when the caller leaves.
+    async fn to_the_end<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = Result<T, RolloutError>> + Send + 'static,
+    ) -> Result<T, RolloutError> {
+        self.tasks.spawn(change).await.unwrap_or(Err(RolloutError::Broken))
     }
 
-    async fn stored<T: Send + 'static>(
+    pub(super) async fn stored<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, RolloutError> {
         blocking(&self.store, work).await.map_err(RolloutError::Ledger)
     }
+}
 
-    async fn unload(&self, id: &GenerationId) {
-        if *id != GenerationId::base()
-            && self.generations.get(id).is_some()
-            && let Err(error) = self.generations.unload(id).await
-        {
-            warn!(generation = %id, %error, "A generation that is no longer needed stays loaded.");
-        }
-    }
+fn previous(route: Route) -> Result<GenerationId, RolloutError> {
+    route.previous.ok_or(RolloutError::NoPrevious { live: route.live })
 }
 
 /// Runs work on files off the async threads.
-async fn blocking<S, T, E>(shared: &Arc<S>, work: impl FnOnce(&S) -> Result<T, E> + Send + 'static) -> Result<T, E>
+pub(super) async fn blocking<S, T, E>(
+    shared: &Arc<S>,
+    work: impl FnOnce(&S) -> Result<T, E> + Send + 'static,
+) -> Result<T, E>
 where
     S: Send + Sync + 'static,
     T: Send + 'static,
@@ -327,155 +300,5 @@ where
     match tokio::task::spawn_blocking(move || work(&shared)).await {
         Ok(result) => result,
         Err(broken) => Err(io::Error::other(broken).into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::Ordering;
-
-    use std::path::Path;
-
-    use reground_learner::store::Options;
-    use tempfile::TempDir;
-
-    use super::*;
-    use crate::api::testing::{Echo, Watch};
-    use crate::config::AdmissionConfig;
-    use crate::engine::source::golden;
-    use crate::rollout::Sticky;
-
-    struct Place {
-        rollout: Rollout,
-        watch: Arc<Watch>,
-        data: TempDir,
-    }
-
-    async fn rollout(data: &Path) -> (Rollout, Arc<Watch>) {
-        let engine = Echo::new(false);
-        let watch = engine.watch.clone();
-        let generations = Generations::start(Arc::new(engine), AdmissionConfig::default()).await.unwrap();
-        let store = Store::open(data, Options::default()).unwrap();
-        (Rollout::new(Arc::new(generations), Arc::new(store)), watch)
-    }
-
-    async fn place() -> Place {
-        let data = tempfile::tempdir().unwrap();
-        let (rollout, watch) = rollout(data.path()).await;
-        Place { rollout, watch, data }
-    }
-
-    impl Place {
-        async fn import(&self) -> GenerationId {
-            let manifest = self.rollout.import(golden("adapter"), Origin::default()).await.unwrap();
-            GenerationId::from(manifest.id.as_str())
-        }
-
-        fn loaded(&self) -> usize {
-            self.rollout.generations.list().len()
-        }
-    }
-
-    #[tokio::test]
-    async fn what_is_activated_answers_and_a_rollback_brings_back_what_answered() {
-        let place = place().await;
-        let (first, second) = (place.import().await, place.import().await);
-        let base = GenerationId::base();
-        let route = place.rollout.activate(&first, Some(&base), "test").await.unwrap();
-        assert_eq!(route, Route { live: first.clone(), previous: Some(base.clone()), canary: None });
-        assert_eq!(*place.rollout.generations.live().generation.id(), first);
-        place.rollout.activate(&second, None, "test").await.unwrap();
-        assert_eq!(place.loaded(), 3, "the previous one stays warm");
-        let route = place.rollout.rollback(Some(&second), "test").await.unwrap();
-        assert_eq!((route.live, route.previous), (first, Some(base.clone())));
-        assert_eq!(place.loaded(), 2);
-        assert_eq!(place.rollout.rollback(None, "test").await.unwrap().live, base);
-        let error = place.rollout.rollback(None, "test").await.unwrap_err();
-        assert!(matches!(error, RolloutError::NoPrevious { .. }), "{error}");
-        let what: Vec<String> = place.rollout.changes(9).await.unwrap().into_iter().map(|change| change.what).collect();
-        assert_eq!(what, ["rollback", "rollback", "activate", "activate"]);
-    }
-
-    #[tokio::test]
-    async fn a_stale_view_changes_nothing() {
-        let place = place().await;
-        let first = place.import().await;
-        let stale = GenerationId::from("ad-0");
-        for error in [
-            place.rollout.activate(&first, Some(&stale), "test").await.unwrap_err(),
-            place.rollout.canary(&first, 10, Some(&stale), "test").await.unwrap_err(),
-            place.rollout.rollback(Some(&stale), "test").await.unwrap_err(),
-        ] {
-            assert!(matches!(error, RolloutError::Stale { .. }), "{error}");
-        }
-        assert_eq!((place.rollout.route(), place.loaded()), (Route::default(), 1));
-        assert_eq!(place.rollout.changes(9).await.unwrap(), []);
-    }
-
-    #[tokio::test]
-    async fn a_canary_begins_ends_and_is_promoted() {
-        let place = place().await;
-        let first = place.import().await;
-        let route = place.rollout.canary(&first, 50, None, "test").await.unwrap();
-        assert_eq!(route.live, GenerationId::base());
-        let tried = |n: usize| *place.rollout.generations.pick(Sticky::of(&n.to_string())).generation.id() == first;
-        let tries = (0..200).filter(|n| tried(*n)).count();
-        assert!((60..140).contains(&tries), "{tries}");
-        assert!(matches!(place.rollout.remove(first.as_str()).await, Err(RolloutError::InUse(_))));
-        assert_eq!(place.rollout.canary(&first, 0, None, "test").await.unwrap(), Route::default());
-        assert_eq!(place.loaded(), 1);
-        place.rollout.canary(&first, 5, None, "test").await.unwrap();
-        let route = place.rollout.activate(&first, None, "test").await.unwrap();
-        assert_eq!((route.live, route.canary), (first, None));
-    }
-
-    #[tokio::test]
-    async fn an_adapter_that_changes_nothing_is_refused_and_unloaded() {
-        let place = place().await;
-        let first = place.import().await;
-        place.watch.inert.store(true, Ordering::SeqCst);
-        let error = place.rollout.activate(&first, None, "test").await.unwrap_err();
-        assert!(matches!(error, RolloutError::Probe(ProbeError::Inert)), "{error}");
-        assert_eq!((place.rollout.route(), place.loaded()), (Route::default(), 1));
-    }
-
-    #[tokio::test]
-    async fn a_restart_serves_what_was_live_and_falls_back_when_it_is_broken() {
-        let place = place().await;
-        let (first, second) = (place.import().await, place.import().await);
-        place.rollout.activate(&first, None, "test").await.unwrap();
-        place.rollout.activate(&second, None, "test").await.unwrap();
-        let route = place.rollout.route();
-        let data = place.data;
-        drop(place.rollout);
-
-        let (again, _) = rollout(data.path()).await;
-        again.restore().await.unwrap();
-        assert_eq!(again.route(), route);
-        drop(again);
-
-        let weights =
-            |id: &GenerationId| data.path().join("adapters").join(id.as_str()).join("adapter_model.safetensors");
-        fs_err::write(weights(&second), b"broken").unwrap();
-        let (again, _) = rollout(data.path()).await;
-        again.restore().await.unwrap();
-        assert_eq!(again.route().live, first);
-        assert_eq!(again.changes(1).await.unwrap()[0].what, "fallback");
-        drop(again);
-
-        fs_err::write(weights(&first), b"broken").unwrap();
-        let (again, _) = rollout(data.path()).await;
-        again.restore().await.unwrap();
-        assert_eq!(again.route(), Route::default());
-    }
-
-    #[tokio::test]
-    async fn a_change_that_cannot_be_written_is_not_made() {
-        let place = place().await;
-        let first = place.import().await;
-        place.rollout.store.keep_free(u64::MAX);
-        let error = place.rollout.activate(&first, None, "test").await.unwrap_err();
-        assert!(matches!(error, RolloutError::Ledger(_)), "{error}");
-        assert_eq!(place.rollout.route(), Route::default());
     }
 }

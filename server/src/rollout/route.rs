@@ -1,28 +1,28 @@
 //! Which generation answers whom.
 
-use serde::{Deserialize, Serialize};
-
 use crate::engine::GenerationId;
 
 /// Who answers: the live generation, or for a share of the callers the canary.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// Answers whoever asks for none by name.
     pub live: GenerationId,
-    /// What a rollback goes to. It stays loaded.
+    /// What a rollback goes to.
     pub previous: Option<GenerationId>,
     /// What a share of the callers gets instead of `live`.
-    pub canary: Option<Canary>,
+    pub canary: Option<Share>,
+    /// What answers a share of the queries that `live` answers a second time, for the counters alone.
+    pub shadow: Option<Share>,
+    /// Whether `live` stays until a person says otherwise.
+    pub pinned: bool,
 }
 
 /// A generation on trial.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Canary {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
     /// What is tried.
     pub generation: GenerationId,
-    /// Share of the callers who get it, 1 to 99 percent.
+    /// Of the callers (a canary: 1 to 99), or of the queries (a shadow: 1 to 100).
     pub percent: u8,
 }
 
@@ -59,11 +59,17 @@ impl Sticky {
 impl Default for Route {
     /// The base alone.
     fn default() -> Self {
-        Self { live: GenerationId::base(), previous: None, canary: None }
+        Self::of(GenerationId::base(), None)
     }
 }
 
 impl Route {
+    /// All that is live, and what a rollback goes to.
+    #[must_use]
+    pub fn of(live: GenerationId, previous: Option<GenerationId>) -> Self {
+        Self { live, previous, canary: None, shadow: None, pinned: false }
+    }
+
     /// Who answers this caller.
     #[must_use]
     pub fn pick(&self, who: Sticky) -> &GenerationId {
@@ -73,13 +79,18 @@ impl Route {
         }
     }
 
-    /// Everything that must stay loaded.
-    pub fn generations(&self) -> impl Iterator<Item = &GenerationId> {
-        let canary = self.canary.as_ref().map(|canary| &canary.generation);
-        std::iter::once(&self.live).chain(&self.previous).chain(canary)
+    /// Everything that answers, callers or counters: it must be loaded.
+    pub fn answering(&self) -> impl Iterator<Item = &GenerationId> {
+        let trials = self.canary.iter().chain(&self.shadow).map(|share| &share.generation);
+        std::iter::once(&self.live).chain(trials)
     }
 
-    /// Whether the route needs a generation.
+    /// Everything that the route names.
+    pub fn generations(&self) -> impl Iterator<Item = &GenerationId> {
+        self.answering().chain(&self.previous)
+    }
+
+    /// Whether the route names a generation.
     #[must_use]
     pub fn uses(&self, id: &GenerationId) -> bool {
         self.generations().any(|used| used == id)
@@ -91,7 +102,7 @@ mod tests {
     use super::*;
 
     fn with_canary(percent: u8) -> Route {
-        Route { canary: Some(Canary { generation: "ad-2".into(), percent }), ..Route::default() }
+        Route { canary: Some(Share { generation: "ad-2".into(), percent }), ..Route::default() }
     }
 
     #[test]
@@ -118,8 +129,10 @@ mod tests {
 
     #[test]
     fn a_route_names_what_must_stay() {
-        let route = Route { live: "ad-1".into(), previous: Some(GenerationId::base()), ..with_canary(5) };
-        assert!(["ad-1", "base", "ad-2"].iter().all(|id| route.uses(&GenerationId::from(*id))));
+        let shadow = Some(Share { generation: "ad-4".into(), percent: 100 });
+        let route = Route { live: "ad-1".into(), previous: Some(GenerationId::base()), shadow, ..with_canary(5) };
+        assert!(["ad-1", "base", "ad-2", "ad-4"].iter().all(|id| route.uses(&GenerationId::from(*id))));
         assert!(!route.uses(&"ad-3".into()));
+        assert!(!route.answering().any(|id| *id == GenerationId::base()), "a previous one can be unloaded");
     }
 }

@@ -98,7 +98,7 @@ impl Place {
         let store = Store::open(dir.path().join("data"), Options { min_free_bytes: 0, ..Options::default() }).unwrap();
         let store = Arc::new(store);
         let generations = Generations::start(Arc::new(Echo::new(false)), config.admission.clone()).await.unwrap();
-        let rollout = Arc::new(Rollout::new(Arc::new(generations), store.clone()));
+        let rollout = Arc::new(Rollout::new(Arc::new(generations), store.clone(), &config));
         let place = Self { dir, config, store, rollout };
         for number in 0..4 {
             place.pair(number, PairState::New);
@@ -318,15 +318,31 @@ async fn a_run_in_hand_goes_on_after_a_restart() {
 
 #[tokio::test]
 async fn an_adapter_goes_where_the_configuration_says() {
-    for (after, live, canary) in [(AfterGate::Hold, true, false), (AfterGate::Canary, true, true)] {
+    for (after, canary, shadow) in
+        [(AfterGate::Hold, false, false), (AfterGate::Canary, true, false), (AfterGate::Shadow, false, true)]
+    {
         let place = Place::with(|config| config.rollout.after_gate = after).await;
         let runs = place.runs(&finish(true));
         let id = asked(&runs).await;
         let run = until(&runs, &id, RunState::Succeeded).await;
         let route = place.rollout.route();
-        assert_eq!((route.live == GenerationId::base(), route.canary.is_some()), (live, canary), "{after:?}");
+        assert_eq!(route.live, GenerationId::base());
+        assert_eq!((route.canary.is_some(), route.shadow.is_some()), (canary, shadow), "{after:?}");
         assert!(place.rollout.adapter(&run.adapter.unwrap()).await.is_ok());
     }
+}
+
+#[tokio::test]
+async fn nothing_takes_the_place_of_what_is_pinned() {
+    let place = Place::new().await;
+    place.rollout.pin(&GenerationId::base(), true, None, "somebody").await.unwrap();
+    let runs = place.runs(&finish(true));
+    let id = asked(&runs).await;
+    until(&runs, &id, RunState::Succeeded).await;
+    assert_eq!(place.rollout.route().live, GenerationId::base());
+    assert!(
+        told(&runs, &id).await.last().unwrap().ends_with("`base` is pinned, so that nothing takes its place by itself")
+    );
 }
 
 #[tokio::test]
@@ -370,7 +386,8 @@ async fn a_run_continues_what_is_live_and_replays_earlier_pairs() {
 #[tokio::test]
 async fn a_run_mixes_in_the_anchors_that_it_was_asked_for() {
     let place = Place::with(|config| config.train.anchor_share = 0.5).await;
-    let runs = place.runs(&finish(true));
+    // Its own copy goes when the run is over.
+    let runs = place.runs(&format!("cp dataset.jsonl kept.jsonl\n{}", finish(true)));
     let line = |number| {
         let turns =
             json!([{"from": "human", "value": format!("Is {number} even?")}, {"from": "gpt", "value": "It depends."}]);
@@ -385,7 +402,7 @@ async fn a_run_mixes_in_the_anchors_that_it_was_asked_for() {
     let id = runs.create(request, "test").await.unwrap().id;
     let run = until(&runs, &id, RunState::Succeeded).await;
     assert_eq!(run.pairs, 8, "four collected pairs and as many of the nine annotations");
-    let dataset = fs_err::read_to_string(place.store.run_directory(&id).join("dataset.jsonl")).unwrap();
+    let dataset = fs_err::read_to_string(place.store.run_directory(&id).join("kept.jsonl")).unwrap();
     assert_eq!(dataset.lines().filter(|line| line.contains("It depends.")).count(), 4);
 }
 

@@ -14,7 +14,7 @@ use super::journal::Journal;
 use super::runs::Shared;
 use crate::config::AfterGate;
 use crate::engine::GenerationId;
-use crate::rollout::{Origin, RolloutError};
+use crate::rollout::{By, Origin, RolloutError};
 
 /// Who makes what a run makes.
 const ITSELF: &str = "reground";
@@ -113,23 +113,28 @@ impl Shared {
                 format!("Adapter {adapter} was put before callers before the server stopped."),
             ));
         }
-        let percent = self.after.canary_percent;
+        let (canary, shadow) = (self.after.canary_percent, self.after.shadow_percent);
         let (done, told) = match self.after.after_gate {
             AfterGate::Hold => {
                 return Ok((EventLevel::Info, format!("Adapter {adapter} is kept, and waits to be activated.")));
             }
             AfterGate::Activate => {
-                (self.rollout.activate(&id, Some(&parent), ITSELF).await, format!("Adapter {adapter} is live."))
+                (self.rollout.activate(&id, Some(&parent), By::Itself).await, format!("Adapter {adapter} is live."))
             }
             AfterGate::Canary => {
-                let told = format!("Adapter {adapter} answers {percent} percent of the callers.");
-                (self.rollout.canary(&id, percent, Some(&parent), ITSELF).await, told)
+                let told = format!("Adapter {adapter} answers {canary} percent of the callers.");
+                (self.rollout.canary(&id, canary, Some(&parent), By::Itself).await, told)
+            }
+            AfterGate::Shadow => {
+                let told =
+                    format!("Adapter {adapter} answers {shadow} percent of the queries a second time, as a shadow.");
+                (self.rollout.shadow(&id, shadow, Some(&parent), By::Itself).await, told)
             }
         };
         Ok(match done {
             Ok(_) => (EventLevel::Info, told),
             Err(error) => {
-                if let RolloutError::Stale { .. } = error {
+                if let RolloutError::Stale { .. } | RolloutError::Pinned(_) = error {
                     info!(run.id = %run.id, %error, "An adapter is kept and not put before callers.");
                 } else {
                     warn!(run.id = %run.id, %error, "An adapter that passed the gate does not go live.");

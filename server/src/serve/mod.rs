@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::answer::{Answerer, BackgroundGenerator};
+use crate::answer::{Answerer, BackgroundGenerator, ShadowTask};
 use crate::api;
 use crate::bootstrapper::{Bootstrapper, Models};
 use crate::config::{Config, EngineKind, Isq};
@@ -24,6 +24,7 @@ use crate::images::ImageReader;
 use crate::recorder::Recorder;
 use crate::rollout::Generations;
 use crate::runs::{Base, Program, Runs};
+use crate::watch::WatchTask;
 
 /// How long an idle connection stays open: longer than load balancers keep theirs, so that they close first.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
@@ -34,6 +35,8 @@ pub struct Running {
     generations: Arc<Generations>,
     recorder: Arc<Recorder>,
     bootstrapper: Bootstrapper,
+    watch: WatchTask,
+    shadow: ShadowTask,
     runs: Arc<Runs>,
     handle: actix_web::dev::ServerHandle,
     /// Cancelled when no new request is taken any more.
@@ -70,8 +73,9 @@ impl Running {
     pub async fn stop(self) -> anyhow::Result<()> {
         info!("Stopping: open answers get {} s.", self.deadline.as_secs());
         self.stopping.cancel();
-        let (runs, bootstrapper) = (self.runs.clone(), self.bootstrapper);
-        let saved = tokio::spawn(async move { tokio::join!(runs.stop(), bootstrapper.stop()) });
+        let (runs, bootstrapper, watch, shadow) = (self.runs.clone(), self.bootstrapper, self.watch, self.shadow);
+        let saved =
+            tokio::spawn(async move { tokio::join!(runs.stop(), bootstrapper.stop(), watch.stop(), shadow.stop()) });
         let closing = self.closing.clone();
         let deadline = self.deadline;
         let stopping = self.handle.stop(true);
@@ -124,7 +128,9 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     app.rollout.restore().await?;
     let store = recorder.store().clone();
     let served = Arc::new(BackgroundGenerator::new(generations.clone()));
-    let models = Models::new(served, config.model.source == "builtin", &config.bootstrap)?;
+    let watch = WatchTask::start(app.watcher.clone(), served.clone(), images.clone());
+    let shadow = app.answerer.shadow().start();
+    let models = Models::new(served, &generations, &config).await?;
     let bootstrapper = Bootstrapper::start(store.clone(), models, images, &config.bootstrap);
     let runs = Arc::new(Runs::start(store, app.rollout.clone(), &config, base, Program::this()?));
     let app = web::Data::new(app.with_runs(runs.clone()));
@@ -144,6 +150,8 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         generations,
         recorder,
         bootstrapper,
+        watch,
+        shadow,
         runs,
         handle: server.handle(),
         stopping,

@@ -21,7 +21,7 @@ pub use feedback::Feedback;
 pub use file::FileRow;
 pub use pair::{Instruction, Made, Pair, PairState, Review, Verdict};
 pub use record::{Answer, BootstrapState, Finish, Record, RecordedMessage, Timings};
-pub use rollout::{Canary, RolloutState};
+pub use rollout::{RolloutState, Sample, Share, Watched};
 pub use run::{Run, RunState};
 
 /// A kind of row.

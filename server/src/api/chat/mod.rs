@@ -117,13 +117,18 @@ async fn begin(
     let deadline = arrival + app.deadline();
     let images = read_images(app, &mut request, deadline).await?;
     // Several choices are one answer: a generation that goes live between them must not come into it.
-    let several = (request.n > 1).then(|| app.generations.pick(sticky).generation.id().clone());
+    let lease = if request.n > 1 && pinned.is_none() {
+        let entered = app.generations.enter(sticky, &caller.name, deadline).await;
+        Some(entered.map_err(|error| AnswerError::refused(error, arrival))?)
+    } else {
+        None
+    };
     // Drawn here, so that the record has it.
     request.seed.get_or_insert_with(rand::random);
     let id = format!("chatcmpl-{}", Uuid::now_v7());
     let draft = recorder.and_then(|recorder| record::draft(recorder, &request, &id, &caller, &images, arrival));
     let images = images.into_iter().map(|read| read.image).collect();
-    let asker = Asker { key: caller.name, deadline, generation: pinned.or(several), sticky };
+    let asker = Asker { key: caller.name, deadline, generation: pinned, lease, sticky };
     let queries = query::queries(&mut request, images, &asker);
     let choices = Choices::start(&app.answerer, queries, arrival, draft);
     Ok((Head::of(id, request), choices))

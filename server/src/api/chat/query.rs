@@ -12,7 +12,7 @@ use crate::answer::Query;
 use crate::api::error::{ApiError, code, shown};
 use crate::engine::{Content, EngineInfo, GenerationId, Message, Role, Sampling, Vocabulary};
 use crate::images::FailedImage;
-use crate::rollout::{Generations, Sticky};
+use crate::rollout::{Generations, Lease, Sticky};
 
 /// The generation that `model` pins; `None`: the live one.
 ///
@@ -167,6 +167,8 @@ pub(super) struct Asker {
     pub(super) deadline: Instant,
     /// The pinned generation.
     pub(super) generation: Option<GenerationId>,
+    /// What the route gave already.
+    pub(super) lease: Option<Lease>,
     /// Whom a canary keeps.
     pub(super) sticky: Sticky,
 }
@@ -208,6 +210,7 @@ pub(super) fn queries(request: &mut ChatRequest, images: Vec<Arc<DynamicImage>>,
         key: asker.key.clone(),
         generation: asker.generation.clone(),
         sticky: asker.sticky,
+        lease: asker.lease.clone(),
         messages,
         tools: std::mem::take(&mut request.tools),
         tool_choice: request.tool_choice.clone(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use mistralrs::core::Request;
-use mistralrs::{DType, IsqBits, Model, ModelBuilder, ModelDType};
+use mistralrs::{DType, GgufModelBuilder, IsqBits, Model, ModelBuilder, ModelDType};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -39,23 +39,33 @@ impl Settings {
         Ok(Self { files, isq: config.isq, max_parallel: proven, device, dtype })
     }
 
-    fn builder(&self) -> ModelBuilder {
+    async fn build(&self) -> anyhow::Result<Model> {
+        let directory = self.files.directory.display();
+        // Without a prefix cache: on a CPU it never evicts.
+        if let Some(file) = &self.files.gguf {
+            let builder = GgufModelBuilder::new(directory.to_string(), vec![file])
+                .with_tok_model_id(directory)
+                .with_device(self.device.clone())
+                .with_max_num_seqs(self.max_parallel)
+                .with_prefix_cache_n(None);
+            return builder.build().await;
+        }
         let dtype = match self.dtype {
             DType::F16 => ModelDType::F16,
             DType::BF16 => ModelDType::BF16,
             _ => ModelDType::F32,
         };
-        // Without a prefix cache: on a CPU it never evicts.
-        let builder = ModelBuilder::new(self.files.directory.display())
+        let builder = ModelBuilder::new(directory)
             .with_device(self.device.clone())
             .with_dtype(dtype)
             .with_max_num_seqs(self.max_parallel)
             .with_prefix_cache_n(None);
-        match self.isq {
+        let builder = match self.isq {
             Isq::Off => builder,
             Isq::Q8 => builder.with_auto_isq(IsqBits::Eight),
             Isq::Q4 => builder.with_auto_isq(IsqBits::Four),
-        }
+        };
+        builder.build().await
     }
 }
 
@@ -96,7 +106,7 @@ fn load_here(
         mistralrs_quant::push_applied_lora(applied);
         note
     });
-    let built = runtime.block_on(settings.builder().build());
+    let built = runtime.block_on(settings.build());
     mistralrs_quant::clear_applied_loras();
     let model = built
         .map_err(|error| EngineError::Load(format!("mistralrs cannot load {}: {error:#}", settings.files.source)))?;

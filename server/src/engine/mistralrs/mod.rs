@@ -21,6 +21,8 @@ mod prompt;
 mod tap;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) mod tiny_text;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -62,8 +64,13 @@ impl MistralrsEngine {
             (&settings.device, settings.dtype),
             (settings.max_parallel, LOOK_AHEAD),
         )?;
-        let layers =
-            checkpoint_shapes(&settings.files.directory).map_err(|error| EngineError::Load(error.to_string()))?;
+        let layers = match settings.files.gguf {
+            // Quantised: no adapter can be merged.
+            Some(_) => ModuleShapes::new(),
+            None => {
+                checkpoint_shapes(&settings.files.directory).map_err(|error| EngineError::Load(error.to_string()))?
+            }
+        };
         Ok(Self { info, settings: Arc::new(settings), layers })
     }
 }

@@ -1,0 +1,60 @@
+//! How an answer went, for whoever watches its generation.
+
+use std::sync::Arc;
+
+use reground_learner::store::id;
+use tokio::time::Instant;
+
+use super::AnswerError;
+use crate::rollout::{Observation, Observed};
+
+/// How an answer goes, from its place in the engine on: how long it waited says how much is asked, not how good a generation is. What is
+/// known of it is noted when this is dropped.
+pub(super) struct Account {
+    observed: Arc<Observed>,
+    admitted: Instant,
+    first: Option<Instant>,
+    last: Instant,
+    tokens: u32,
+    failed: Option<bool>,
+}
+
+impl Account {
+    /// An answer of the generation that is observed so has got its place.
+    pub(super) fn open(observed: Arc<Observed>) -> Self {
+        let now = Instant::now();
+        Self { observed, admitted: now, first: None, last: now, tokens: 0, failed: None }
+    }
+
+    /// A token came.
+    pub(super) fn token(&mut self) {
+        self.last = Instant::now();
+        self.first.get_or_insert(self.last);
+        self.tokens += 1;
+    }
+
+    /// The answer is complete.
+    pub(super) fn ended(&mut self) {
+        self.failed = Some(false);
+    }
+
+    /// The answer broke off, or never began.
+    pub(super) fn broke_off(&mut self, error: &AnswerError) {
+        self.failed = error.is_failure().then_some(true);
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let per_token = match (self.first, self.tokens.checked_sub(1)) {
+            (Some(first), Some(more)) if more > 0 => Some((self.last - first) / more),
+            _ => None,
+        };
+        self.observed.note(Observation {
+            at_ms: id::now_ms(),
+            failed: self.failed,
+            first_token: self.first.map(|first| first - self.admitted),
+            per_token,
+        });
+    }
+}

@@ -1,0 +1,89 @@
+//! `[watch]`.
+
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+
+/// When a generation that got traffic is taken back by itself.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WatchConfig {
+    /// Watch at all.
+    pub enabled: bool,
+    /// Seconds from the change that a generation is watched.
+    pub window_s: u64,
+    /// Seconds between two looks.
+    pub interval_s: u64,
+    /// Answers of both generations below which failures and latency say nothing.
+    pub min_answers: u64,
+    /// By how much the share of answers that failed may be higher.
+    pub max_failure_rise: f64,
+    /// By which factor the first token may come later; 0: this is not looked at.
+    pub max_first_token_factor: f64,
+    /// By which factor the tokens after it may come more slowly; 0: this is not looked at.
+    pub max_token_factor: f64,
+    /// Rated answers of both generations below which ratings say nothing.
+    pub min_ratings: u64,
+    /// By how much the mean rating, from -1 to 1, may be lower.
+    pub max_rating_drop: f64,
+    /// Recorded answers to pictures that the grounding probe scores at most; 0: there is no such probe.
+    pub grounding_answers: usize,
+    /// Answers below which it says nothing.
+    pub min_grounding: u64,
+    /// Share of what the picture adds to an answer's log-probability that may be lost.
+    pub max_grounding_loss: f64,
+}
+
+impl Default for WatchConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            window_s: 1800,
+            interval_s: 10,
+            min_answers: 50,
+            max_failure_rise: 0.05,
+            max_first_token_factor: 5.0,
+            max_token_factor: 5.0,
+            min_ratings: 20,
+            max_rating_drop: 0.25,
+            grounding_answers: 16,
+            min_grounding: 8,
+            max_grounding_loss: 0.5,
+        }
+    }
+}
+
+impl WatchConfig {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::range("watch.window_s", self.window_s, 1..=31_536_000)?;
+        ConfigError::range("watch.interval_s", self.interval_s, 1..=3600)?;
+        ConfigError::range("watch.min_answers", self.min_answers, 2..=1000)?;
+        ConfigError::range("watch.max_failure_rise", self.max_failure_rise, 0.0..=1.0)?;
+        for (key, factor) in [
+            ("watch.max_first_token_factor", self.max_first_token_factor),
+            ("watch.max_token_factor", self.max_token_factor),
+        ] {
+            if factor != 0.0 && !(1.0..=1e6).contains(&factor) {
+                return Err(ConfigError::value(key, factor, "a factor of 1 or more, or 0 to leave it out"));
+            }
+        }
+        ConfigError::range("watch.min_ratings", self.min_ratings, 2..=1000)?;
+        ConfigError::range("watch.max_rating_drop", self.max_rating_drop, 0.0..=2.0)?;
+        ConfigError::range("watch.grounding_answers", self.grounding_answers, 0..=1000)?;
+        ConfigError::range("watch.min_grounding", self.min_grounding, 2..=1000)?;
+        ConfigError::range("watch.max_grounding_loss", self.max_grounding_loss, 0.0..=1.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_factor_below_one_is_refused_and_zero_is_off() {
+        for (factor, works) in [(0.0, true), (1.0, true), (0.5, false), (-1.0, false), (f64::NAN, false)] {
+            let config = WatchConfig { max_token_factor: factor, ..WatchConfig::default() };
+            assert_eq!(config.validate().is_ok(), works, "{factor}");
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The adapters that are kept on disk, as the rollout hands them out.
+
+use std::path::PathBuf;
+
+use super::error::RolloutError;
+use super::library::{Manifest, Origin};
+use super::rollout::{Rollout, blocking};
+use crate::engine::GenerationId;
+
+impl Rollout {
+    /// All adapters on disk, oldest first.
+    ///
+    /// # Errors
+    /// The file system failed.
+    pub async fn adapters(&self) -> Result<Vec<Manifest>, RolloutError> {
+        Ok(blocking(&self.library, |library| library.list()).await?)
+    }
+
+    /// What is known of an adapter.
+    ///
+    /// # Errors
+    /// There is none of the id.
+    pub async fn adapter(&self, id: &str) -> Result<Manifest, RolloutError> {
+        let id = id.to_owned();
+        Ok(blocking(&self.library, move |library| library.get(&id)).await?)
+    }
+
+    /// The directory of an adapter whose files are those that were taken in.
+    ///
+    /// # Errors
+    /// There is none of the id, or its files were changed.
+    pub async fn verified(&self, id: &str) -> Result<PathBuf, RolloutError> {
+        let id = id.to_owned();
+        Ok(blocking(&self.library, move |library| library.verified(&id)).await?)
+    }
+
+    /// Takes in the PEFT adapter in a directory. Traffic does not change, and nothing is loaded yet.
+    ///
+    /// # Errors
+    /// The files are no adapter, or cannot be copied.
+    pub async fn import(&self, directory: PathBuf, origin: Origin) -> Result<Manifest, RolloutError> {
+        Ok(blocking(&self.library, move |library| library.import(&directory, origin)).await?)
+    }
+
+    /// Removes an adapter that the route does not need. Answers under way keep it until they are done.
+    ///
+    /// # Errors
+    /// It is not there, or it is in use.
+    pub async fn remove(&self, id: &str) -> Result<(), RolloutError> {
+        let _one_at_a_time = self.change.lock().await;
+        let generation = GenerationId::from(id);
+        if self.route().uses(&generation) {
+            return Err(RolloutError::InUse(generation));
+        }
+        let id = id.to_owned();
+        blocking(&self.library, move |library| library.remove(&id)).await?;
+        self.unload(&generation).await;
+        Ok(())
+    }
+}
