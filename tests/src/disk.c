@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -171,8 +172,12 @@ static int flush(int file, int (*flush_file)(int)) {
     if (!mirror) return flush_file(file);
     struct stat64 found;
     if (fstat64(file, &found)) abort();
+    /* One after the other: what a flush that is over has kept must not be replaced by an older copy of another thread's. */
+    static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&one_at_a_time);
     if (S_ISDIR(found.st_mode)) keep_entries(file, found.st_ino);
     else keep(file, found.st_ino);
+    pthread_mutex_unlock(&one_at_a_time);
     return 0;
 }
 

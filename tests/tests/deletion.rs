@@ -13,8 +13,11 @@ use super::life::store;
 use super::runs::{begin, fingerprint, settings, until, until_told};
 
 const RECORDS: u32 = 10;
-/// What only the deleted record says.
-const SECRET: &str = "zebra";
+/// What only the deleted record says, in words that the model knows: others are many tokens, and answers of very different
+/// lengths are not trained on.
+const SECRET: &str = "four blue cats and four green hats";
+/// What all others say.
+const RIGHT: &str = "There is a red apple in the top left and a green tree.";
 
 /// Asks about a picture of its own and corrects the answer; the record's id.
 async fn corrected(client: &Client, number: u32, correction: &str) -> Result<String> {
@@ -62,10 +65,9 @@ async fn a_later_run_does_not_contain_what_was_deleted() -> Result<()> {
     let bootstrap = "weakened = 0\ninjected = 0\nmax_length_ratio = 100.0";
     let server = Server::start(settings("max_steps = 6").section("bootstrap", bootstrap).data(data.path())).await?;
     let client = server.client();
-    let right = |number: u32| format!("There is a red circle and nothing else in image {number}.");
     let mut records = Vec::new();
     for number in 0..RECORDS {
-        let correction = if number == 0 { format!("There is a {SECRET} beside a tree.") } else { right(number) };
+        let correction = if number == 0 { format!("There are {SECRET}.") } else { RIGHT.to_owned() };
         records.push(corrected(&client, number, &correction).await?);
     }
     let made = pairs(&client, RECORDS as usize).await?;
@@ -89,12 +91,12 @@ async fn a_later_run_does_not_contain_what_was_deleted() -> Result<()> {
     ensure!(deleted["blobs"] == 1 && deleted["adapters"] == json!([adapter]), "{deleted:#}");
 
     // Every pair that may be trained on, new ones among them.
-    corrected(&client, RECORDS, &right(RECORDS)).await?;
+    corrected(&client, RECORDS, RIGHT).await?;
     pairs(&client, 1).await?;
     let second = begin(&client, "pairs:all").await?;
     until_told(&client, &second, "Training begins").await?;
     let frozen = std::fs::read_to_string(dataset(&second))?;
-    ensure!(frozen.contains(&right(3)) && frozen.lines().count() == RECORDS as usize, "{frozen}");
+    ensure!(frozen.contains(RIGHT) && frozen.lines().count() == RECORDS as usize, "{frozen}");
     for gone in of_the_first.iter().copied().chain([SECRET, image, records[0].as_str()]) {
         ensure!(!frozen.contains(gone), "{gone} is in the later run");
     }
@@ -107,7 +109,7 @@ async fn a_later_run_does_not_contain_what_was_deleted() -> Result<()> {
     // sled's files have what was deleted until they are written anew.
     let output = store(data.path(), &["compact"]).await?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    ensure!(is_in(data.path(), right(3).as_bytes())?.is_some(), "what was not deleted is not found either");
+    ensure!(is_in(data.path(), RIGHT.as_bytes())?.is_some(), "what was not deleted is not found either");
     let left = is_in(data.path(), SECRET.as_bytes())?;
     ensure!(left.is_none(), "{left:?} has it still");
     Ok(())
