@@ -20,13 +20,14 @@ use reground_learner::pocket::random::stream;
 use reground_learner::pocket::text::{Caption, Detail, Question, read_caption};
 use reground_learner::pocket::world::{Picture, SIDE, Scene, Statistics};
 
-use super::row::Row;
+use super::block::{Block, Named};
+use super::row::{Negatives, Row};
 
 /// t of the first try: the paper's 900 leaves nothing of a picture of 64 pixels.
 const NOISE: f64 = 80.0;
 /// More for each try after the first, when the answer was still right.
 const MORE_NOISE: f64 = 40.0;
-/// Tries for each kind of negative before an annotation is given up.
+/// Tries for each negative.
 const TRIES: u64 = 4;
 /// Pictures that are worked on at once.
 const BLOCK: u64 = 64;
@@ -43,8 +44,8 @@ struct Annotation {
     digest: String,
     question: String,
     chosen: String,
-    weakened: Option<(String, Distortion)>,
-    injected: Option<String>,
+    weakened: Vec<(String, Distortion)>,
+    injected: Vec<String>,
 }
 
 /// Annotations that all have both negatives, and what was rejected on the way.
@@ -54,42 +55,66 @@ pub(crate) struct Annotations {
     pub(crate) given_up: usize,
 }
 
+/// The `trial`th try (from 0) for the `wanted`th negative (from 1).
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    wanted: u64,
+    trial: u64,
+}
+
+impl Attempt {
+    /// More than any number of attempts for one annotation.
+    const MOST: u64 = 1024;
+
+    /// A number that no other attempt for any annotation has.
+    fn stream(self, annotation: &Annotation) -> u64 {
+        annotation.index * Self::MOST + (self.wanted - 1) * TRIES + self.trial
+    }
+}
+
 /// What generates the negatives.
 pub(crate) struct Maker<'a> {
     pub(crate) model: &'a Model,
     pub(crate) workers: &'a Workers,
     pub(crate) blobs: &'a dyn Blobs,
     pub(crate) seed: u64,
+    /// Negatives of each kind to make for an annotation; some annotations get fewer, all get one.
+    pub(crate) negatives: u64,
 }
 
 impl Maker<'_> {
-    /// The first `count` annotations of the seed; asking for more gives the same ones and more.
-    pub(crate) fn make(&self, count: usize) -> Result<Annotations> {
+    /// The annotations of `block`; asking for more of them, or more negatives, gives the same ones and more.
+    pub(crate) fn make(&self, block: Block) -> Result<Annotations> {
+        let Block { annotations: count, named } = block;
         let mut filter = PairFilter::new(Limits::default());
         let (mut all, mut given_up) = (Vec::new(), 0);
         let mut start = 0;
         while all.len() < count {
-            let mut block = (start..start + BLOCK).map(|index| self.draw(index)).collect::<Result<Vec<_>>>()?;
+            let mut block = (start..start + BLOCK).map(|index| self.draw(index, named)).collect::<Result<Vec<_>>>()?;
             start += BLOCK;
-            for trial in 0..TRIES {
-                self.weaken(&mut block, trial, &mut filter)?;
-                self.inject(&mut block, trial, &mut filter)?;
+            let drawn = block.len();
+            for wanted in 1..=self.negatives {
+                for trial in 0..TRIES {
+                    let attempt = Attempt { wanted, trial };
+                    self.weaken(&mut block, attempt, &mut filter)?;
+                    self.inject(&mut block, attempt, &mut filter)?;
+                }
+                block.retain(|one| !one.weakened.is_empty() && !one.injected.is_empty());
             }
-            let whole = |one: &Annotation| one.weakened.is_some() && one.injected.is_some();
-            given_up += block.iter().filter(|one| !whole(one)).count();
-            all.extend(block.into_iter().filter(whole));
+            given_up += drawn - block.len();
+            all.append(&mut block);
         }
         all.truncate(count);
         Ok(Annotations { all, rejections: filter.rejections().clone(), given_up })
     }
 
-    fn draw(&self, index: u64) -> Result<Annotation> {
+    fn draw(&self, index: u64, named: Named) -> Result<Annotation> {
         let mut random = stream(self.seed, "comparison annotation", index);
         let scene = Scene::sample(Statistics::Balanced, &mut random);
         let image = DynamicImage::from(Picture::draw(&scene, &mut random).image());
         let (question, chosen) = if random.random_bool(DESCRIPTIONS) {
             let request = Detail::Full.requests().choose(&mut random).context("no request")?;
-            ((*request).to_owned(), Caption::of(&scene, Detail::Full, &mut random).to_string())
+            ((*request).to_owned(), Caption::of(&described(&scene, named), Detail::Full, &mut random).to_string())
         } else {
             let question = Question::sample(&scene, &mut random);
             (question.text.clone(), question.answer())
@@ -97,16 +122,25 @@ impl Maker<'_> {
         let mut png = std::io::Cursor::new(Vec::new());
         image.write_to(&mut png, image::ImageFormat::Png)?;
         let digest = self.blobs.put(png.get_ref())?;
-        Ok(Annotation { index, image: Arc::new(image), digest, question, chosen, weakened: None, injected: None })
+        Ok(Annotation {
+            index,
+            image: Arc::new(image),
+            digest,
+            question,
+            chosen,
+            weakened: Vec::new(),
+            injected: Vec::new(),
+        })
     }
 
-    fn weaken(&self, block: &mut [Annotation], trial: u64, filter: &mut PairFilter) -> Result<()> {
-        let mut missing: Vec<&mut Annotation> = block.iter_mut().filter(|one| one.weakened.is_none()).collect();
+    fn weaken(&self, block: &mut [Annotation], attempt: Attempt, filter: &mut PairFilter) -> Result<()> {
+        let few = |one: &&mut Annotation| (one.weakened.len() as u64) < attempt.wanted;
+        let mut missing: Vec<&mut Annotation> = block.iter_mut().filter(few).collect();
         let weakening = |one: &Annotation| Weakening {
             distortion: Distortion {
                 kind: DistortionKind::Noise,
-                strength: NOISE + MORE_NOISE * trial as f64,
-                seed: stream(self.seed, "comparison noise", one.index * TRIES + trial).random(),
+                strength: NOISE + MORE_NOISE * attempt.trial as f64,
+                seed: stream(self.seed, "comparison noise", attempt.stream(one)).random(),
             },
             edge: SIDE as u32,
             normalisation: Normalisation::default(),
@@ -123,22 +157,24 @@ impl Maker<'_> {
             .collect::<Result<Vec<_>>>()?;
         for (one, answer) in missing.iter_mut().zip(self.answers(&asked)?) {
             if admitted(filter, one, &answer) {
-                one.weakened = Some((answer, weakening(one).distortion));
+                let distortion = weakening(one).distortion;
+                one.weakened.push((answer, distortion));
             }
         }
         Ok(())
     }
 
-    fn inject(&self, block: &mut [Annotation], trial: u64, filter: &mut PairFilter) -> Result<()> {
-        let mut missing: Vec<&mut Annotation> = block.iter_mut().filter(|one| one.injected.is_none()).collect();
+    fn inject(&self, block: &mut [Annotation], attempt: Attempt, filter: &mut PairFilter) -> Result<()> {
+        let few = |one: &&mut Annotation| (one.injected.len() as u64) < attempt.wanted;
+        let mut missing: Vec<&mut Annotation> = block.iter_mut().filter(few).collect();
         let injection = Injection { wording: Wording::Pocket, max_tokens: MAX_TOKENS, ..Injection::default() };
-        let seed = |one: &Annotation| stream(self.seed, "comparison injection", one.index * TRIES + trial).random();
+        let seed = |one: &Annotation| stream(self.seed, "comparison injection", attempt.stream(one)).random();
         let asked: Vec<_> =
             missing.iter().map(|one| inject::question(&one.question, &one.chosen, &injection, seed(one))).collect();
         for (one, answer) in missing.iter_mut().zip(self.answers(&asked)?) {
             let answer = inject::cleaned(&answer);
             if admitted(filter, one, &answer) {
-                one.injected = Some(answer);
+                one.injected.push(answer);
             }
         }
         Ok(())
@@ -169,6 +205,15 @@ impl Maker<'_> {
     }
 }
 
+/// What the annotator describes of `scene`, whose groups stand in no order.
+fn described(scene: &Scene, named: Named) -> Scene {
+    let groups = match named {
+        Named::All => scene.groups.clone(),
+        Named::One => scene.groups.iter().take(1).cloned().collect(),
+    };
+    Scene { groups }
+}
+
 /// Whether both are captions that claim the same in another order or wording: at this noise a quarter of the answers to
 /// distorted pictures are right, and a right answer must not be trained away. Only a drawn world can tell.
 fn says_the_same(chosen: &str, rejected: &str) -> bool {
@@ -194,43 +239,47 @@ fn admitted(filter: &mut PairFilter, one: &Annotation, rejected: &str) -> bool {
 }
 
 impl Annotations {
-    /// How many of the image-weakened and of the injected negatives, for the log.
+    /// Chosen answer, first image-weakened and first injected negative, for the log.
     pub(crate) fn examples(&self) -> impl Iterator<Item = (&str, &str, &str)> {
-        self.all
-            .iter()
-            .filter_map(|one| Some((one.chosen.as_str(), one.weakened.as_ref()?.0.as_str(), one.injected.as_deref()?)))
+        let first = |one| {
+            let Annotation { chosen, weakened, injected, .. }: &Annotation = one;
+            Some((chosen.as_str(), weakened.first()?.0.as_str(), injected.first()?.as_str()))
+        };
+        self.all.iter().filter_map(first)
     }
 
-    /// The pairs of `row` about the first `count` annotations.
+    /// `count` pairs of `row`: the annotations in turn, again and again, each time with the next of their negatives. Where
+    /// there are both kinds they take turns, too. So the rows of a block see the same chosen answers equally often.
     pub(crate) fn pairs(&self, row: Row, count: usize) -> Vec<PreferencePair> {
-        let (weakened, injected) = row.negatives();
-        let mut pairs = Vec::new();
-        for one in self.all.iter().take(count) {
-            let distortion = one.weakened.as_ref().map(|(_, distortion)| *distortion);
-            let pair = |kind: &str, rejected: Option<&str>, negative| PreferencePair {
-                id: format!("pair-{}-{kind}", one.index),
-                images: vec![ImageRef { digest: one.digest.clone(), width: SIDE as u32, height: SIDE as u32 }],
-                conversation: vec![Message {
-                    role: Role::User,
-                    content: vec![Part::Image { index: 0 }, Part::Text { text: one.question.clone() }],
-                }],
-                chosen: one.chosen.clone(),
-                rejected: rejected.map(str::to_owned),
-                distortion,
-                source: Source::Annotation,
-                negative,
-            };
-            if weakened {
-                let rejected = one.weakened.as_ref().map(|(text, _)| text.as_str());
-                pairs.push(pair("weakened", rejected, Some(NegativeKind::ImageWeakened)));
-            }
-            if injected {
-                pairs.push(pair("injected", one.injected.as_deref(), Some(NegativeKind::Injected)));
-            }
-            if !weakened && !injected {
-                pairs.push(pair("annotation", None, None));
-            }
-        }
-        pairs
+        let Negatives { weakened, injected, each } = row.negatives();
+        let both = weakened && injected;
+        (0..count)
+            .map(|number| {
+                let (nth, round) = (number % self.all.len(), number / self.all.len());
+                let one = &self.all[nth];
+                let use_weakened = weakened && (!both || (nth + round).is_multiple_of(2));
+                let turn = if both { round / 2 } else { round };
+                let of = |made: usize| turn % made.min(each);
+                let noisy = &one.weakened[of(one.weakened.len())];
+                let (rejected, negative) = match (use_weakened, injected) {
+                    (true, _) => (Some(noisy.0.clone()), Some(NegativeKind::ImageWeakened)),
+                    (false, true) => (Some(one.injected[of(one.injected.len())].clone()), Some(NegativeKind::Injected)),
+                    (false, false) => (None, None),
+                };
+                PreferencePair {
+                    id: format!("pair-{}-{round}", one.index),
+                    images: vec![ImageRef { digest: one.digest.clone(), width: SIDE as u32, height: SIDE as u32 }],
+                    conversation: vec![Message {
+                        role: Role::User,
+                        content: vec![Part::Image { index: 0 }, Part::Text { text: one.question.clone() }],
+                    }],
+                    chosen: one.chosen.clone(),
+                    rejected,
+                    distortion: Some(noisy.1),
+                    source: Source::Annotation,
+                    negative,
+                }
+            })
+            .collect()
     }
 }

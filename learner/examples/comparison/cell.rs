@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -24,6 +25,7 @@ use reground_learner::pocket::world::Statistics;
 use serde::{Deserialize, Serialize};
 
 use super::annotations::Annotations;
+use super::block::Block;
 use super::row::Row;
 
 /// Pairs of an optimiser step.
@@ -37,7 +39,8 @@ const ASKED: usize = 64;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Cell {
     pub(crate) row: String,
-    pub(crate) annotations: usize,
+    /// [`Block`] as text; empty for the base.
+    pub(crate) annotations: String,
     pub(crate) seed: u64,
     /// Peak learning rate; 0 for the base.
     pub(crate) rate: f64,
@@ -94,15 +97,21 @@ impl Split {
 }
 
 impl Bench<'_> {
+    /// Pairs that a run sees, each once.
+    pub(crate) fn pairs(&self) -> usize {
+        self.steps as usize * BATCH
+    }
+
     /// The cell from its file, or trained and measured now.
     pub(crate) fn cell(
         &self,
         row: Row,
-        (annotations, count, seed): (&dyn Fn() -> Result<std::rc::Rc<Annotations>>, usize, u64),
+        (annotations, block, seed): (&dyn Fn() -> Result<Rc<Annotations>>, Block, u64),
         rate: f64,
         split: Split,
     ) -> Result<Cell> {
-        let name = if row == Row::Base { "base".to_owned() } else { format!("{}-{count}-{seed}-{rate:e}", row.key()) };
+        let name =
+            if row == Row::Base { "base".to_owned() } else { format!("{}-{}-{seed}-{rate:e}", row.key(), block.key()) };
         let file = self.out.join(format!("{name}-{}.json", split.name()));
         if let Ok(text) = fs_err::read_to_string(&file) {
             let cell: Cell = serde_json::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
@@ -114,13 +123,13 @@ impl Bench<'_> {
         let started = Instant::now();
         let adapter = match row {
             Row::Base => None,
-            _ => Some(self.trained(row, annotations, (count, seed), rate, &name)?),
+            _ => Some(self.trained(row, annotations, seed, rate, &name)?),
         };
         let images = if split == Split::Validation { self.images.div_ceil(4) } else { self.images };
         let measures = self.measure(adapter.as_ref(), split, images)?;
         let cell = Cell {
             row: row.key().to_owned(),
-            annotations: if row == Row::Base { 0 } else { count },
+            annotations: if row == Row::Base { String::new() } else { block.to_string() },
             seed: if row == Row::Base { 0 } else { seed },
             rate,
             steps: self.steps,
@@ -141,8 +150,8 @@ impl Bench<'_> {
     fn trained(
         &self,
         row: Row,
-        annotations: &dyn Fn() -> Result<std::rc::Rc<Annotations>>,
-        (count, seed): (usize, u64),
+        annotations: &dyn Fn() -> Result<Rc<Annotations>>,
+        seed: u64,
         rate: f64,
         name: &str,
     ) -> Result<Lora> {
@@ -153,7 +162,7 @@ impl Bench<'_> {
             let config = self.config(row, seed, rate);
             fs_err::write(run.join("run.toml"), toml::to_string(&config)?)?;
             if !run.join("dataset.jsonl").exists() {
-                dataset::freeze(&run.join("dataset.jsonl"), &annotations()?.pairs(row, count))?;
+                dataset::freeze(&run.join("dataset.jsonl"), &annotations()?.pairs(row, self.pairs()))?;
             }
             let pocket = || Some(self.source.clone());
             match launch::train(&run, &pocket, &Control::default(), &mut Silent)? {
@@ -172,10 +181,11 @@ impl Bench<'_> {
             loss: row.loss(),
             optimizer: AdamWConfig { learning_rate: rate, ..AdamWConfig::default() },
             train: TrainSection {
-                epochs: 1e6,
-                max_steps: self.steps,
+                epochs: 1.0,
                 batch: BATCH,
                 micro_batch: BATCH,
+                // Pairs of like length in one batch would make the order depend on the negatives.
+                bucket_batches: 1,
                 threads: self.workers.count(),
                 ..TrainSection::default()
             },
