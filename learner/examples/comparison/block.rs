@@ -70,20 +70,19 @@ impl Block {
                 Row::StrictPaper,
                 Row::StrictWeakened,
                 Row::StrictInjected,
-                Row::Paper,
             ],
         }
     }
 
-    /// Learning rates to choose from, as many for each row: answers that are seen again and again want smaller ones, and
-    /// without a supervised term a small model breaks at rates at which the others learn.
+    /// Learning rates to choose from, as many for each row, around what a coarser search found: answers that are seen again and
+    /// again want smaller ones, and without a supervised term a small model breaks at rates at which the others learn.
     pub(crate) fn rates(self, row: Row) -> &'static [f64] {
         match row {
             Row::Base => &[],
-            Row::Paper => &[1e-4, 3e-4, 1e-3],
-            Row::StrictPaper | Row::StrictWeakened | Row::StrictInjected => &[3e-4, 1e-3, 3e-3],
-            _ if self.few() => &[3e-4, 1e-3, 3e-3],
-            _ => &[1e-3, 3e-3, 1e-2],
+            Row::Paper => &[1e-4, 3e-4],
+            Row::StrictPaper | Row::StrictWeakened | Row::StrictInjected => &[3e-4, 1e-3],
+            _ if self.few() => &[3e-4, 1e-3],
+            _ => &[3e-3, 1e-2],
         }
     }
 
