@@ -19,6 +19,9 @@ pub(super) struct DemoArgs {
     /// Share of the answers that the user corrects, 0 to 1; with 0 the server learns from its own answers alone.
     #[arg(long, default_value_t = 1.0)]
     corrected: f64,
+    /// Annotated typical pictures of which some are mixed into the run, so that the model stays right where it is; 0: none.
+    #[arg(long, default_value_t = 300)]
+    anchors: u64,
     /// Held-out pictures of each kind that are measured on.
     #[arg(long, default_value_t = 200)]
     images: usize,
@@ -36,11 +39,11 @@ pub(super) struct DemoArgs {
 /// Shows the loop.
 pub(super) fn run(arguments: DemoArgs) -> anyhow::Result<ExitCode> {
     logging::start(&LogConfig { filter: "warn".into(), ..LogConfig::default() })?;
-    let DemoArgs { questions, corrected, images, seed, page, json } = arguments;
+    let DemoArgs { questions, corrected, anchors, images, seed, page, json } = arguments;
     let runtime = Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")?;
     let outcome = runtime.block_on(async {
         // In a task: the evaluation blocks its thread, which only tasks of the runtime may.
-        let demo = Demo { questions, corrected, images, seed, page };
+        let demo = Demo { questions, corrected, anchors, images, seed, page };
         tokio::spawn(demo::run(demo)).await.context("the demonstration panicked")?
     })?;
     super::print(&if json { serde_json::to_string_pretty(&outcome).context("no JSON")? } else { outcome.table })

@@ -57,6 +57,9 @@ struct StartArgs {
     /// The model's name; `name@generation` starts from that generation.
     #[arg(long, default_value = "reground")]
     model: String,
+    /// An uploaded file whose pairs are mixed in, instead of those that `train.anchors` names; may be repeated.
+    #[arg(long = "anchor", value_name = "FILE")]
+    anchors: Vec<String>,
     /// How to train.
     #[arg(long, value_enum, default_value_t = Method::Dpo)]
     method: Method,
@@ -106,6 +109,7 @@ impl StartArgs {
         json!({
             "model": self.model,
             "training_file": self.training,
+            "anchors": (!self.anchors.is_empty()).then_some(&self.anchors),
             "seed": self.seed,
             "method": {"type": kind, kind: {"hyperparameters": hyperparameters}},
         })
@@ -138,6 +142,7 @@ mod tests {
         let said = StartArgs {
             training: "pairs".into(),
             model: "reground".into(),
+            anchors: Vec::new(),
             method: Method::Dpo,
             beta: Some(0.2),
             epochs: None,

@@ -39,6 +39,8 @@ pub struct Demo {
     pub questions: u64,
     /// Share of the answers that the user corrects, 0 to 1. With 0 the server learns from its own answers alone.
     pub corrected: f64,
+    /// Annotated typical pictures of which some are mixed into the run, up to `train.anchor_share`.
+    pub anchors: u64,
     /// Held-out pictures of each kind that are measured on.
     pub images: usize,
     /// Decides pictures, questions and training.
@@ -112,7 +114,14 @@ async fn steps(demo: &Demo, user: &User) -> Result<Outcome> {
     eprintln!("   {pairs}");
 
     eprintln!("4. It trains an adapter, lets it through the gate and puts it live");
-    let live = user.train(&bar("steps", None), PATIENCE).await?;
+    let anchors = match demo.anchors {
+        0 => None,
+        count => {
+            eprintln!("   {count} annotated typical pictures are there to keep it right where it is.");
+            Some(user.upload("typical.jsonl", &world::anchors(demo.seed, count)?).await?)
+        }
+    };
+    let live = user.train(anchors.as_deref(), &bar("steps", None), PATIENCE).await?;
     eprintln!("   {live} answers now.");
 
     eprintln!("5. After: the same held-out pictures");

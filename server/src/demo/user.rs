@@ -111,9 +111,26 @@ impl User {
         Ok(format!("Pairs: {}.", told.join(", ")))
     }
 
-    /// Has a run made and waits for its end; the generation that answers then.
-    pub(super) async fn train(&self, bar: &ProgressBar, patience: Duration) -> Result<String> {
-        let asked = json!({"model": "reground", "training_file": "pairs"});
+    /// Uploads a file to train on; its id.
+    pub(super) async fn upload(&self, name: &str, content: &str) -> Result<String> {
+        const BOUNDARY: &str = "reground-demo";
+        let part = |head: &str, body: &str| {
+            format!("--{BOUNDARY}\r\nContent-Disposition: form-data; {head}\r\n\r\n{body}\r\n")
+        };
+        let form = part("name=\"purpose\"", "fine-tune")
+            + &part(&format!("name=\"file\"; filename=\"{name}\""), content)
+            + &format!("--{BOUNDARY}--\r\n");
+        let request = self.client.post(format!("{}/v1/files", self.base)).body(form);
+        let file = send(request.header("content-type", format!("multipart/form-data; boundary={BOUNDARY}"))).await?;
+        Ok(file["id"].as_str().context("a file without id")?.to_owned())
+    }
+
+    /// Has a run made, with the pairs of a file mixed in, and waits for its end; the generation that answers then.
+    pub(super) async fn train(&self, anchors: Option<&str>, bar: &ProgressBar, patience: Duration) -> Result<String> {
+        let mut asked = json!({"model": "reground", "training_file": "pairs"});
+        if let Some(file) = anchors {
+            asked["anchors"] = json!([file]);
+        }
         let job = self.post("/v1/fine_tuning/jobs", &asked).await?;
         let id = job["id"].as_str().context("a job without id")?;
         let begun = Instant::now();

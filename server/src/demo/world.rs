@@ -8,9 +8,10 @@ use base64::prelude::BASE64_STANDARD;
 use image::{ImageFormat, RgbImage};
 use rand::Rng;
 use reground_learner::pocket::held_out::{self, Example};
-use reground_learner::pocket::random::stream;
+use reground_learner::pocket::random::{Stream, stream};
 use reground_learner::pocket::text::{Caption, Detail, Question};
 use reground_learner::pocket::world::{Picture, Scene, Statistics};
+use serde_json::json;
 
 /// Share of the questions that ask for a description; the others ask about one thing.
 const DESCRIPTIONS: f64 = 0.75;
@@ -25,10 +26,14 @@ pub(super) struct Occasion {
 }
 
 impl Occasion {
-    /// The pictures are none of those that are measured on: those come from streams of another purpose.
+    /// What a user meets: a balanced picture.
     pub(super) fn new(seed: u64, index: u64) -> Self {
-        let mut random = stream(seed, "demo traffic", index);
-        let scene = Scene::sample(Statistics::Balanced, &mut random);
+        Self::draw(Statistics::Balanced, stream(seed, "demo traffic", index))
+    }
+
+    /// The pictures are none of those that are measured on: those come from streams of another purpose.
+    fn draw(statistics: Statistics, mut random: Stream) -> Self {
+        let scene = Scene::sample(statistics, &mut random);
         let image = Arc::new(Picture::draw(&scene, &mut random).image());
         let lot = random.random();
         if random.random_bool(DESCRIPTIONS) {
@@ -38,6 +43,18 @@ impl Occasion {
         let question = Question::sample(&scene, &mut random);
         Self { image, answer: question.answer(), question: question.text, lot }
     }
+}
+
+/// Annotated typical pictures, a line of LLaVA's format each: what an operator has of the data that the model was trained on, and
+/// mixes in so that the model stays right where it is.
+pub(super) fn anchors(seed: u64, count: u64) -> anyhow::Result<String> {
+    let line = |index| {
+        let Occasion { image, question, answer, .. } =
+            Occasion::draw(Statistics::typical(), stream(seed, "demo anchor", index));
+        let turns = json!([{"from": "human", "value": question}, {"from": "gpt", "value": answer}]);
+        Ok(format!("{}\n", json!({"image": data_url(&image)?, "conversations": turns})))
+    };
+    (0..count).map(line).collect()
 }
 
 /// The request for a description that held-out pictures are asked with.

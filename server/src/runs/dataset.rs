@@ -36,7 +36,8 @@ pub(super) struct Frozen {
 pub(super) fn freeze(store: &Store, run: &Run, train: &TrainConfig, directory: &Path) -> Result<Frozen, RunsError> {
     fs_err::create_dir_all(directory)?;
     let images = Images { store, kept: BlobDir::new(directory.join(BLOBS)) };
-    let mut chosen = match RunRequest::of(run).training {
+    let request = RunRequest::of(run);
+    let mut chosen = match request.training {
         Training::File(id) => {
             let mut pairs = Vec::new();
             let file = files::get(store, &id)?;
@@ -60,7 +61,8 @@ pub(super) fn freeze(store: &Store, run: &Run, train: &TrainConfig, directory: &
     }
     if !chosen.collected.is_empty() {
         let most = share(train.anchor_share, chosen.pairs.len());
-        chosen.pairs.extend(anchors(store, train, &images, most, &run.id)?);
+        let files = request.anchors.as_ref().unwrap_or(&train.anchors);
+        chosen.pairs.extend(anchors(store, files, &images, most, &run.id)?);
     }
     let mut seen = HashSet::new();
     chosen.pairs.retain(|pair| seen.insert(pair.id.clone()));
@@ -151,16 +153,16 @@ fn in_state(store: &Store, state: &str) -> Result<Vec<PreferencePair>, RunsError
     Ok(store.list::<Pair>(&Query::by("state", state))?.rows.into_iter().map(|row| row.data).collect())
 }
 
-/// Pairs of the files that `train.anchors` names, at most so many.
+/// Pairs of `files`, at most so many.
 fn anchors(
     store: &Store,
-    train: &TrainConfig,
+    files: &[String],
     images: &Images<'_>,
     most: usize,
     run: &str,
 ) -> Result<Vec<PreferencePair>, RunsError> {
     let mut pairs = Vec::new();
-    for id in &train.anchors {
+    for id in files {
         let file = files::get(store, id)?;
         files::read(&store.blob_path(&file.digest)?, images, &mut |pair| pairs.push(pair))?;
     }

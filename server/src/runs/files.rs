@@ -10,7 +10,7 @@ use reground_learner::store::rows::{FileRow, Run};
 use reground_learner::store::{Page, Query, Store, id};
 
 use super::readable::runs;
-use super::{RunRequest, RunsError, Training};
+use super::{RunRequest, RunsError};
 
 /// OpenAI's name for what training reads; nothing else is taken.
 pub const PURPOSE: &str = "fine-tune";
@@ -71,8 +71,7 @@ pub fn remove(store: &Store, id: &str, anchors: &[String]) -> Result<(), RunsErr
     if anchors.iter().any(|anchor| anchor == id) {
         return Err(RunsError::Anchor(id.to_owned()));
     }
-    let needs =
-        |run: &&Run| run.dataset_digest.is_none() && RunRequest::of(run).training == Training::File(id.to_owned());
+    let needs = |run: &&Run| run.dataset_digest.is_none() && RunRequest::of(run).reads(id);
     // One may be paused before it began.
     for state in ["queued", "paused"] {
         if let Some(run) = runs(store, Query::by("state", state))?.iter().find(needs) {
@@ -139,6 +138,7 @@ mod tests {
 
     use super::*;
     use crate::api::testing::data_url;
+    use crate::runs::Training;
 
     fn line(question: &str, url: &str) -> String {
         let user = json!([{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]);

@@ -15,6 +15,8 @@ pub struct RunRequest {
     pub training: Training,
     /// How.
     pub method: Method,
+    /// Files whose pairs are mixed in; `None`: those of `train.anchors`.
+    pub anchors: Option<Vec<String>>,
     /// Generation to start from; `None`: the one that is live when the run begins.
     pub parent: Option<String>,
     /// β of the preference loss.
@@ -61,6 +63,12 @@ impl RunRequest {
     pub fn of(run: &Run) -> Self {
         // Only this type is ever written there.
         serde_json::from_value(run.request.clone()).unwrap_or_default()
+    }
+
+    /// Whether it needs the file of this id.
+    pub(super) fn reads(&self, file: &str) -> bool {
+        let trains_on = matches!(&self.training, Training::File(id) if id == file);
+        trains_on || self.anchors.iter().flatten().any(|anchor| anchor == file)
     }
 
     pub(super) fn json(&self) -> Value {

@@ -100,7 +100,7 @@ impl Runs {
         let row = run.clone();
         self.shared
             .with_store(move |store| {
-                check(store, &RunRequest::of(&row).training)?;
+                check(store, &RunRequest::of(&row))?;
                 Ok(store.insert(&row)?)
             })
             .await?;
@@ -266,9 +266,12 @@ impl Shared {
 }
 
 /// Whether there is something to train on.
-fn check(store: &Store, training: &Training) -> Result<(), RunsError> {
+fn check(store: &Store, request: &RunRequest) -> Result<(), RunsError> {
     let none = |what: &str| RunsError::NoData(format!("there is {what} to train on"));
-    match training {
+    for anchor in request.anchors.iter().flatten() {
+        files::get(store, anchor)?;
+    }
+    match &request.training {
         Training::File(id) => files::get(store, id).map(drop),
         Training::New if dataset::count_new(store)? == 0 => Err(none("no new pair")),
         Training::All if dataset::count_all(store)? == 0 => Err(none("no pair")),

@@ -10,6 +10,7 @@ use reground_learner::bpo::progress::Event;
 use reground_learner::gate::{Check, GateReport, Outcome};
 use reground_learner::store::rows::{AdapterRow, AdapterState, EventKind, Pair, PairState, Run, RunState};
 use reground_learner::store::{Options, Query, Store, id};
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
@@ -367,6 +368,28 @@ async fn a_run_continues_what_is_live_and_replays_earlier_pairs() {
 }
 
 #[tokio::test]
+async fn a_run_mixes_in_the_anchors_that_it_was_asked_for() {
+    let place = Place::with(|config| config.train.anchor_share = 0.5).await;
+    let runs = place.runs(&finish(true));
+    let line = |number| {
+        let turns =
+            json!([{"from": "human", "value": format!("Is {number} even?")}, {"from": "gpt", "value": "It depends."}]);
+        format!("{}\n", json!({"conversations": turns}))
+    };
+    let annotated: String = (0..9).map(line).collect();
+    let path = place.dir.path().join("annotated.jsonl");
+    fs_err::write(&path, annotated).unwrap();
+    let upload = files::Upload { filename: "annotated.jsonl".into(), key: "test".into() };
+    let file = files::add(&place.store, &path, upload).unwrap().id;
+    let request = RunRequest { anchors: Some(vec![file.clone()]), ..RunRequest::default() };
+    let id = runs.create(request, "test").await.unwrap().id;
+    let run = until(&runs, &id, RunState::Succeeded).await;
+    assert_eq!(run.pairs, 8, "four collected pairs and as many of the nine annotations");
+    let dataset = fs_err::read_to_string(place.store.run_directory(&id).join("dataset.jsonl")).unwrap();
+    assert_eq!(dataset.lines().filter(|line| line.contains("It depends.")).count(), 4);
+}
+
+#[tokio::test]
 async fn what_cannot_be_trained_is_refused() {
     let place = Place::with(|config| config.train.enabled = false).await;
     let runs = place.runs("");
@@ -377,6 +400,8 @@ async fn what_cannot_be_trained_is_refused() {
     assert!(matches!(runs.create(parent, "test").await, Err(RunsError::UnknownGeneration(_))));
     let file = RunRequest { training: Training::File("file-1".into()), ..RunRequest::default() };
     assert!(matches!(runs.create(file, "test").await, Err(RunsError::UnknownFile(_))));
+    let anchors = RunRequest { anchors: Some(vec!["file-2".into()]), ..RunRequest::default() };
+    assert!(matches!(runs.create(anchors, "test").await, Err(RunsError::UnknownFile(id)) if id == "file-2"));
     assert!(matches!(runs.get("ftjob-1").await, Err(RunsError::UnknownRun(_))));
 }
 

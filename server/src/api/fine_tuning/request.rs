@@ -19,6 +19,8 @@ pub(in crate::api) struct CreateJob {
     pub model: String,
     /// `pairs`: collected pairs that no job had, with a share of earlier ones; `pairs:all`; or an uploaded file's id.
     pub training_file: String,
+    /// Ours: at most 16 uploaded files whose pairs are mixed in, up to `train.anchor_share`; without it those of `train.anchors`.
+    pub anchors: Option<Vec<String>>,
     /// `{"type": "dpo", "dpo": {"hyperparameters": {…}}}` (the default), or `supervised`: the chosen answers alone.
     /// Hyperparameters: `beta` (dpo only), `n_epochs`, `batch_size`, `learning_rate_multiplier`, each a number or `auto`.
     pub method: Option<Value>,
@@ -36,16 +38,21 @@ const REFUSED: [(&str, &str); 4] = [
     ("hyperparameters", "it is old; send them in `method`"),
 ];
 
+/// Files that a job may name as anchors.
+const MOST_ANCHORS: usize = 16;
+
 /// Reads the body of POST /v1/fine_tuning/jobs; `name` is the model's.
 pub(super) fn parse(body: &[u8], name: &str) -> Result<RunRequest, ApiError> {
     let mut fields = Fields::of(json::parse(body)?, &Path::Root)?;
     let model = fields.required("model", json::string)?;
     let parent = parent(&model, name)?;
     let training = fields.required("training_file", |value, at| json::short_string(value, at, 128))?;
+    let anchors = fields.optional("anchors", anchors)?;
     let seed = fields.optional("seed", |value, at| json::integer(value, at, 0..=i64::from(u32::MAX)))?;
     let metadata = fields.optional("metadata", metadata)?.unwrap_or_default();
     let mut request = RunRequest {
         training: training.into(),
+        anchors,
         parent,
         seed: seed.and_then(|seed| u64::try_from(seed).ok()),
         metadata,
@@ -60,6 +67,16 @@ pub(super) fn parse(body: &[u8], name: &str) -> Result<RunRequest, ApiError> {
     }
     fields.finish()?;
     Ok(request)
+}
+
+/// Ids of uploaded files.
+fn anchors(value: Value, at: &Path<'_>) -> Result<Vec<String>, ApiError> {
+    let files = json::array(value, at)?;
+    if files.len() > MOST_ANCHORS {
+        let message = format!("`{at}` has {} files; at most {MOST_ANCHORS} are mixed in", files.len());
+        return Err(ApiError::invalid(at, message));
+    }
+    files.into_iter().enumerate().map(|(index, file)| json::short_string(file, &at.index(index), 128)).collect()
 }
 
 /// The generation of `name@generation`; none of the name alone.
@@ -125,7 +142,7 @@ mod tests {
     #[test]
     fn what_the_sdk_sends_is_read() {
         let request = parsed(&json!({
-            "model": "reground@ad-1", "training_file": "file-1", "seed": 4, "metadata": {"team": "a"},
+            "model": "reground@ad-1", "training_file": "file-1", "anchors": ["file-2"], "seed": 4, "metadata": {"team": "a"},
             "validation_file": null, "integrations": null,
             "method": {"type": "dpo", "dpo": {"hyperparameters":
                 {"beta": 0.2, "n_epochs": 3, "batch_size": 8, "learning_rate_multiplier": "auto"}}},
@@ -133,6 +150,7 @@ mod tests {
         .unwrap();
         let expected = RunRequest {
             training: Training::File("file-1".into()),
+            anchors: Some(vec!["file-2".into()]),
             parent: Some("ad-1".into()),
             beta: Some(0.2),
             epochs: Some(3.0),
@@ -170,6 +188,8 @@ mod tests {
             (with("method", beta), "method.dpo.hyperparameters.beta"),
             (with("method", foreign), "method.supervised.hyperparameters.beta"),
             (with("seed", json!(-1)), "seed"),
+            (with("anchors", json!([1])), "anchors[0]"),
+            (with("anchors", json!(vec!["file-1"; 17])), "anchors"),
         ] {
             assert_eq!(parsed(&body).unwrap_err().param.as_deref(), Some(param), "{body}");
         }
