@@ -63,14 +63,9 @@ impl Block {
                 Row::Strict,
                 Row::Paper,
             ],
-            Named::One => &[
-                Row::Base,
-                Row::Sft,
-                Row::Anchored,
-                Row::StrictPaper,
-                Row::StrictWeakened,
-                Row::StrictInjected,
-            ],
+            Named::One => {
+                &[Row::Base, Row::Sft, Row::Anchored, Row::StrictPaper, Row::StrictWeakened, Row::StrictInjected]
+            }
         }
     }
 

@@ -13,6 +13,7 @@
 mod annotations;
 mod block;
 mod cell;
+mod maker;
 mod plot;
 mod row;
 mod table;
@@ -28,9 +29,10 @@ use reground_learner::bpo::data::blobs::BlobDir;
 use reground_learner::model::{Model, Source, Workers};
 use reground_learner::pocket::shipped;
 
-use annotations::{Annotations, Maker};
+use annotations::Annotations;
 use block::{Block, Named};
 use cell::{Bench, Cell, Split};
+use maker::Maker;
 use row::Row;
 
 const USAGE: &str = "usage: comparison --out DIR [--model DIR] [--annotations 1600,100,1600:one] [--seeds 3] [--steps 100] [--images 1000] [--threads 0]";
