@@ -52,21 +52,18 @@ impl Block {
                 Row::Several,
                 Row::Paper,
             ],
-            // An annotation that is seen once has no use for several negatives.
-            Named::All => &[
-                Row::Base,
-                Row::Sft,
-                Row::Weakened,
-                Row::Injected,
-                Row::Anchored,
-                Row::Conditional,
-                Row::Strict,
-                Row::Paper,
-            ],
+            Named::All => {
+                &[Row::Base, Row::Sft, Row::Weakened, Row::Injected, Row::Anchored, Row::Conditional, Row::Paper]
+            }
             Named::One => {
                 &[Row::Base, Row::Sft, Row::Anchored, Row::StrictPaper, Row::StrictWeakened, Row::StrictInjected]
             }
         }
+    }
+
+    /// Optimiser steps of its runs, where a run on many annotations takes `steps`.
+    pub(crate) fn steps(self, steps: u64) -> u64 {
+        if self.few() { steps.div_ceil(2) } else { steps }
     }
 
     /// Learning rates to choose from, as many for each row, around what a coarser search found: answers that are seen again and
@@ -77,7 +74,7 @@ impl Block {
             Row::Paper => &[1e-4, 3e-4],
             Row::StrictPaper | Row::StrictWeakened | Row::StrictInjected => &[3e-4, 1e-3],
             _ if self.few() => &[3e-4, 1e-3],
-            _ => &[3e-3, 1e-2],
+            _ => &[1e-3, 3e-3],
         }
     }
 

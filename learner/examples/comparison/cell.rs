@@ -74,6 +74,7 @@ pub(crate) struct Bench<'a> {
     pub(crate) model: &'a Model,
     pub(crate) workers: &'a Workers,
     pub(crate) out: &'a Path,
+    /// For many annotations; see [`Block::steps`].
     pub(crate) steps: u64,
     pub(crate) images: usize,
 }
@@ -97,11 +98,6 @@ impl Split {
 }
 
 impl Bench<'_> {
-    /// Pairs that a run sees, each once.
-    pub(crate) fn pairs(&self) -> usize {
-        self.steps as usize * BATCH
-    }
-
     /// The cell from its file, or trained and measured now.
     pub(crate) fn cell(
         &self,
@@ -113,9 +109,10 @@ impl Bench<'_> {
         let name =
             if row == Row::Base { "base".to_owned() } else { format!("{}-{}-{seed}-{rate:e}", row.key(), block.key()) };
         let file = self.out.join(format!("{name}-{}.json", split.name()));
+        let steps = if row == Row::Base { 0 } else { block.steps(self.steps) };
         if let Ok(text) = fs_err::read_to_string(&file) {
             let cell: Cell = serde_json::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
-            if cell.steps != self.steps || (split == Split::Test && cell.images != self.images) {
+            if cell.steps != steps || (split == Split::Test && cell.images != self.images) {
                 bail!("{} has other steps or images; use another directory", file.display());
             }
             return Ok(cell);
@@ -123,7 +120,7 @@ impl Bench<'_> {
         let started = Instant::now();
         let adapter = match row {
             Row::Base => None,
-            _ => Some(self.trained(row, annotations, seed, rate, &name)?),
+            _ => Some(self.trained(row, annotations, (seed, steps), rate, &name)?),
         };
         let images = if split == Split::Validation { self.images.div_ceil(4) } else { self.images };
         let measures = self.measure(adapter.as_ref(), split, images)?;
@@ -132,7 +129,7 @@ impl Bench<'_> {
             annotations: if row == Row::Base { String::new() } else { block.to_string() },
             seed: if row == Row::Base { 0 } else { seed },
             rate,
-            steps: self.steps,
+            steps,
             split: split.name().to_owned(),
             images,
             measures,
@@ -151,7 +148,7 @@ impl Bench<'_> {
         &self,
         row: Row,
         annotations: &dyn Fn() -> Result<Rc<Annotations>>,
-        seed: u64,
+        (seed, steps): (u64, u64),
         rate: f64,
         name: &str,
     ) -> Result<Lora> {
@@ -162,7 +159,7 @@ impl Bench<'_> {
             let config = self.config(row, seed, rate);
             fs_err::write(run.join("run.toml"), toml::to_string(&config)?)?;
             if !run.join("dataset.jsonl").exists() {
-                dataset::freeze(&run.join("dataset.jsonl"), &annotations()?.pairs(row, self.pairs()))?;
+                dataset::freeze(&run.join("dataset.jsonl"), &annotations()?.pairs(row, steps as usize * BATCH))?;
             }
             let pocket = || Some(self.source.clone());
             match launch::train(&run, &pocket, &Control::default(), &mut Silent)? {

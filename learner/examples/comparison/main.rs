@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p reground-learner --example comparison -- --out DIR
-//!     [--model DIR] [--annotations 1600,100,1600:one] [--seeds 3] [--steps 100] [--images 1000] [--threads 0]
+//!     [--model DIR] [--annotations 1600,100] [--seeds 3] [--steps 100] [--images 1000] [--threads 0]
 //! ```
 //!
 //! Every row of a block sees the same chosen answers in the same order for the same number of steps. The learning rate of a
@@ -35,7 +35,7 @@ use cell::{Bench, Cell, Split};
 use maker::Maker;
 use row::Row;
 
-const USAGE: &str = "usage: comparison --out DIR [--model DIR] [--annotations 1600,100,1600:one] [--seeds 3] [--steps 100] [--images 1000] [--threads 0]";
+const USAGE: &str = "usage: comparison --out DIR [--model DIR] [--annotations 1600,100] [--seeds 3] [--steps 100] [--images 1000] [--threads 0]";
 
 struct Options {
     out: PathBuf,
@@ -51,9 +51,7 @@ impl Options {
     fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
         let mut out = None;
         let mut source = shipped::source();
-        let mut blocks = [(1600, Named::All), (100, Named::All), (1600, Named::One)]
-            .map(|(annotations, named)| Block { annotations, named })
-            .to_vec();
+        let mut blocks = [1600, 100].map(|annotations| Block { annotations, named: Named::All }).to_vec();
         let (mut seeds, mut steps, mut images, mut threads) = (3, 100, 1000, 0);
         while let Some(name) = arguments.next() {
             let value = arguments.next().with_context(|| format!("{name} needs a value\n{USAGE}"))?;
