@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! cargo run --release -p reground-learner --example comparison -- --out DIR
-//!     [--model DIR] [--annotations 1600,100] [--seeds 3] [--steps 100] [--images 1000] [--threads 0]
+//!     [--model DIR] [--annotations 1600,100] [--rows sft,anchored] [--seeds 3] [--steps 100] [--images 1000] [--threads 0]
 //! ```
 //!
-//! Every row of a block sees the same chosen answers in the same order for the same number of steps. The learning rate of a
-//! row is chosen on validation pictures with seed 0. Each finished cell is a JSON file in DIR; a command that was interrupted goes on where it was when it
-//! is repeated, and the table is printed after every column of cells, so that an interrupted study is a smaller one. Figures
-//! repeat with the same number of threads (0: all cores), which decides dropout.
+//! Every row of a block sees the same chosen answers in the same order for the same number of steps; with few annotations a run
+//! takes half of `--steps`. The learning rate of a row is chosen on validation pictures with seed 0. `--annotations 1600:one`
+//! stands for annotations that name one object of the picture. Each finished cell is a JSON file in DIR: a command that was
+//! interrupted goes on where it was when it is repeated, and commands with other annotations or rows may work in the same DIR
+//! at once. The table is written after every column of cells, so that an interrupted study is a smaller one. Figures repeat
+//! with the same number of threads (0: all cores), which decides dropout.
 
 mod annotations;
 mod block;
@@ -35,12 +37,14 @@ use cell::{Bench, Cell, Split};
 use maker::Maker;
 use row::Row;
 
-const USAGE: &str = "usage: comparison --out DIR [--model DIR] [--annotations 1600,100] [--seeds 3] [--steps 100] [--images 1000] [--threads 0]";
+const USAGE: &str = "usage: comparison --out DIR [--model DIR] [--annotations 1600,100] [--rows sft,anchored] [--seeds 3] [--steps 100] [--images 1000] [--threads 0]";
 
 struct Options {
     out: PathBuf,
     source: Source,
     blocks: Vec<Block>,
+    /// Only these; empty for all.
+    rows: Vec<Row>,
     seeds: u64,
     steps: u64,
     images: usize,
@@ -52,6 +56,7 @@ impl Options {
         let mut out = None;
         let mut source = shipped::source();
         let mut blocks = [1600, 100].map(|annotations| Block { annotations, named: Named::All }).to_vec();
+        let mut rows = Vec::new();
         let (mut seeds, mut steps, mut images, mut threads) = (3, 100, 1000, 0);
         while let Some(name) = arguments.next() {
             let value = arguments.next().with_context(|| format!("{name} needs a value\n{USAGE}"))?;
@@ -59,6 +64,7 @@ impl Options {
                 "--out" => out = Some(PathBuf::from(value)),
                 "--model" => source = Source::directory(value),
                 "--annotations" => blocks = value.split(',').map(str::parse).collect::<Result<_, _>>()?,
+                "--rows" => rows = value.split(',').map(str::parse).collect::<Result<_>>()?,
                 "--seeds" => seeds = value.parse()?,
                 "--steps" => steps = value.parse()?,
                 "--images" => images = value.parse()?,
@@ -66,12 +72,13 @@ impl Options {
                 _ => bail!("unknown option {name}\n{USAGE}"),
             }
         }
-        Ok(Self { out: out.context(USAGE)?, source, blocks, seeds, steps, images, threads })
+        Ok(Self { out: out.context(USAGE)?, source, blocks, rows, seeds, steps, images, threads })
     }
 }
 
 fn main() -> Result<()> {
-    let Options { out, source, blocks, seeds, steps, images, threads } = Options::parse(std::env::args().skip(1))?;
+    let Options { out, source, blocks, rows, seeds, steps, images, threads } =
+        Options::parse(std::env::args().skip(1))?;
     fs_err::create_dir_all(&out)?;
     let weights = source.weights(DType::F32, &Device::Cpu)?;
     let model = Model::build(&source, &weights)?;
@@ -98,7 +105,7 @@ fn main() -> Result<()> {
     let mut cells = Vec::new();
     for seed in 0..seeds {
         for &block in &blocks {
-            for &row in block.rows() {
+            for &row in block.rows().iter().filter(|row| rows.is_empty() || rows.contains(row)) {
                 let data = || annotated(block, seed);
                 let rate = rate(&bench, row, block, &|| annotated(block, 0))?;
                 cells.push(bench.cell(row, (&data, block, seed), rate, Split::Test)?);

@@ -1,5 +1,8 @@
 //! The rows of the table: what is trained on which negatives with which loss.
 
+use std::str::FromStr;
+
+use anyhow::{Context, Error, Result};
 use reground_learner::bpo::config::{LossSection, Preset};
 
 /// A row of the table.
@@ -115,5 +118,17 @@ impl Row {
             Self::Conditional => LossSection { conditional: Some(1.0), ..preset(Preset::Anchored) },
             Self::Strict | Self::Several => LossSection { beta: Some(1.0), ..preset(Preset::Anchored) },
         }
+    }
+}
+
+impl FromStr for Row {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let keys = Self::ALL.map(Self::key).join(", ");
+        Self::ALL
+            .into_iter()
+            .find(|row| row.key() == text)
+            .with_context(|| format!("no row {text:?}; there are {keys}"))
     }
 }
