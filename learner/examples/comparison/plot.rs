@@ -21,8 +21,10 @@ const COLOURS: [&str; 12] = [
 ];
 
 pub(crate) fn svg(cells: &[Cell], blocks: &[Block]) -> String {
+    let measured = |row: &Row| blocks.iter().any(|&block| mean(cells, *row, block, "CHAIR_i").is_some());
+    let rows: Vec<Row> = Row::ALL.into_iter().filter(measured).collect();
     let width = WIDTH * blocks.len() as f64;
-    let height = HEIGHT + 16.0 * Row::ALL.len() as f64;
+    let height = HEIGHT + 16.0 * rows.len() as f64;
     let mut text = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" \
          font-size=\"12\">\n<rect width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>\n"
@@ -34,14 +36,19 @@ pub(crate) fn svg(cells: &[Cell], blocks: &[Block]) -> String {
     for (panel, &block) in blocks.iter().enumerate() {
         draw(&mut text, cells, block, (cover, chair), WIDTH * panel as f64 + LEFT);
     }
-    for (nth, row) in Row::ALL.iter().enumerate() {
+    for (nth, row) in rows.into_iter().enumerate() {
         let y = HEIGHT + 16.0 * nth as f64;
-        let (at, colour, title) = (LEFT + 10.0, COLOURS[nth], row.title().replace('`', ""));
+        let (at, colour, title) = (LEFT + 10.0, colour(row), row.title().replace('`', ""));
         let _ = writeln!(text, "<circle cx=\"{LEFT}\" cy=\"{}\" r=\"4\" fill=\"{colour}\"/>", y - 4.0);
         let _ = writeln!(text, "<text x=\"{at}\" y=\"{y}\">{title}</text>");
     }
     text.push_str("</svg>\n");
     text
+}
+
+fn colour(row: Row) -> &'static str {
+    let nth = Row::ALL.iter().position(|one| *one == row);
+    nth.map_or("#000000", |nth| COLOURS[nth % COLOURS.len()])
 }
 
 /// Mean and spread of a row, if it has been measured.
@@ -102,12 +109,12 @@ fn draw(text: &mut String, cells: &[Cell], block: Block, (cover, chair): (Axis, 
     }
     let _ = writeln!(text, "<text x=\"{right}\" y=\"{}\" text-anchor=\"end\">Cover %</text>", low + 30.0);
     let _ = writeln!(text, "<text x=\"{}\" y=\"{}\">CHAIR_i %</text>", left + 4.0, TOP + 12.0);
-    for (nth, &row) in Row::ALL.iter().enumerate() {
+    for row in Row::ALL {
         let of = |measure| mean(cells, row, block, measure);
         let (Some((covered, dx)), Some((wrong, dy))) = (of("Cover"), of("CHAIR_i")) else {
             continue;
         };
-        let (cx, cy, colour) = (x(covered), y(wrong), COLOURS[nth]);
+        let (cx, cy, colour) = (x(covered), y(wrong), colour(row));
         let (from, to, top, bottom) = (x(covered - dx), x(covered + dx), y(wrong + dy), y(wrong - dy));
         let _ =
             writeln!(text, "<path d=\"M{from:.1} {cy:.1}H{to:.1}M{cx:.1} {bottom:.1}V{top:.1}\" stroke=\"{colour}\"/>");
