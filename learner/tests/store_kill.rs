@@ -4,130 +4,24 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod store_life;
 mod store_rows;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use reground_learner::store::rows::{Feedback, Pair, Record};
+use reground_learner::store::rows::Record;
 use reground_learner::store::{Query, Store};
-use store_rows::{feedback, image, options, pair, record};
+use store_life::{Acknowledged, command};
+use store_rows::{options, pair, record};
 
-const DIR: &str = "REGROUND_TEST_STORE_DIR";
-const SEED: &str = "REGROUND_TEST_STORE_SEED";
-
-fn say(line: &str) {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}").unwrap();
-    out.flush().unwrap();
-}
-
-/// Not a test of its own: the process that is killed. It says what is acknowledged, and nothing before it is.
+/// Not a test of its own: the process that is killed.
 #[test]
 fn child() {
-    let Some(dir) = std::env::var_os(DIR) else { return };
-    let seed: u64 = std::env::var(SEED).unwrap().parse().unwrap();
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let store = Store::open(dir, options()).unwrap();
-    say("open");
-    // A record is acknowledged once as many changes are on disk as there were with it.
-    let mut behind: Vec<(u64, String)> = Vec::new();
-    for _ in 0..100_000 {
-        let pictures: Vec<u8> = (0..rng.random_range(0..3)).map(|_| rng.random_range(0..40)).collect();
-        let mut added = record(&pictures);
-        if rng.random_bool(0.05) {
-            added.answers[0].text = "long ".repeat(20_000);
-        }
-        store.add_record(&added, &pictures.iter().map(|n| image(*n).0).collect::<Vec<_>>()).unwrap();
-        behind.push((store.written(), added.id.clone()));
-        if rng.random_bool(0.3) {
-            let row = feedback(&added.id);
-            store.insert(&row).unwrap();
-            say(&format!("feedback {} {}", row.id, added.id));
-        }
-        if rng.random_bool(0.3) {
-            let row = pair(&added);
-            store.insert(&row).unwrap();
-            say(&format!("pair {} {}", row.data.id, added.id));
-        }
-        if rng.random_bool(0.1) {
-            let state = store.change_rollout(None, "child", "activate", |state| {
-                state.live = format!("ad-{}", state.revision + 1);
-                Ok(())
-            });
-            say(&format!("rollout {}", state.unwrap().revision));
-        }
-        if rng.random_bool(0.15) {
-            let records = store.list::<Record>(&Query { limit: 5, ..Query::default() }).unwrap().rows;
-            let oldest = &records[rng.random_range(0..records.len())].id;
-            // Said first: whatever becomes of it, nobody may miss it.
-            say(&format!("deleting {oldest}"));
-            store.delete_record(oldest).unwrap();
-            say(&format!("deleted {oldest}"));
-        }
-        let flushed = store.flushed();
-        behind.retain(|(written, id)| {
-            if *written <= flushed {
-                say(&format!("record {id}"));
-            }
-            *written > flushed
-        });
-    }
-}
-
-#[derive(Default)]
-struct Acknowledged {
-    records: BTreeSet<String>,
-    /// With the record that each belongs to.
-    feedback: BTreeMap<String, String>,
-    pairs: BTreeMap<String, String>,
-    deleting: BTreeSet<String>,
-    deleted: BTreeSet<String>,
-    revision: u64,
-}
-
-impl Acknowledged {
-    fn hear(&mut self, line: &str) {
-        match line.split(' ').collect::<Vec<_>>()[..] {
-            ["record", id] => drop(self.records.insert(id.to_owned())),
-            ["deleting", id] => drop(self.deleting.insert(id.to_owned())),
-            ["deleted", id] => drop(self.deleted.insert(id.to_owned())),
-            ["feedback", id, record] => drop(self.feedback.insert(id.to_owned(), record.to_owned())),
-            ["pair", id, record] => drop(self.pairs.insert(id.to_owned(), record.to_owned())),
-            ["rollout", revision] => self.revision = revision.parse().unwrap(),
-            _ => {}
-        }
-    }
-
-    fn check(&self, dir: &Path) {
-        let store = Store::open(dir, options()).unwrap();
-        // Among others: no pair without its record and its images.
-        assert_eq!(store.verify(false).unwrap().problems, Vec::<String>::new());
-        for id in self.records.difference(&self.deleting) {
-            assert!(store.get::<Record>(id).unwrap().is_some(), "record {id} is lost");
-        }
-        for id in &self.deleted {
-            assert!(store.get::<Record>(id).unwrap().is_none(), "record {id} is back");
-        }
-        for (id, record) in &self.feedback {
-            match store.get::<Feedback>(id).unwrap() {
-                Some(_) => assert!(!self.deleted.contains(record), "feedback {id} outlived its record"),
-                None => assert!(self.deleting.contains(record), "feedback {id} is lost"),
-            }
-        }
-        for (id, record) in &self.pairs {
-            match store.get::<Pair>(id).unwrap() {
-                Some(_) => assert!(!self.deleted.contains(record), "pair {id} outlived its record"),
-                None => assert!(self.deleting.contains(record), "pair {id} is lost"),
-            }
-        }
-        assert!(store.rollout().unwrap().revision >= self.revision, "a rollout change is lost");
-    }
+    store_life::live();
 }
 
 #[test]
@@ -137,14 +31,7 @@ fn killed_at_random_moments_nothing_acknowledged_is_lost() {
     let mut rng = ChaCha8Rng::seed_from_u64(kills);
     let mut heard = Acknowledged::default();
     for kill in 0..kills {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--nocapture"])
-            .env(DIR, dir.path())
-            .env(SEED, kill.to_string())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = command(dir.path(), kill).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
         assert!(lines.any(|line| line == "open"), "the child did not open the store");
         // Not after a time: a busy machine would not have done anything by then.

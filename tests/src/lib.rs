@@ -9,10 +9,12 @@
 //! - [`Hub`]: a model hub on loopback.
 //! - [`pictures`]: images, good and bad ones.
 //! - [`upload`]: files as a form.
+//! - [`disk`]: a disk that fills up, becomes read-only or loses power, and a clock that jumps.
 //! - [`load`]: many requests at once, bounded in number and time.
 //! - [`command`]: the binary's other commands.
 //! - [`say!`]: progress that a test shows while it runs.
 
+pub mod disk;
 pub mod load;
 pub mod pictures;
 pub mod upload;

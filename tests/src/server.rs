@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
+use crate::disk::Disk;
 use crate::{Client, binary};
 
 /// The server gets this long from its start to its first `200` on `/ready`. Generous: the machine may be busy building.
@@ -73,6 +74,20 @@ impl Settings {
             None => self.sections.push((name.into(), lines.into())),
         }
         self
+    }
+
+    /// Keeps everything in a directory that outlives the server.
+    #[must_use]
+    pub fn data(self, directory: &Path) -> Self {
+        self.section("data", &format!("dir = {directory:?}"))
+    }
+
+    /// Keeps everything on a disk that can misbehave; with `mirror`, what a power cut would leave is kept.
+    #[must_use]
+    pub fn disk(self, disk: &Disk, mirror: bool) -> Self {
+        let settings = self.data(&disk.data());
+        let set = |settings: Self, (name, value): (&str, PathBuf)| settings.environment(name, &value.to_string_lossy());
+        disk.environment(mirror).into_iter().fold(settings, set)
     }
 
     /// Adds an API key. `role` is `client` or `admin`.
@@ -254,6 +269,19 @@ impl Server {
     pub fn log_tail(&self) -> String {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.iter().fold(String::from("the server's log ends:\n"), |text, line| text + line + "\n")
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills it at once, as dropping it does; the last lines of its log.
+    pub fn kill(self) -> String {
+        let log = self.log_tail();
+        drop(self);
+        log
     }
 
     /// Sends SIGTERM.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// Training that changes little, judged on few pictures: these tests are about what happens around it.
-fn settings(train: &str) -> Settings {
+pub(super) fn settings(train: &str) -> Settings {
     let gate = "pocket_images = 24\nresamples = 200\nmax_answers = 4\nmax_length_ratio = 100.0\nbroken_margin = 1.0\n\
         chair_margin = 1.0\ncover_margin = 1.0\npope_margin = 1.0";
     let small = "min_pairs = 0\nlearning_rate = 1e-5\nbatch = 4\nthreads = 1\nrank = 4\nalpha = 8.0\nnice = 0";
@@ -29,22 +29,22 @@ async fn uploaded(client: &Client, count: u32) -> Result<String> {
     file["id"].as_str().map(str::to_owned).context("no id")
 }
 
-async fn begin(client: &Client, file: &str) -> Result<String> {
+pub(super) async fn begin(client: &Client, file: &str) -> Result<String> {
     let job = client.post("/v1/fine_tuning/jobs", &json!({"model": "reground", "training_file": file})).await?.ok()?;
     job["id"].as_str().map(str::to_owned).context("no id")
 }
 
-async fn job(client: &Client, id: &str) -> Result<Value> {
+pub(super) async fn job(client: &Client, id: &str) -> Result<Value> {
     client.get(&format!("/v1/fine_tuning/jobs/{id}")).await?.ok()
 }
 
-async fn events(client: &Client, id: &str) -> Result<Vec<Value>> {
+pub(super) async fn events(client: &Client, id: &str) -> Result<Vec<Value>> {
     let page = client.get(&format!("/v1/fine_tuning/jobs/{id}/events?limit=100")).await?.ok()?;
     page["data"].as_array().cloned().context("no events")
 }
 
 /// Waits for a status; every other one that is an end is an error.
-async fn until(client: &Client, id: &str, status: &str) -> Result<Value> {
+pub(super) async fn until(client: &Client, id: &str, status: &str) -> Result<Value> {
     let begun = Instant::now();
     loop {
         let job = job(client, id).await?;
@@ -60,7 +60,7 @@ async fn until(client: &Client, id: &str, status: &str) -> Result<Value> {
 }
 
 /// Waits until a message of the job's begins so.
-async fn until_told(client: &Client, id: &str, beginning: &str) -> Result<()> {
+pub(super) async fn until_told(client: &Client, id: &str, beginning: &str) -> Result<()> {
     let begun = Instant::now();
     loop {
         let told = events(client, id).await?;
@@ -72,7 +72,7 @@ async fn until_told(client: &Client, id: &str, beginning: &str) -> Result<()> {
     }
 }
 
-async fn fingerprint(client: &Client) -> Result<String> {
+pub(super) async fn fingerprint(client: &Client) -> Result<String> {
     let body = json!({"model": "reground", "temperature": 0, "max_tokens": 8,
         "messages": [{"role": "user", "content": "Hello"}]});
     client.answer(&body).await?["system_fingerprint"].as_str().map(str::to_owned).context("no fingerprint")

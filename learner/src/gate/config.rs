@@ -29,7 +29,7 @@ pub struct GateConfig {
     pub max_answer_tokens: usize,
     /// How far log π(y⁺) may fall below the start's, nats per token of y⁺, at least 0. Default 0.2.
     pub max_chosen_drop: f64,
-    /// How far the share of pairs with log π(y⁺) > log π(y⁻) may fall. Default 0.05.
+    /// How far the share of pairs with log π(y⁺) > log π(y⁻) may fall. Default 0.1.
     pub preference_margin: f64,
     /// By which factor answers may become longer or shorter in the mean, at least 1. Default 1.5.
     pub max_length_ratio: f64,
@@ -91,7 +91,7 @@ impl Default for GateConfig {
             max_answers: 64,
             max_answer_tokens: 256,
             max_chosen_drop: 0.2,
-            preference_margin: 0.05,
+            preference_margin: 0.1,
             max_length_ratio: 1.5,
             broken_margin: 0.1,
             refusal_margin: 0.02,

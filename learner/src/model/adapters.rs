@@ -5,6 +5,8 @@ use std::ops::Range;
 use candle_core::{DType, Result, Tensor};
 
 use super::lora::{Lora, Slot};
+use super::ops::cpu::{self, Floats};
+use super::ops::few_rows::{self, LowRank, add_low_rank};
 use crate::adapter::LoraWeights;
 
 /// Which adapter answers for which rows. Sequences of several adapters share one batch: the base's products are done once
@@ -47,6 +49,9 @@ impl<'a> Adapters<'a> {
     /// Adds the adapters' part to `y = W·x`.
     pub(crate) fn add(&self, layer: usize, slot: Slot, x: &Tensor, y: Tensor) -> Result<Tensor> {
         let rows = x.dim(0)?;
+        if let Some(y) = self.add_to_few(layer, slot, x, &y)? {
+            return Ok(y);
+        }
         let adapted = self.spans.iter().filter(|(span, _)| !span.is_empty());
         let mut adapted = adapted.filter_map(|(span, adapter)| Some((span, adapter.weights(layer, slot)?))).peekable();
         match adapted.peek() {
@@ -73,6 +78,48 @@ impl<'a> Adapters<'a> {
             pieces.push(zeros(rows - end)?);
         }
         &y + Tensor::cat(&pieces, 0)?
+    }
+}
+
+impl Adapters<'_> {
+    /// As [`Adapters::add`] for a step of generation, f32 on the CPU; `None` for anything else. Its matrices are so small that
+    /// tensors around them would cost more than they do.
+    fn add_to_few(&self, layer: usize, slot: Slot, x: &Tensor, y: &Tensor) -> Result<Option<Tensor>> {
+        let (rows, inputs) = x.dims2()?;
+        let adapted: Vec<_> = self
+            .spans
+            .iter()
+            .filter_map(|(span, adapter)| Some((span, adapter.weights(layer, slot)?)))
+            .filter(|(span, _)| !span.is_empty())
+            .collect();
+        let plain = |tensor: &Tensor| cpu::takes(&[tensor]) && tensor.is_contiguous() && !tensor.track_op();
+        let takes = (1..=few_rows::MOST).contains(&rows)
+            && plain(x)
+            && plain(y)
+            && adapted.iter().all(|(_, weights)| plain(&weights.a) && plain(&weights.b) && weights.r > 0);
+        if adapted.is_empty() || !takes {
+            return Ok(None);
+        }
+        let outputs = y.dim(1)?;
+        let mut sum = Floats::of(y)?.to_vec();
+        {
+            let x = Floats::of(x)?;
+            let mut matrices = Vec::with_capacity(adapted.len());
+            for (_, weights) in &adapted {
+                matrices.push((Floats::of(&weights.a)?, Floats::of(&weights.b)?));
+            }
+            let mut parts = Vec::with_capacity(adapted.len());
+            let (mut rest, mut end) = (sum.as_mut_slice(), 0);
+            for ((span, weights), (a, b)) in adapted.iter().zip(&matrices) {
+                let (_, here) = std::mem::take(&mut rest).split_at_mut((span.start - end) * outputs);
+                let (y, after) = here.split_at_mut(span.len() * outputs);
+                (rest, end) = (after, span.end);
+                let x = &x[span.start * inputs..span.end * inputs];
+                parts.push(LowRank { x, a, b, scale: weights.scale as f32, rank: weights.r, y });
+            }
+            add_low_rank(parts);
+        }
+        Ok(Some(cpu::tensor(sum, &[rows, outputs])?))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
+use std::sync::{PoisonError, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use fs_err as fs;
@@ -39,12 +39,27 @@ impl Store {
     /// # Errors
     /// The id is taken, an image is not what the record says, or the store failed.
     pub fn add_record(&self, record: &Record, images: &[impl AsRef<[u8]>]) -> Result<(), StoreError> {
-        self.core.check_space()?;
-        let _no_blob_goes = self.blob_use.read().unwrap_or_else(PoisonError::into_inner);
-        for image in images {
-            self.core.noticed(self.blobs.put(image.as_ref()).map_err(StoreError::from))?;
-        }
+        let images: Vec<&[u8]> = images.iter().map(AsRef::as_ref).collect();
+        let _no_blob_goes = self.put_images(&images)?;
         self.commit(|rows| rows.insert(record)).map(drop)
+    }
+
+    /// Adds several records, each as [`Self::add_record`] does; their images are flushed together.
+    ///
+    /// # Errors
+    /// The images cannot be written: no record is added then. Otherwise what became of each record.
+    pub fn add_records(&self, records: &[(Record, Vec<Vec<u8>>)]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        let images: Vec<&[u8]> = records.iter().flat_map(|(_, images)| images).map(Vec::as_slice).collect();
+        let _no_blob_goes = self.put_images(&images)?;
+        Ok(records.iter().map(|(record, _)| self.commit(|rows| rows.insert(record)).map(drop)).collect())
+    }
+
+    /// Has images on disk. No blob is removed while the result is there.
+    fn put_images(&self, images: &[&[u8]]) -> Result<RwLockReadGuard<'_, ()>, StoreError> {
+        self.core.check_space()?;
+        let no_blob_goes = self.blob_use.read().unwrap_or_else(PoisonError::into_inner);
+        self.core.noticed(self.blobs.put_all(images).map_err(StoreError::from))?;
+        Ok(no_blob_goes)
     }
 
     /// Where files wait on their way in, see [`Self::adopt`]: on the file system that keeps blobs. What is left there goes when

@@ -25,22 +25,23 @@ pub struct Deleted {
 
 impl Store {
     /// Deletes a record with its feedback, its pairs and, when nobody else needs them, its images. All of it is gone from the
-    /// disk when this returns; adapters that were trained on it are named, not removed.
+    /// disk when this returns; adapters that were trained on it are named, not removed. Damaged rows go as well.
     ///
     /// # Errors
     /// [`StoreError::Missing`], or a failure of the store.
     pub fn delete_record(&self, id: &str) -> Result<Deleted, StoreError> {
         let _nobody_writes = self.blob_use.write().unwrap_or_else(PoisonError::into_inner);
         let (mut deleted, released) = self.commit(|rows| {
-            if rows.remove::<Record>(id)?.is_none() {
+            if !rows.purge::<Record>(id)?.0 {
                 return Err(StoreError::Missing { kind: "record", id: id.to_owned() });
             }
             let (mut deleted, mut adapters) = (Deleted::default(), BTreeSet::new());
             deleted.feedback = remove_feedback(rows, id)?;
             for pair in rows.ids::<Pair>("record", id)? {
-                let Some(pair) = rows.remove::<Pair>(&pair)? else { continue };
-                deleted.pairs += 1;
-                for run in &pair.runs {
+                let (there, pair) = rows.purge::<Pair>(&pair)?;
+                deleted.pairs += usize::from(there);
+                // One that cannot be read does not say which runs it was in.
+                for run in pair.iter().flat_map(|pair| &pair.runs) {
                     adapters.extend(rows.get::<Run>(run)?.and_then(|run| run.adapter));
                     adapters.extend(rows.ids::<AdapterRow>("run", run)?);
                 }
@@ -63,7 +64,8 @@ impl Store {
     }
 
     /// Deletes the oldest records until none is older than `max_age_ms` and all together take at most `max_bytes` by
-    /// [`Self::record_bytes`]; 0 is no limit. Gives the number of records deleted.
+    /// [`Self::record_bytes`]; 0 is no limit. Gives the number of records deleted. A damaged record does not say how old it is
+    /// and stays; [`Self::verify`] tells of it.
     ///
     /// # Errors
     /// The store failed.
@@ -72,7 +74,7 @@ impl Store {
         let mut usage = if max_bytes > 0 { Some(Usage::read(self)?) } else { None };
         let mut deleted = 0;
         loop {
-            let oldest = self.list::<Record>(&Query { limit: AT_ONCE, ..Query::default() })?;
+            let oldest = self.list_readable::<Record>(&Query { limit: AT_ONCE, ..Query::default() })?;
             for record in &oldest.rows {
                 let too_old = max_age_ms > 0 && now_ms.saturating_sub(record.created_ms) > max_age_ms;
                 let too_much = usage.as_ref().is_some_and(|usage| usage.bytes() > max_bytes);

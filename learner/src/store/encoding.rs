@@ -3,6 +3,8 @@
 //! `J` version JSON, or `B` version digest: rows above [`INLINE`] bytes are blobs, because sled is at its best with small
 //! values and leaks large ones when they are overwritten.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use super::StoreError;
@@ -19,15 +21,20 @@ pub(super) struct Encoded {
     pub(super) spilled: Option<String>,
 }
 
-pub(super) fn encode<R: Row>(row: &R, blobs: &dyn Blobs) -> Result<Encoded, StoreError> {
-    let json = serde_json::to_vec(row).map_err(|error| StoreError::Invalid {
+/// The text of a row.
+pub(super) fn text<R: Row>(row: &R) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(row).map_err(|error| StoreError::Invalid {
         kind: R::KIND,
         id: row.id().to_owned(),
         why: error.to_string(),
-    })?;
-    let spilled = if json.len() > INLINE { Some(blobs.put(&json)?) } else { None };
-    let mut bytes = vec![if spilled.is_some() { b'B' } else { b'J' }, R::VERSION];
-    bytes.extend_from_slice(spilled.as_ref().map_or(&json[..], |digest| digest.as_bytes()));
+    })
+}
+
+/// The text of a row, which has this version.
+pub(super) fn encode(version: u8, text: &[u8], blobs: &dyn Blobs) -> Result<Encoded, StoreError> {
+    let spilled = if text.len() > INLINE { Some(blobs.put(text)?) } else { None };
+    let mut bytes = vec![if spilled.is_some() { b'B' } else { b'J' }, version];
+    bytes.extend_from_slice(spilled.as_ref().map_or(text, |digest| digest.as_bytes()));
     Ok(Encoded { bytes, spilled })
 }
 
@@ -37,26 +44,39 @@ pub(super) fn spilled(bytes: &[u8]) -> Option<&str> {
     std::str::from_utf8(rest.get(1..)?).ok().filter(|digest| is_digest(digest))
 }
 
+/// Version and text of a row, wherever it is; the text is not looked at.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn json<'a>(bytes: &'a [u8], blobs: &dyn Blobs) -> Result<(u8, Cow<'a, [u8]>), String> {
+    let &[place, version, ref inline @ ..] = bytes else { return Err("it is cut off".into()) };
+    let json = match place {
+        b'J' => Cow::Borrowed(inline),
+        b'B' => {
+            let digest = spilled(bytes).ok_or("it names no blob")?;
+            Cow::Owned(blobs.get(digest).map_err(|error| error.to_string())?)
+        }
+        other => return Err(format!("it begins with byte {other}")),
+    };
+    Ok((version, json))
+}
+
 pub(super) fn decode<R: Row>(id: &str, bytes: &[u8], blobs: &dyn Blobs) -> Result<R, StoreError> {
     let damaged = |why: String| StoreError::Damaged { kind: R::KIND, id: id.to_owned(), why };
-    let &[place, version, ref inline @ ..] = bytes else { return Err(damaged("it is cut off".into())) };
-    let large;
-    let json = match place {
-        b'J' => inline,
-        b'B' => {
-            let digest = spilled(bytes).ok_or_else(|| damaged("it names no blob".into()))?;
-            large = blobs.get(digest).map_err(|error| damaged(error.to_string()))?;
-            &large
-        }
-        other => return Err(damaged(format!("it begins with byte {other}"))),
-    };
+    let (version, text) = json(bytes, blobs).map_err(damaged)?;
+    parse(id, version, &text)
+}
+
+/// The row whose text was written as this version.
+pub(super) fn parse<R: Row>(id: &str, version: u8, text: &[u8]) -> Result<R, StoreError> {
+    let damaged = |why: String| StoreError::Damaged { kind: R::KIND, id: id.to_owned(), why };
     if version == R::VERSION {
-        return serde_json::from_slice(json).map_err(|error| damaged(error.to_string()));
+        return serde_json::from_slice(text).map_err(|error| damaged(error.to_string()));
     }
     if version > R::VERSION {
         return Err(StoreError::Newer { found: version, known: R::VERSION });
     }
-    let old: Value = serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))?;
+    let old: Value = serde_json::from_slice(text).map_err(|error| damaged(error.to_string()))?;
     let now = R::migrate(version, old).map_err(damaged)?;
     serde_json::from_value(now).map_err(|error| damaged(error.to_string()))
 }
@@ -104,7 +124,7 @@ mod tests {
         let old = [b"J\x01".as_slice(), br#"{"id":"a","name":"x"}"#].concat();
         let now = Now { id: "a".into(), names: vec!["x".into()] };
         assert_eq!(decode::<Now>("a", &old, &blobs).unwrap(), now);
-        assert_eq!(decode::<Now>("a", &encode(&now, &blobs).unwrap().bytes, &blobs).unwrap(), now);
+        assert_eq!(decode::<Now>("a", &encode(2, &text(&now).unwrap(), &blobs).unwrap().bytes, &blobs).unwrap(), now);
         assert!(matches!(decode::<Now>("a", b"J\x00{}", &blobs), Err(StoreError::Damaged { .. })));
         assert!(matches!(decode::<Now>("a", b"J\x03{}", &blobs), Err(StoreError::Newer { found: 3, known: 2 })));
         for broken in [&b""[..], b"J", b"B\x02nothing", b"J\x02{\"id\"", b"?\x02{}"] {
@@ -117,7 +137,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let blobs = BlobDir::new(dir.path());
         let row = Now { id: "a".into(), names: vec!["x".repeat(INLINE)] };
-        let encoded = encode(&row, &blobs).unwrap();
+        let encoded = encode(2, &text(&row).unwrap(), &blobs).unwrap();
         assert!(encoded.bytes.len() < 100);
         assert_eq!(spilled(&encoded.bytes), encoded.spilled.as_deref());
         assert_eq!(decode::<Now>("a", &encoded.bytes, &blobs).unwrap(), row);

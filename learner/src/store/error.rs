@@ -53,6 +53,14 @@ pub enum StoreError {
         /// What is wrong.
         why: String,
     },
+    /// A row of an export that cannot be taken in; rows before it may be.
+    #[error("line {line} of rows.jsonl cannot be taken in: {why}")]
+    Import {
+        /// Its line, from 1.
+        line: usize,
+        /// What is wrong.
+        why: String,
+    },
     /// No such row.
     #[error("there is no {kind} `{id}`")]
     Missing {

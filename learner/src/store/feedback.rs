@@ -9,12 +9,18 @@ use super::{Query, Store, StoreError, Transaction, keys};
 pub const FEEDBACK_LIMIT: usize = 32;
 
 impl Store {
-    /// Keeps feedback; its record, if it is there already, waits for the bootstrapper again. On disk when this returns.
+    /// Keeps feedback; its record, if it is there already, waits for the bootstrapper again. One that is not there must be
+    /// `expected`: else it was deleted, and nothing of it may stay. On disk when this returns.
     ///
     /// # Errors
-    /// The id is taken, the key has said [`FEEDBACK_LIMIT`] things of the record already, or the store failed.
-    pub fn add_feedback(&self, feedback: &Feedback) -> Result<(), StoreError> {
+    /// The record is neither there nor expected, the id is taken, the key has said [`FEEDBACK_LIMIT`] things of the record
+    /// already, or the store failed.
+    pub fn add_feedback(&self, feedback: &Feedback, expected: bool) -> Result<(), StoreError> {
         self.write(|rows| {
+            let record = rows.get::<Record>(&feedback.record)?;
+            if record.is_none() && !expected {
+                return Err(StoreError::Missing { kind: Record::KIND, id: feedback.record.clone() });
+            }
             let mut said = 0;
             for id in rows.ids::<Feedback>("record", &feedback.record)? {
                 said += usize::from(rows.get::<Feedback>(&id)?.is_some_and(|other| other.key == feedback.key));
@@ -24,8 +30,7 @@ impl Store {
             }
             rows.insert(feedback)?;
             // A record that is still under way arrives waiting.
-            let looked_at = rows.get::<Record>(&feedback.record)?;
-            if looked_at.is_some_and(|record| record.bootstrap != BootstrapState::Waiting) {
+            if record.is_some_and(|record| record.bootstrap != BootstrapState::Waiting) {
                 rows.update::<Record>(&feedback.record, |record| record.bootstrap = BootstrapState::Waiting)?;
             }
             Ok(())
@@ -77,7 +82,7 @@ impl Store {
 pub(super) fn remove_feedback(rows: &mut Transaction<'_>, record: &str) -> Result<usize, StoreError> {
     let mut removed = 0;
     for id in rows.ids::<Feedback>("record", record)? {
-        removed += usize::from(rows.remove::<Feedback>(&id)?.is_some());
+        removed += usize::from(rows.purge::<Feedback>(&id)?.0);
     }
     Ok(removed)
 }

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use fs_err as fs;
 
-use super::sweep::sweep;
-use super::{Core, FORMAT, FORMAT_KEY, Failure, Options, StoreError};
+use super::sweep::{sweep, sync_new};
+use super::{Core, FORMAT, FORMAT_KEY, Failure, Options, StoreError, compact};
 
 /// How often a broken store is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 /// How long the last of a closed sled may take to let its file go.
-const LET_GO: Duration = Duration::from_secs(5);
+pub(super) const LET_GO: Duration = Duration::from_secs(5);
 
 /// Flushes until it is dropped, and once more then.
 pub(super) struct Keeper {
@@ -125,17 +125,33 @@ pub(super) fn open(directory: &Path, options: &Options, wait: Duration) -> Resul
     }
 }
 
+/// How sled is opened.
+pub(super) fn config(path: &Path, options: &Options) -> sled::Config {
+    // The keeper flushes: sled's own thread ends for good after one failure.
+    sled::Config::new().path(path).cache_capacity(options.cache_bytes).flush_every_ms(None)
+}
+
+/// Waits until nobody has a sled open, and has its lock until the file is dropped.
+///
+/// # Errors
+/// `WouldBlock` after `wait`, or any failure of the file system.
+pub(super) fn lock(store: &Path, wait: Duration) -> io::Result<std::fs::File> {
+    let (begun, file) = (Instant::now(), std::fs::File::open(store.join("db"))?);
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) if begun.elapsed() < wait => std::thread::sleep(RETRY / 10),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 fn open_now(directory: &Path, options: &Options) -> Result<sled::Db, StoreError> {
-    sweep(&directory.join("store")).map_err(|source| match source.kind() {
+    compact::recover(directory).and_then(|()| sweep(directory)).map_err(|source| match source.kind() {
         io::ErrorKind::WouldBlock => StoreError::Locked(directory.to_owned()),
         _ => StoreError::Open { path: directory.to_owned(), source },
     })?;
-    let config = sled::Config::new()
-        .path(directory.join("store"))
-        .cache_capacity(options.cache_bytes)
-        // The keeper flushes: sled's own thread ends for good after one failure.
-        .flush_every_ms(None);
-    let db = config.open().map_err(|error| match error {
+    let db = config(&directory.join("store"), options).open().map_err(|error| match error {
         // sled gives the lock's error a text of its own, and no kind.
         sled::Error::Io(error) if error.to_string().contains("could not acquire lock") => {
             StoreError::Locked(directory.to_owned())
@@ -151,6 +167,7 @@ fn open_now(directory: &Path, options: &Options) -> Result<sled::Db, StoreError>
         Some(&[found]) if found <= FORMAT => {}
         Some(found) => return Err(StoreError::Newer { found: found.first().copied().unwrap_or(0), known: FORMAT }),
     }
+    sync_new(&directory.join("store"))?;
     Ok(db)
 }
 

@@ -12,6 +12,11 @@ pub(super) fn rows(kind: &str) -> String {
     format!("r/{kind}/")
 }
 
+/// What the keys of all indexes of a kind begin with.
+pub(super) fn all_indexes(kind: &str) -> String {
+    format!("x/{kind}/")
+}
+
 /// What the keys of an index begin with.
 pub(super) fn indexes(kind: &str, index: &str) -> String {
     format!("x/{kind}/{index}/")

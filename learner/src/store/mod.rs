@@ -13,9 +13,11 @@
 //! - [`Deleted`]: records and all that hangs on them; `blobs`: images, and which of them nobody needs; `usage`: what records take.
 //! - `review`: what a person decides about a pair, with its audit.
 //! - `rollout`: compare-and-swap of what answers, with its audit.
-//! - [`Verified`]: looking everything over; [`Stats`]; `export`: all rows as JSON lines.
+//! - [`Verified`]: looking everything over; [`Stats`]. [`Exported`], [`Imported`]: all of it in a form that other programs read,
+//!   and back. [`Compacted`]: sled's files written anew.
 
 mod blobs;
+mod compact;
 mod delete;
 mod encoding;
 mod error;
@@ -33,15 +35,16 @@ mod transaction;
 mod usage;
 mod verify;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use fs_err as fs;
-
+pub use self::compact::Compacted;
 pub use self::delete::Deleted;
 pub use self::error::StoreError;
+pub use self::export::{Exported, Imported};
 pub use self::feedback::FEEDBACK_LIMIT;
 use self::keeper::Keeper;
 pub use self::query::{Page, Query};
@@ -50,6 +53,7 @@ use self::rows::Row;
 pub use self::transaction::Transaction;
 pub use self::verify::{Stats, Verified};
 use crate::bpo::data::blobs::BlobDir;
+use crate::bpo::files;
 
 /// The format of the whole store; rows have versions of their own.
 const FORMAT: u8 = 1;
@@ -92,6 +96,8 @@ pub struct Store {
     blob_use: RwLock<()>,
     /// Blobs that came without a row yet.
     unclaimed: Mutex<blobs::Unclaimed>,
+    /// Kind and id of damaged rows that the log tells of already.
+    told: Mutex<HashSet<(&'static str, String)>>,
     _keeper: Keeper,
 }
 
@@ -126,7 +132,7 @@ impl Store {
     pub fn open(directory: impl Into<PathBuf>, options: Options) -> Result<Self, StoreError> {
         let directory = directory.into();
         let blobs = BlobDir::new(directory.join("blobs"));
-        let made = fs::create_dir_all(blobs.root()).and_then(|()| keeper::probe(&directory));
+        let made = files::make_directories(blobs.root()).and_then(|()| keeper::probe(&directory));
         made.map_err(|source| StoreError::Open { path: directory.clone(), source })?;
         let db = keeper::open(&directory, &options, OPENING)?;
         blobs::empty_incoming(&directory).map_err(|source| StoreError::Open { path: directory.clone(), source })?;
@@ -141,8 +147,8 @@ impl Store {
             failure: Mutex::new(None),
         });
         let keeper = Keeper::start(core.clone())?;
-        let (blob_use, unclaimed) = (RwLock::new(()), Mutex::default());
-        Ok(Self { core, blobs, blob_use, unclaimed, _keeper: keeper })
+        let (blob_use, unclaimed, told) = (RwLock::new(()), Mutex::default(), Mutex::default());
+        Ok(Self { core, blobs, blob_use, unclaimed, told, _keeper: keeper })
     }
 
     /// The data directory.

@@ -1,5 +1,7 @@
 //! Reading: one row, or a page of them.
 
+use std::sync::PoisonError;
+
 use super::rows::Row;
 use super::{Store, StoreError, encoding, keys};
 
@@ -58,18 +60,47 @@ impl Store {
     /// # Errors
     /// A row is damaged, or the store failed.
     pub fn list<R: Row>(&self, query: &Query) -> Result<Page<R>, StoreError> {
+        self.page(query, Err)
+    }
+
+    /// A page of rows, for whoever can do with fewer: one that is damaged is left out, so that it does not hide the others, and
+    /// logged once.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn list_readable<R: Row>(&self, query: &Query) -> Result<Page<R>, StoreError> {
+        self.page(query, |error| match error {
+            StoreError::Damaged { kind, ref id, .. } => {
+                let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+                if told.insert((kind, id.clone())) {
+                    tracing::warn!("{error}; it is left out, and `reground store verify` tells what else is");
+                }
+                Ok(())
+            }
+            error => Err(error),
+        })
+    }
+
+    fn page<R: Row>(
+        &self,
+        query: &Query,
+        leave_out: impl Fn(StoreError) -> Result<(), StoreError>,
+    ) -> Result<Page<R>, StoreError> {
         self.read(|db| {
-            let (mut rows, mut more) = (Vec::new(), false);
+            let mut page = Page { rows: Vec::new(), more: false };
             visit::<R>(db, query, |id| {
                 let Some(raw) = db.get(keys::row(R::KIND, id))? else { return Ok(true) };
-                if query.limit > 0 && rows.len() == query.limit {
-                    more = true;
+                if query.limit > 0 && page.rows.len() == query.limit {
+                    page.more = true;
                     return Ok(false);
                 }
-                rows.push(encoding::decode(id, &raw, &self.blobs)?);
+                match encoding::decode(id, &raw, &self.blobs) {
+                    Ok(row) => page.rows.push(row),
+                    Err(error) => leave_out(error)?,
+                }
                 Ok(true)
             })?;
-            Ok(Page { rows, more })
+            Ok(page)
         })
     }
 

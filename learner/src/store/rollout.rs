@@ -55,6 +55,6 @@ impl Store {
     /// # Errors
     /// The store failed.
     pub fn audit(&self, limit: usize) -> Result<Vec<Audit>, StoreError> {
-        Ok(self.list(&Query { limit, newest_first: true, ..Query::default() })?.rows)
+        Ok(self.list_readable(&Query { limit, newest_first: true, ..Query::default() })?.rows)
     }
 }

@@ -5,15 +5,20 @@ use std::path::Path;
 
 use fs_err as fs;
 
+use super::compact;
+use crate::bpo::files;
+
 /// Removes what a killed sled stumbles over when it opens again: it takes a half-written `snap.….generating` for its newest
 /// snapshot and refuses it, and refuses a `conf` that ends early, which it writes without flushing. Both are made anew: a
-/// snapshot out of the log, `conf` out of settings that are always the same here. Call it before sled opens.
+/// snapshot out of the log, `conf` out of settings that are always the same here. What a killed compaction left goes, too. Call it
+/// before sled opens the `store` of a data directory.
 ///
 /// # Errors
-/// `WouldBlock` if a sled has the directory open, whose files must stay; the directory cannot be read, or a file in it not
+/// `WouldBlock` if a sled has the store open, whose files must stay; the directory cannot be read, or a file in it not
 /// removed.
-pub(super) fn sweep(store: &Path) -> io::Result<()> {
-    let entries = match fs::read_dir(store) {
+pub(super) fn sweep(directory: &Path) -> io::Result<()> {
+    let store = directory.join("store");
+    let entries = match fs::read_dir(&store) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
     };
@@ -26,6 +31,7 @@ pub(super) fn sweep(store: &Path) -> io::Result<()> {
             Some(file)
         }
     };
+    compact::clean(directory)?;
     for entry in entries {
         let entry = entry?;
         let name = entry.file_name();
@@ -47,13 +53,47 @@ fn is_whole(conf: &[u8]) -> bool {
     })
 }
 
-/// Flushes sled's file itself. sled waits for `sync_file_range`, which leaves out the file's length and the disk's own cache:
-/// enough for a killed process, not for a power cut.
+/// What sled waits for before it takes a write for safe, in the place of the system's call of this name, which leaves out the
+/// file's length and the disk's own cache: enough for a killed process, not for a power cut. sled writes over the old place of a
+/// page once the new one is safe, so flushing afterwards, in [`sync`], does not make up for it. The linker finds this one first,
+/// in every program that has the store in it.
+///
+/// # Safety
+/// As every call of the system with an open file.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "it takes the name of a call of the system")]
+// SAFETY: whoever calls this name gets what the name promises, and more.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sync_file_range(file: i32, _offset: i64, _length: i64, _flags: u32) -> i32 {
+    // SAFETY: the caller has it open.
+    let file = unsafe { std::os::fd::BorrowedFd::borrow_raw(file) };
+    let flushed = file.try_clone_to_owned().and_then(|file| std::fs::File::from(file).sync_data());
+    // The system keeps the number of the error where the caller looks for it.
+    if flushed.is_ok() { 0 } else { -1 }
+}
+
+/// Flushes sled's file itself, and the names of the files that it puts large pages into, which the file refers to.
 ///
 /// # Errors
 /// The disk failed.
 pub(super) fn sync(store: &Path) -> io::Result<()> {
+    sync_names(&store.join("blobs"))?;
     fs::File::open(store.join("db"))?.sync_all()
+}
+
+/// Flushes what sled made when it was opened, up to the data directory.
+///
+/// # Errors
+/// The disk failed.
+pub(super) fn sync_new(store: &Path) -> io::Result<()> {
+    sync(store)?;
+    sync_names(store)?;
+    files::sync_parent(store)
+}
+
+/// Flushes the entries of a directory.
+fn sync_names(directory: &Path) -> io::Result<()> {
+    files::sync_parent(&directory.join("any"))
 }
 
 #[cfg(test)]

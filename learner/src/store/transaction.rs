@@ -37,6 +37,16 @@ impl<'a> Transaction<'a> {
         raw.map(|raw| encoding::decode(id, &raw, self.blobs)).transpose()
     }
 
+    /// The text of the row with an id.
+    ///
+    /// # Errors
+    /// It is damaged, or the store failed.
+    pub(super) fn text<R: Row>(&self, id: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let damaged = |why| StoreError::Damaged { kind: R::KIND, id: id.to_owned(), why };
+        let raw = self.raw(&keys::row(R::KIND, id))?;
+        raw.map(|raw| encoding::json(&raw, self.blobs).map(|(_, text)| text.into_owned())).transpose().map_err(damaged)
+    }
+
     /// The row with an id, which must be there.
     ///
     /// # Errors
@@ -82,6 +92,11 @@ impl<'a> Transaction<'a> {
     /// # Errors
     /// The id is none, a blob that it needs is not there, or the store failed.
     pub fn put<R: Row>(&mut self, row: &R) -> Result<(), StoreError> {
+        self.put_text(row, &encoding::text(row)?)
+    }
+
+    /// Adds or replaces a row as [`Self::put`] does, in this text.
+    pub(super) fn put_text<R: Row>(&mut self, row: &R, text: &[u8]) -> Result<(), StoreError> {
         if !id::is_id(row.id()) {
             return Err(StoreError::BadId(row.id().chars().take(128).collect()));
         }
@@ -102,7 +117,7 @@ impl<'a> Transaction<'a> {
             Ok(_) | Err(StoreError::Damaged { .. }) => {}
             Err(error) => return Err(error),
         }
-        let Encoded { bytes, spilled } = encoding::encode(row, self.blobs)?;
+        let Encoded { bytes, spilled } = encoding::encode(R::VERSION, text, self.blobs)?;
         for digest in row.blobs().into_iter().chain(spilled.as_deref()) {
             self.changes.insert(keys::needs(digest, R::KIND, row.id()), Some(Vec::new()));
             self.released.remove(digest);
@@ -146,6 +161,34 @@ impl<'a> Transaction<'a> {
             self.released.insert(digest.to_owned());
         }
         Ok(Some(row))
+    }
+
+    /// Removes the row with an id even if it cannot be read: whether it was there, and the row if it could. What points to a
+    /// damaged one is looked for among all index entries.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub(super) fn purge<R: Row>(&mut self, id: &str) -> Result<(bool, Option<R>), StoreError> {
+        let why = match self.remove::<R>(id) {
+            Err(StoreError::Damaged { why, .. }) => why,
+            removed => return removed.map(|row| (row.is_some(), row)),
+        };
+        tracing::warn!(kind = R::KIND, id, why, "A damaged row is removed");
+        for key in self.db.scan_prefix(keys::all_indexes(R::KIND)).keys() {
+            let key = key?;
+            if keys::id(&key) == id {
+                self.changes.insert(String::from_utf8_lossy(&key).into_owned(), None);
+            }
+        }
+        for key in self.db.scan_prefix(keys::NEEDS).keys() {
+            let key = key?;
+            let need = keys::needed(&key).filter(|(_, kind, needs)| (*kind, *needs) == (R::KIND, id));
+            if let Some((digest, ..)) = need {
+                self.released.insert(digest.to_owned());
+                self.changes.insert(keys::needs(digest, R::KIND, id), None);
+            }
+        }
+        Ok((true, None))
     }
 
     pub(super) fn into_parts(self) -> (sled::Batch, BTreeSet<String>) {

@@ -45,6 +45,8 @@ struct Survey<'a> {
     report: Verified,
     /// Index and blob entries that must be there.
     entries: BTreeSet<String>,
+    /// Kind and id of rows that cannot be read: what points to them stays, so that they can be found and deleted.
+    damaged: BTreeSet<(String, String)>,
 }
 
 impl Store {
@@ -56,7 +58,13 @@ impl Store {
     pub fn verify(&self, repair: bool) -> Result<Verified, StoreError> {
         let _nobody_writes = self.blob_use.write().unwrap_or_else(PoisonError::into_inner);
         self.read(|db| {
-            let mut survey = Survey { db, blobs: &self.blobs, report: Verified::default(), entries: BTreeSet::new() };
+            let mut survey = Survey {
+                db,
+                blobs: &self.blobs,
+                report: Verified::default(),
+                entries: BTreeSet::new(),
+                damaged: BTreeSet::new(),
+            };
             survey.kind::<Record>()?;
             survey.kind::<Feedback>()?;
             survey.kind::<Pair>()?;
@@ -122,7 +130,10 @@ impl Survey<'_> {
             self.entries.extend(encoding::spilled(&raw).map(|digest| keys::needs(digest, R::KIND, &id)));
             match encoding::decode::<R>(&id, &raw, self.blobs) {
                 Ok(row) => self.row(&id, &row)?,
-                Err(error) => self.report.problems.push(error.to_string()),
+                Err(error) => {
+                    self.report.problems.push(error.to_string());
+                    self.damaged.insert((R::KIND.to_owned(), id));
+                }
             }
         }
         self.report.rows.insert(R::KIND, count);
@@ -186,7 +197,14 @@ impl Survey<'_> {
             batch.insert(missing.as_bytes(), b"");
             self.report.repaired += usize::from(repair);
         }
-        for extra in found.difference(&self.entries) {
+        let of_a_damaged_row = |entry: &str| {
+            let kind = match keys::needed(entry.as_bytes()) {
+                Some((_, kind, _)) => kind,
+                None => entry.split('/').nth(1).unwrap_or_default(),
+            };
+            self.damaged.contains(&(kind.to_owned(), keys::id(entry.as_bytes()).to_owned()))
+        };
+        for extra in found.difference(&self.entries).filter(|entry| !of_a_damaged_row(entry)) {
             self.report.problems.push(format!("index entry `{extra}` is of no row"));
             batch.remove(extra.as_bytes());
             self.report.repaired += usize::from(repair);

@@ -40,6 +40,16 @@ pub(crate) fn rate(blocks: &[&Block]) -> f64 {
     requests as f64 / elapsed.as_secs_f64()
 }
 
+/// Requests a second of the endpoint over those of the bare engine: the median over the rounds, because whatever else the
+/// machine does now and then falls on one side of a round.
+pub(crate) fn ratio(rounds: &[&Round]) -> f64 {
+    let of = |blocks: &[Block; 2]| rate(&blocks.iter().collect::<Vec<_>>());
+    let mut ratios: Vec<f64> = rounds.iter().map(|round| of(&round.endpoint) / of(&round.bare)).collect();
+    ratios.sort_unstable_by(f64::total_cmp);
+    let middle = ratios.len() / 2;
+    if ratios.len() % 2 == 1 { ratios[middle] } else { f64::midpoint(ratios[middle - 1], ratios[middle]) }
+}
+
 /// A percentile of the latencies of some blocks, by nearest rank: milliseconds.
 pub(crate) fn percentile(blocks: &[&Block], percent: usize) -> f64 {
     let mut latencies: Vec<_> = blocks.iter().flat_map(|block| &block.latencies).collect();

@@ -1,12 +1,13 @@
-//! The bounded, fair queue in front of each generation.
+//! The bounded, fair queue in front of an engine with one batch, or in front of each generation of one without.
 //!
-//! A generation answers a fixed number of requests at once, and can have a few more handed over ahead, whose preparation
+//! What is behind it answers a fixed number of requests at once, and can have a few more handed over ahead, whose preparation
 //! then costs the engine no time. The others wait here: round-robin between API keys, first
 //! come first served within one, never more than the configured number, never past their deadline. Whoever stops waiting
 //! just drops the future.
 //!
 //! Background work (bootstrapping) goes through its own lane: it gets a place that no live request wants, and is told to
-//! leave as soon as one does.
+//! leave as soon as one does. An engine that pauses it by itself has places for it apart from those of live requests, and
+//! it is never told to leave.
 //!
 //! # Layout
 //! - [`Admission`]: the two ways in, [`Admission::enter`] and [`Admission::background`].
@@ -33,7 +34,7 @@ use places::Places;
 
 pub use permit::{BackgroundPermit, Permit};
 
-/// The queue in front of one generation.
+/// The queue in front of one generation, or of all.
 pub struct Admission {
     places: Arc<Places>,
 }
@@ -54,7 +55,7 @@ pub enum AdmissionError {
     Deadline,
 }
 
-/// How full a generation is at one moment.
+/// How full it is behind the queue at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Live requests in the queue.
@@ -67,10 +68,11 @@ pub struct Snapshot {
 
 impl Admission {
     /// A queue in front of an engine that computes `parallel` answers (at least one) at once and takes `look_ahead` live
-    /// requests more, which wait inside for their turn. Background work gets no place ahead.
+    /// requests more, which wait inside for their turn. Background work gets no place ahead. With `apart` as many places
+    /// as `parallel` are for background work alone, which then takes none from live requests.
     #[must_use]
-    pub fn new(config: &AdmissionConfig, parallel: usize, look_ahead: usize) -> Self {
-        Self { places: Arc::new(Places::new(config, parallel, look_ahead)) }
+    pub fn new(config: &AdmissionConfig, parallel: usize, look_ahead: usize, apart: bool) -> Self {
+        Self { places: Arc::new(Places::new(config, parallel, look_ahead, apart)) }
     }
 
     /// Waits for a place; `key` is whom the request counts for. Dropping the future gives the place in the queue up.

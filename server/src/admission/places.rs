@@ -3,12 +3,14 @@
 //! One lock guards all of it, and is held for a few map operations only. Nothing that runs foreign code (waking a task,
 //! dropping a place that comes back here) happens under it: what a change calls for is collected and done after.
 //!
-//! Between two changes it holds that
+//! Between two changes it holds, where live and background places are not apart, that
 //! - background places are at most `parallel`, live and background ones together at most `parallel + look_ahead`;
 //! - if something live waits, all places are taken;
 //! - of the background places, as many were told to leave (or all there are) as live requests, waiting or inside, find no
 //!   place among the `parallel`;
 //! - if background work waits, `parallel` places are taken.
+//!
+//! Where they are apart, each kind has its own limit and waits only when that is reached.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,6 +30,8 @@ pub(super) struct Places {
     parallel: usize,
     /// Those and the ones in which a live request is made ready.
     inside: usize,
+    /// Whether background work has places of its own.
+    apart: bool,
     queue: usize,
     queue_per_key: usize,
     state: Mutex<State>,
@@ -84,11 +88,12 @@ struct Calls {
 }
 
 impl Places {
-    pub(super) fn new(config: &AdmissionConfig, parallel: usize, look_ahead: usize) -> Self {
+    pub(super) fn new(config: &AdmissionConfig, parallel: usize, look_ahead: usize, apart: bool) -> Self {
         let parallel = parallel.max(1);
         Self {
             parallel,
             inside: parallel + look_ahead,
+            apart,
             queue: config.queue,
             queue_per_key: config.queue_per_key,
             state: Mutex::new(State {
@@ -111,7 +116,7 @@ impl Places {
     pub(super) fn join(self: &Arc<Self>, key: &str) -> Result<Ticket, AdmissionError> {
         let (place, granted) = oneshot::channel();
         let mut state = self.lock();
-        if state.taken() >= self.inside {
+        if !self.has_room(&state) {
             let of_key = state.queue.len_of(key);
             let limit_reached = if state.queue.len() >= self.queue {
                 Some(state.queue.len())
@@ -157,20 +162,35 @@ impl Places {
         self.make(calls);
     }
 
+    /// Whether a live request finds a place.
+    fn has_room(&self, state: &State) -> bool {
+        let taken = if self.apart { state.live } else { state.taken() };
+        taken < self.inside
+    }
+
+    /// Whether background work that no live request goes before finds a place.
+    fn has_room_behind(&self, state: &State) -> bool {
+        let taken = if self.apart { state.background.len() } else { state.taken() };
+        taken < self.parallel
+    }
+
     /// Gives free places to who is next, then asks background work for as many as are still wanted.
     fn settle(&self, state: &mut State) -> Calls {
         let mut calls = Calls::default();
-        while state.taken() < self.inside
+        while self.has_room(state)
             && let Some(sender) = state.queue.pop()
         {
             state.live += 1;
             calls.grants.push((Holder::Live, sender));
         }
-        while state.taken() < self.parallel
+        while self.has_room_behind(state)
             && let Some((id, sender, preempt)) = state.background_queue.pop_front()
         {
             state.background.insert(id, Background { preempt, told: false });
             calls.grants.push((Holder::Background(id), sender));
+        }
+        if self.apart {
+            return calls;
         }
         let leaving = state.background.values().filter(|background| background.told).count();
         let wanted = (state.taken() + state.queue.len()).saturating_sub(self.parallel + leaving);

@@ -15,11 +15,20 @@ fn admission(parallel: usize) -> Arc<Admission> {
 }
 
 fn ahead(parallel: usize, look_ahead: usize) -> Arc<Admission> {
-    Arc::new(Admission::new(&AdmissionConfig::default(), parallel, look_ahead))
+    Arc::new(Admission::new(&AdmissionConfig::default(), parallel, look_ahead, false))
+}
+
+fn apart(parallel: usize, look_ahead: usize) -> Arc<Admission> {
+    Arc::new(Admission::new(&AdmissionConfig::default(), parallel, look_ahead, true))
 }
 
 fn bounded(parallel: usize, queue: usize, queue_per_key: usize) -> Arc<Admission> {
-    Arc::new(Admission::new(&AdmissionConfig { queue, queue_per_key, ..AdmissionConfig::default() }, parallel, 0))
+    Arc::new(Admission::new(
+        &AdmissionConfig { queue, queue_per_key, ..AdmissionConfig::default() },
+        parallel,
+        0,
+        false,
+    ))
 }
 
 fn later() -> Instant {
@@ -238,6 +247,22 @@ async fn background_work_keeps_its_place_while_there_is_another() {
     drop((first, second));
 }
 
+#[tokio::test]
+async fn background_work_with_places_of_its_own_takes_none_and_keeps_its_own() {
+    let admission = apart(1, 0);
+    let background = admission.background().await;
+    let live = take(&mut wait(&admission, "a")).unwrap().unwrap();
+    let (mut next, mut more) = (wait(&admission, "a"), wait_in_background(&admission));
+    assert!(take(&mut next).is_none() && take(&mut more).is_none(), "each kind has its limit");
+    assert!(!background.is_preempted());
+    assert_eq!(admission.snapshot(), snapshot(1, 1, 1));
+    drop(background);
+    assert!(take(&mut next).is_none(), "the place is not for live requests");
+    let more = take(&mut more).unwrap();
+    drop(live);
+    assert!(take(&mut next).is_some() && !more.is_preempted());
+}
+
 /// What the property test does.
 #[derive(Clone, Debug)]
 enum Step {
@@ -274,12 +299,13 @@ proptest! {
     fn any_history_keeps_the_invariants(
         parallel in 1..4_usize,
         look_ahead in 0..3_usize,
+        is_apart in any::<bool>(),
         steps in prop::collection::vec(step(), 0..120),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         // Not `block_on`: its budget of polls would make a ready future look like a waiting one.
         let _timers = runtime.enter();
-        let admission = ahead(parallel, look_ahead);
+        let admission = if is_apart { apart(parallel, look_ahead) } else { ahead(parallel, look_ahead) };
         let (mut waiting, mut inside) = (Vec::new(), Vec::new());
         let (mut background_waiting, mut background) = (Vec::new(), Vec::new());
         for step in steps {
@@ -304,9 +330,14 @@ proptest! {
                     let now = admission.snapshot();
                     prop_assert_eq!(now, snapshot(waiting.len(), inside.len(), background.len()));
                     let leaving = background.iter().filter(|permit| permit.is_preempted()).count();
-                    let wanted = (now.waiting + now.running + now.background).saturating_sub(parallel);
-                    prop_assert!(leaving >= wanted.min(now.background));
-                    prop_assert!(background_waiting.is_empty() || now.running + now.background >= parallel);
+                    if is_apart {
+                        prop_assert_eq!(leaving, 0);
+                        prop_assert!(background_waiting.is_empty() || now.background == parallel);
+                    } else {
+                        let wanted = (now.waiting + now.running + now.background).saturating_sub(parallel);
+                        prop_assert!(leaving >= wanted.min(now.background));
+                        prop_assert!(background_waiting.is_empty() || now.running + now.background >= parallel);
+                    }
                 }
                 Step::Abandon(index) => remove(&mut waiting, index),
                 Step::AbandonBackground(index) => remove(&mut background_waiting, index),
@@ -315,8 +346,9 @@ proptest! {
             }
             let now = admission.snapshot();
             prop_assert!(now.background <= parallel);
-            prop_assert!(now.running + now.background <= parallel + look_ahead);
-            prop_assert!(now.waiting == 0 || now.running + now.background == parallel + look_ahead);
+            let taken = if is_apart { now.running } else { now.running + now.background };
+            prop_assert!(taken <= parallel + look_ahead);
+            prop_assert!(now.waiting == 0 || taken == parallel + look_ahead);
         }
         drop((waiting, inside, background_waiting, background));
         prop_assert_eq!(admission.snapshot(), Snapshot::default());

@@ -17,8 +17,9 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Attempts while the engine is being restarted.
 const RETRIES: usize = 60;
 
-/// Answers the learner's questions while no live query waits. A live query that needs the place ends the work at its next
-/// token; it starts again when the place is free. Seeds make the second start give the same answer.
+/// Answers the learner's questions while no live query waits. An engine with one batch for all pauses the work by itself
+/// while it answers live queries. In any other, a live query that needs the place ends the work at its next token, and it
+/// starts again when the place is free; seeds make the second start give the same answer.
 pub struct BackgroundGenerator {
     generations: Arc<Generations>,
 }
@@ -69,7 +70,7 @@ impl BackgroundGenerator {
         let generation = lease.generation.clone();
         let permit = Arc::new(permit);
         let preempted = permit.preempted();
-        let mut stream = match generation.generate(request(question), Box::new((permit.clone(), lease))) {
+        let mut stream = match generation.generate_behind(request(question), Box::new((permit.clone(), lease))) {
             Ok(stream) => stream,
             Err(error) => return Ok(Err(error)),
         };

@@ -139,6 +139,11 @@ pub(super) fn confine(root: &Path, asked: &str, at: &str) -> Result<PathBuf, Api
         if !file.starts_with(&root) {
             return Err(outside());
         }
+        // Opening a named pipe would wait for whoever writes into it.
+        if !file.is_file() {
+            let message = format!("`{}` of `{}` is no regular file", shown(&file.to_string_lossy()), shown(asked));
+            return Err(ApiError::bad_request(code::INVALID_ADAPTER, message).at(at));
+        }
     }
     Ok(directory)
 }

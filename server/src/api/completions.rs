@@ -88,7 +88,7 @@ pub(super) async fn list(
         let mut query = Query { by, after: paging.after, limit: MOST, newest_first: paging.newest_first };
         let mut items = Vec::new();
         loop {
-            let found = recorder.store().list::<Record>(&query)?;
+            let found = recorder.store().list_readable::<Record>(&query)?;
             query.after = found.rows.last().map(|record| record.id.clone());
             for record in found.rows {
                 if model.as_ref().is_some_and(|model| *model != record.model) {

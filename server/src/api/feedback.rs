@@ -55,7 +55,9 @@ pub(super) async fn create(app: web::Data<App>, caller: Caller, body: JsonBody) 
         comment: given.comment,
     };
     let kept = blocking(move || {
-        let asked_by = match recorder.under_way(&feedback.record) {
+        let under_way = recorder.under_way(&feedback.record);
+        let expected = under_way.is_some();
+        let asked_by = match under_way {
             Some(key) => key.to_string(),
             // Between the two looks an answer can only move from the first place to the second.
             None => match recorder.store().get::<Record>(&feedback.record)? {
@@ -68,7 +70,7 @@ pub(super) async fn create(app: web::Data<App>, caller: Caller, body: JsonBody) 
             return Err(no_completion(&feedback.record).at("completion_id"));
         }
         recorder.rules().feedback(&mut feedback);
-        recorder.store().add_feedback(&feedback)?;
+        recorder.store().add_feedback(&feedback, expected)?;
         Ok(feedback)
     })
     .await?;

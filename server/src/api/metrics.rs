@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::App;
 use super::auth::Admin;
 use crate::engine::GenerationId;
-use crate::rollout::Generations;
+use crate::rollout::{Generations, SWITCH};
 
 const REQUESTS: &str = "reground_requests_total";
 const REQUEST_SECONDS: &str = "reground_request_duration_seconds";
@@ -31,6 +31,12 @@ const SECONDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 
 
 /// Tokens a second of one answer.
 const RATES: [f64; 11] = [1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0];
+
+/// The generation of a queue that is in front of all of them.
+const ALL: &str = "*";
+
+/// Seconds that a change of the route takes.
+const SWITCHES: [f64; 5] = [1e-5, 1e-4, 1e-3, 1e-2, 0.1];
 
 /// The exporter moves samples out of its write buffers only when told to; between scrapes that is our task.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -67,6 +73,11 @@ impl Metrics {
         for gone in seen.iter().filter(|id| !loaded.contains(id)) {
             queue(gone, 0, 0);
         }
+        if generations.info().one_batch {
+            let snapshot = generations.live().admission.snapshot();
+            queue(&GenerationId::from(ALL), snapshot.waiting, snapshot.running);
+            return self.recorder.handle.render();
+        }
         for id in &loaded {
             if let Some(lease) = generations.get(id) {
                 let snapshot = lease.admission.snapshot();
@@ -84,6 +95,7 @@ impl Recorder {
         let builder = PrometheusBuilder::new()
             .set_buckets(&SECONDS)
             .and_then(|builder| builder.set_buckets_for_metric(exact(RATE), &RATES))
+            .and_then(|builder| builder.set_buckets_for_metric(exact(SWITCH), &SWITCHES))
             // Fails for an empty list of buckets only.
             .unwrap_or_default();
         let recorder = builder.build_recorder();
@@ -99,8 +111,8 @@ impl Recorder {
 fn describe() {
     describe_counter!(REQUESTS, "Requests by route and status; 499: the client left before the answer was complete");
     describe_histogram!(REQUEST_SECONDS, "Seconds from a request's head to the last byte of its answer");
-    describe_gauge!(WAITING, "Requests that wait in front of a generation");
-    describe_gauge!(RUNNING, "Requests that a generation answers");
+    describe_gauge!(WAITING, "Requests that wait in front of a generation; `*`: of all, which share one batch");
+    describe_gauge!(RUNNING, "Requests that a generation answers; `*`: that all answer in one batch");
     describe_histogram!(FIRST_TOKEN, "Seconds from a request's head to the first token of an answer");
     describe_histogram!(RATE, "Tokens per second of one answer, after its first token");
     describe_counter!(OUTPUT, "Tokens generated");
@@ -110,6 +122,17 @@ fn describe() {
     describe_gauge!("reground_run_steps", "Optimiser steps of the run in hand, or of the last one");
     describe_gauge!("reground_run_planned_steps", "Optimiser steps that it has in all");
     describe_gauge!("reground_run_loss_nats", "Training loss of its last step");
+    describe_counter!("reground_vision_cache_hits_total", "Pictures of prompts whose features were kept");
+    describe_counter!("reground_vision_cache_misses_total", "Pictures of prompts that the vision tower had to look at");
+    describe_gauge!("reground_vision_cache_bytes", "Bytes of kept image features");
+    describe_counter!("reground_prefix_cache_hits_total", "Prompts whose beginning was kept");
+    describe_counter!("reground_prefix_cache_misses_total", "Prompts that had to be read from their first token");
+    describe_counter!("reground_prefix_cache_hit_tokens_total", "Tokens of prompts that were kept and not read again");
+    describe_gauge!("reground_prefix_cache_bytes", "Bytes of kept prompts: keys, values and what they are found by");
+    describe_histogram!(
+        SWITCH,
+        "Seconds from the decision to change who answers to the change, under the lock of all queries"
+    );
     describe_counter!(ANSWERS, "Answers by how they ended: stop, length, tool_calls, error, cancelled");
 }
 

@@ -106,7 +106,7 @@ pub(super) async fn list(
     let Paging { after, limit, newest_first } = paging;
     let store = app.recorder.store().clone();
     let query = Query { by: filters.by, after, limit, newest_first };
-    let found = blocking(move || Ok(store.list::<Pair>(&query)?)).await?;
+    let found = blocking(move || Ok(store.list_readable::<Pair>(&query)?)).await?;
     Ok(page(found.rows.iter().map(shape).collect(), found.more))
 }
 
@@ -176,7 +176,7 @@ pub(super) async fn export(_: Admin, app: web::Data<App>, body: JsonBody) -> Res
 
 /// The lines of the next few pairs, and what to ask for after them.
 fn lines(store: &Store, mut query: Query) -> Result<(Vec<u8>, Option<Query>), StoreError> {
-    let page = store.list::<Pair>(&query)?;
+    let page = store.list_readable::<Pair>(&query)?;
     let asked_state = query.by.iter().any(|(index, _)| *index == "state");
     let mut lines = Vec::new();
     for pair in &page.rows {

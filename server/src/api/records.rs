@@ -40,7 +40,7 @@ pub(super) async fn list(
     })?;
     let Paging { after, limit, newest_first } = paging;
     let (store, query) = (app.recorder.store().clone(), Query { by, after, limit, newest_first });
-    let found = blocking(move || Ok(store.list::<Record>(&query)?)).await?;
+    let found = blocking(move || Ok(store.list_readable::<Record>(&query)?)).await?;
     Ok(page(found.rows.iter().map(shape).collect(), found.more))
 }
 

@@ -67,12 +67,19 @@ impl Echo {
             max_len: 1000,
             max_parallel: 2,
             look_ahead: 0,
+            one_batch: false,
             images: true,
             image_tokens: 1,
             tools,
             vocabulary,
         };
         Self { info, watch: Arc::default() }
+    }
+
+    /// With one batch for all generations.
+    pub(crate) fn with_one_batch(mut self) -> Self {
+        self.info.one_batch = true;
+        self
     }
 }
 

@@ -88,7 +88,7 @@ pub(super) fn filter(store: &Store, config: &BootstrapConfig, withdrawn: &[Strin
     });
     let mut query = Query { limit: PAGE, ..Query::default() };
     loop {
-        let page = store.list::<Pair>(&query)?;
+        let page = store.list_readable::<Pair>(&query)?;
         for pair in page.rows.iter().filter(|pair| !is_withdrawn(pair) && !withdrawn.contains(&pair.data.id)) {
             let (images, question) = (images(&pair.data), question(&pair.data.conversation));
             filter.know(&candidate(&pair.data, &images, &question, pair.key.as_deref()));

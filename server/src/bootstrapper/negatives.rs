@@ -129,7 +129,7 @@ impl Maker {
 
     async fn ground(&self, subject: &Subject<'_>, turns: &[Turn]) -> Result<Grounded, Trouble> {
         let seed = seed(&subject.record.id, NegativeKind::Given, 0);
-        let distortion = self.distortion(seed);
+        let distortion = Distortion { kind: self.config.self_distortion, strength: self.config.self_strength, seed };
         let (clean, edge) = (turns.to_vec(), self.config.distortion_edge);
         let blurred = heavy(move || weaken::distorted(&clean, &distortion, edge, &NORMALISATION)).await?;
         let blurred = blurred.map_err(|_| Trouble::Skip(Skip::Impossible))?;

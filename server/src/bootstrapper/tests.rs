@@ -111,7 +111,7 @@ impl Bench {
         correction: Option<&str>,
     ) -> Feedback {
         let feedback = feedback(record, key, trusted, rating, correction);
-        self.store.add_feedback(&feedback).unwrap();
+        self.store.add_feedback(&feedback, false).unwrap();
         feedback
     }
 
@@ -576,7 +576,7 @@ async fn feedback_that_comes_meanwhile_is_not_overlooked() {
     let first = AtomicUsize::new(0);
     let answer = move |question: &Question| {
         if first.fetch_add(1, Ordering::SeqCst) == 0 {
-            late.add_feedback(&feedback(&target, "ann", true, None, Some("The apple is yellow."))).unwrap();
+            late.add_feedback(&feedback(&target, "ann", true, None, Some("The apple is yellow.")), false).unwrap();
         }
         usual(question)
     };

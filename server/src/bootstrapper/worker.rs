@@ -102,7 +102,7 @@ impl Worker {
         let (mut troubles, again) = (Troubles::default(), self.failed.due(Instant::now()));
         loop {
             let asked = query.clone();
-            let page = self.blocking(move |store| store.list::<Record>(&asked)).await?;
+            let page = self.blocking(move |store| store.list_readable::<Record>(&asked)).await?;
             for record in page.rows {
                 query.after = Some(record.id.clone());
                 if !self.failed.contains(&record.id) {

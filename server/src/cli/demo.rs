@@ -20,8 +20,15 @@ pub(super) struct DemoArgs {
     #[arg(long, default_value_t = 1.0)]
     corrected: f64,
     /// Annotated typical pictures of which some are mixed into the run, so that the model stays right where it is; 0: none.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 600)]
     anchors: u64,
+    /// Share of the questions that somebody hostile asks, who corrects every answer into the description of another picture, 0
+    /// to 1. Those corrections wait for review, which nobody does here.
+    #[arg(long, default_value_t = 0.0)]
+    hostile: f64,
+    /// Trust whoever is hostile, so that nothing of it waits for review.
+    #[arg(long, requires = "hostile")]
+    trust_hostile: bool,
     /// Held-out pictures of each kind that are measured on.
     #[arg(long, default_value_t = 200)]
     images: usize,
@@ -39,11 +46,11 @@ pub(super) struct DemoArgs {
 /// Shows the loop.
 pub(super) fn run(arguments: DemoArgs) -> anyhow::Result<ExitCode> {
     logging::start(&LogConfig { filter: "warn".into(), ..LogConfig::default() })?;
-    let DemoArgs { questions, corrected, anchors, images, seed, page, json } = arguments;
+    let DemoArgs { questions, corrected, anchors, hostile, trust_hostile, images, seed, page, json } = arguments;
     let runtime = Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")?;
     let outcome = runtime.block_on(async {
         // In a task: the evaluation blocks its thread, which only tasks of the runtime may.
-        let demo = Demo { questions, corrected, anchors, images, seed, page };
+        let demo = Demo { questions, corrected, anchors, hostile, trust_hostile, images, seed, page };
         tokio::spawn(demo::run(demo)).await.context("the demonstration panicked")?
     })?;
     super::print(&if json { serde_json::to_string_pretty(&outcome).context("no JSON")? } else { outcome.table })

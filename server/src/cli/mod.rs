@@ -6,8 +6,8 @@
 //! - [`run`]: what the binary does.
 //! - [`settings`]: the flags that set configuration keys, shared by the commands that read the configuration.
 //! - [`logging`]: where log lines go.
-//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`], [`mod@eval`], [`adapters`], [`records`], [`pairs`], [`runs`],
-//!   [`mod@demo`]: the commands; [`remote`]: the server that some of them talk to.
+//! - [`mod@serve`], [`check_config`], [`openapi`], [`train`], [`mod@eval`], [`mod@store`], [`adapters`], [`records`], [`pairs`],
+//!   [`runs`], [`mod@demo`]: the commands; [`remote`]: the server that some of them talk to.
 
 mod adapters;
 mod check_config;
@@ -21,6 +21,7 @@ mod remote;
 mod runs;
 mod serve;
 mod settings;
+mod store;
 mod train;
 
 use std::io::{self, Write};
@@ -36,6 +37,7 @@ use pairs::PairsArgs;
 use records::RecordsArgs;
 use runs::RunsArgs;
 use settings::SettingsArgs;
+use store::StoreArgs;
 use train::TrainArgs;
 
 /// Wrong command line or configuration; clap uses the same for its own errors.
@@ -75,6 +77,8 @@ enum Command {
     Train(TrainArgs),
     /// Measure a model, with or without an adapter, on evaluation sets, without a server.
     Eval(Box<EvalArgs>),
+    /// Look a data directory over, compact it, or take it along; no server may have it open.
+    Store(StoreArgs),
 }
 
 /// Does what the command line asks for. This is all that `main` calls.
@@ -95,6 +99,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Demo(arguments) => demo::run(arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Eval(arguments) => eval::run(*arguments),
+        Command::Store(arguments) => store::run(arguments),
     }
 }
 
@@ -163,6 +168,8 @@ mod tests {
             ("reground fly", "fly"),
             ("reground --port 1 openapi", "--port"),
             ("reground openapi --port 1", "--port"),
+            ("reground store", "verify"),
+            ("reground store export", "DIRECTORY"),
             ("reground train", "--run"),
             ("reground eval --model m", "--set"),
             ("reground eval --set s.jsonl", "--model"),

@@ -8,9 +8,9 @@ use super::ConfigError;
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdmissionConfig {
-    /// Requests that may wait in front of each generation; the next one gets 429.
+    /// Requests that may wait in front of each generation, or of all where they share one batch; the next one gets 429.
     pub queue: usize,
-    /// Requests of one key that may wait in front of each generation.
+    /// Requests of one key that may wait there.
     pub queue_per_key: usize,
     /// Seconds from arrival to the last token; after that the request ends with 504, or a stream with an error event.
     pub deadline_s: u64,

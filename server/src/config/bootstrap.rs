@@ -20,6 +20,10 @@ pub struct BootstrapConfig {
     pub self_after_s: u64,
     /// `self`: least margin between the clean and the distorted image, nats per token.
     pub self_margin: f64,
+    /// `self`: how the image of that copy is distorted: so that little of it can be seen.
+    pub self_distortion: DistortionKind,
+    /// `self`: how strongly, in the unit of the kind.
+    pub self_strength: f64,
     /// `self`: answers that are drawn anew.
     pub self_samples: usize,
     /// `self`: how many of them must make the same claim.
@@ -128,7 +132,9 @@ impl Default for BootstrapConfig {
             sources: vec![ChosenSource::Correction, ChosenSource::Accepted],
             accepted_rating: 0.5,
             self_after_s: 60,
-            self_margin: 0.2,
+            self_margin: 0.3,
+            self_distortion: DistortionKind::Noise,
+            self_strength: 500.0,
             self_samples: 4,
             self_agree: 3,
             self_temperature: 0.7,
@@ -174,10 +180,14 @@ impl BootstrapConfig {
         ConfigError::range("bootstrap.weakened", self.weakened, 0..=16)?;
         ConfigError::range("bootstrap.injected", self.injected, 0..=16)?;
         ConfigError::range("bootstrap.attempts", self.attempts, 1..=16)?;
-        let distortion = Distortion { kind: self.distortion, strength: self.strength, seed: 0 };
-        if let Err(DistortError::Strength { allowed, .. }) = distortion.validate() {
-            let allowed = format!("{allowed}, for this kind of distortion");
-            return Err(ConfigError::value("bootstrap.strength", self.strength, allowed));
+        for (name, kind, strength) in [
+            ("bootstrap.strength", self.distortion, self.strength),
+            ("bootstrap.self_strength", self.self_distortion, self.self_strength),
+        ] {
+            if let Err(DistortError::Strength { allowed, .. }) = (Distortion { kind, strength, seed: 0 }).validate() {
+                let allowed = format!("{allowed}, for this kind of distortion");
+                return Err(ConfigError::value(name, strength, allowed));
+            }
         }
         ConfigError::range("bootstrap.distortion_edge", self.distortion_edge, 1..=65_535)?;
         ConfigError::range("bootstrap.weaken_temperature", self.weaken_temperature, 0.0..=2.0)?;
@@ -231,6 +241,7 @@ mod tests {
             (refused(|config| config.accepted_rating = 0.0), "bootstrap.accepted_rating"),
             (refused(|config| config.self_agree = 5), "bootstrap.self_agree"),
             (refused(|config| config.strength = 1000.0), "from 0 to 999"),
+            (refused(|config| config.self_strength = -1.0), "bootstrap.self_strength"),
             (refused(|config| config.injector = Injector::Model), "cannot be loaded yet"),
             (refused(|config| config.injector = Injector::Endpoint), "bootstrap.endpoint "),
         ] {

@@ -34,6 +34,9 @@ pub struct ModelConfig {
     pub kv_cache_bytes: usize,
     /// Bytes of image features that are kept for the next question about the same image; 0: none. Native engine only.
     pub vision_cache_bytes: usize,
+    /// Bytes of keys and values of read prompts that are kept, beside `kv_cache_bytes`, for the next prompt of the same
+    /// generation that begins the same; 0: none. Native engine only.
+    pub prefix_cache_bytes: usize,
     /// Only directories below this one can be loaded as adapters; empty: none can.
     pub adapter_root: PathBuf,
 }
@@ -52,6 +55,7 @@ impl Default for ModelConfig {
             max_parallel: 0,
             kv_cache_bytes: 2 << 30,
             vision_cache_bytes: 256 << 20,
+            prefix_cache_bytes: 256 << 20,
             adapter_root: PathBuf::new(),
         }
     }
@@ -80,6 +84,7 @@ impl ModelConfig {
         ConfigError::range("model.max_parallel", self.max_parallel, 0..=1024)?;
         ConfigError::range("model.kv_cache_bytes", self.kv_cache_bytes, 1 << 20..=1 << 42)?;
         ConfigError::range("model.vision_cache_bytes", self.vision_cache_bytes, 0..=1 << 42)?;
+        ConfigError::range("model.prefix_cache_bytes", self.prefix_cache_bytes, 0..=1 << 42)?;
         if self.isq != Isq::Off && self.engine == EngineKind::Native {
             return Err(ConfigError::value(
                 "model.engine",

@@ -17,7 +17,8 @@ mod page;
 mod user;
 mod world;
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -29,7 +30,7 @@ use serde_json::json;
 use self::measure::{Measured, measure};
 use self::user::User;
 use self::world::Occasion;
-use crate::config::{ChosenSource, Config};
+use crate::config::{ChosenSource, Config, KeyConfig};
 use crate::serve;
 
 /// How large the demonstration is.
@@ -41,6 +42,10 @@ pub struct Demo {
     pub corrected: f64,
     /// Annotated typical pictures of which some are mixed into the run, up to `train.anchor_share`.
     pub anchors: u64,
+    /// Share of the questions that another user asks, who corrects every answer into the description of another picture, 0 to 1.
+    pub hostile: f64,
+    /// Whether that user's key is trusted, so that nobody reviews what it corrects.
+    pub trust_hostile: bool,
     /// Held-out pictures of each kind that are measured on.
     pub images: usize,
     /// Decides pictures, questions and training.
@@ -49,6 +54,9 @@ pub struct Demo {
     pub page: PathBuf,
 }
 
+/// API keys, where somebody hostile asks, too. The server listens on loopback and is gone when the demonstration ends.
+const KEY: &str = "sk-demo-operator";
+const HOSTILE_KEY: &str = "sk-demo-hostile";
 /// Pictures on the page.
 const SHOWN: usize = 8;
 /// No step takes longer.
@@ -65,6 +73,9 @@ pub struct Outcome {
     pub after: Report,
     /// Both with the differences, as a table.
     pub table: String,
+    /// With hostile corrections: the pairs of their key by state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostile_pairs: Option<BTreeMap<&'static str, u64>>,
 }
 
 /// Runs it, and says on standard error what happens.
@@ -73,16 +84,22 @@ pub struct Outcome {
 /// The server cannot start, or a step fails or takes too long.
 pub async fn run(demo: Demo) -> Result<Outcome> {
     ensure!((0.0..=1.0).contains(&demo.corrected), "the share of corrected answers must be 0 to 1");
+    ensure!((0.0..=1.0).contains(&demo.hostile), "the share of hostile questions must be 0 to 1");
     let data = tempfile::tempdir().context("no temporary directory")?;
-    let running = serve::start(config(&demo, data.path())).await?;
-    let user = User::new(running.address());
+    let mut config = config(&demo, data.path());
+    let keys = (demo.hostile > 0.0).then_some([KEY, HOSTILE_KEY]);
+    if keys.is_some() {
+        config.auth.keys = self::keys(demo.trust_hostile, data.path())?;
+    }
+    let running = serve::start(config).await?;
+    let [user, liar] = [0, 1].map(|which| User::new(running.address(), keys.map(|keys| keys[which])));
     eprintln!("A server with the built-in model listens on http://{} until the end.", running.address());
-    let outcome = steps(&demo, &user).await;
+    let outcome = steps(&demo, &user, &liar).await;
     running.stop().await?;
     outcome
 }
 
-fn config(demo: &Demo, data: &std::path::Path) -> Config {
+fn config(demo: &Demo, data: &Path) -> Config {
     let mut config = Config::default();
     config.server.port = 0;
     config.data.dir = data.to_owned();
@@ -91,6 +108,8 @@ fn config(demo: &Demo, data: &std::path::Path) -> Config {
     // One run, when everything that was asked has been looked at: the demonstration asks for it.
     config.train.min_pairs = 0;
     config.train.seed = demo.seed;
+    // Everything that users correct here is about unusual pictures: more than usually is needed to hold the others.
+    config.train.anchor_share = 0.4;
     if demo.corrected == 0.0 {
         config.bootstrap.sources = vec![ChosenSource::OwnAnswer];
         config.bootstrap.self_after_s = 0;
@@ -98,7 +117,18 @@ fn config(demo: &Demo, data: &std::path::Path) -> Config {
     config
 }
 
-async fn steps(demo: &Demo, user: &User) -> Result<Outcome> {
+/// The keys of an operator and of somebody else.
+fn keys(trust_hostile: bool, directory: &Path) -> Result<Vec<KeyConfig>> {
+    let key = |name: &str, key: &str, role: &str, trusted: bool| {
+        let file = directory.join(format!("key-{name}"));
+        fs_err::write(&file, key)?;
+        let key = json!({"name": name, "key": format!("file:{}", file.display()), "role": role, "trusted": trusted});
+        anyhow::Ok(serde_json::from_value(key)?)
+    };
+    Ok(vec![key("operator", KEY, "admin", true)?, key("hostile", HOSTILE_KEY, "client", trust_hostile)?])
+}
+
+async fn steps(demo: &Demo, user: &User, liar: &User) -> Result<Outcome> {
     eprintln!("1. Before: {} typical and {} balanced held-out pictures, asked over the API", demo.images, demo.images);
     let before = measure(user, demo, &bar("questions answered", None)).await?;
     let shown = world::shown(demo.seed, SHOWN);
@@ -106,7 +136,7 @@ async fn steps(demo: &Demo, user: &User) -> Result<Outcome> {
 
     eprintln!("2. Users ask {} questions about balanced pictures", demo.questions);
     let occasions: Vec<Occasion> = (0..demo.questions).map(|index| Occasion::new(demo.seed, index)).collect();
-    let corrected = user.live(&occasions, demo, &bar("questions asked", Some(demo.questions))).await?;
+    let corrected = user.live(liar, &occasions, demo, &bar("questions asked", Some(demo.questions))).await?;
     eprintln!("   {corrected} answers were corrected.");
 
     eprintln!("3. The server makes pairs of them while nobody asks");
@@ -121,7 +151,12 @@ async fn steps(demo: &Demo, user: &User) -> Result<Outcome> {
             Some(user.upload("typical.jsonl", &world::anchors(demo.seed, count)?).await?)
         }
     };
-    let live = user.train(anchors.as_deref(), &bar("steps", None), PATIENCE).await?;
+    let trained = user.train(anchors.as_deref(), &bar("steps", None), PATIENCE).await;
+    let hostile_pairs = if demo.hostile > 0.0 { Some(hostile_pairs(user).await?) } else { None };
+    if let Some(pairs) = &hostile_pairs {
+        eprintln!("   Pairs of the hostile key by state: {pairs:?}");
+    }
+    let live = trained?;
     eprintln!("   {live} answers now.");
 
     eprintln!("5. After: the same held-out pictures");
@@ -137,7 +172,16 @@ async fn steps(demo: &Demo, user: &User) -> Result<Outcome> {
     ensure!(third == first, "the base gives other answers than before");
     let now = route["live"].as_str().unwrap_or_default();
     eprintln!("   `{now}` is live again, and its {} answers are the old ones.", third.len());
-    Ok(Outcome { before: before.report("base"), after: after.report(&live), adapter: live, table })
+    Ok(Outcome { before: before.report("base"), after: after.report(&live), adapter: live, table, hostile_pairs })
+}
+
+/// Pairs of the hostile key by state.
+async fn hostile_pairs(user: &User) -> Result<BTreeMap<&'static str, u64>> {
+    let mut pairs = BTreeMap::new();
+    for state in ["new", "review", "accepted", "discarded", "used"] {
+        pairs.insert(state, user.count(&format!("/v1/pairs?key=hostile&state={state}")).await?);
+    }
+    Ok(pairs)
 }
 
 /// Progress in a terminal; nothing elsewhere.

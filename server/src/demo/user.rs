@@ -25,19 +25,29 @@ const MAX_TOKENS: usize = 64;
 pub(super) struct User {
     client: reqwest::Client,
     base: String,
+    /// Its API key, where there are keys.
+    key: Option<&'static str>,
 }
 
 impl User {
-    pub(super) fn new(address: SocketAddr) -> Self {
-        Self { client: reqwest::Client::new(), base: format!("http://{address}") }
+    pub(super) fn new(address: SocketAddr, key: Option<&'static str>) -> Self {
+        Self { client: reqwest::Client::new(), base: format!("http://{address}"), key }
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.client.request(method, format!("{}{path}", self.base));
+        match self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        }
     }
 
     pub(super) async fn get(&self, path: &str) -> Result<Value> {
-        send(self.client.request(Method::GET, format!("{}{path}", self.base))).await
+        send(self.request(Method::GET, path)).await
     }
 
     pub(super) async fn post(&self, path: &str, body: &Value) -> Result<Value> {
-        send(self.client.request(Method::POST, format!("{}{path}", self.base)).json(body)).await
+        send(self.request(Method::POST, path).json(body)).await
     }
 
     /// Asks greedily; the id of the answer and its text. `record`: whether the server may learn from it.
@@ -66,16 +76,27 @@ impl User {
         stream::iter(examples.iter().map(ask).collect::<Vec<_>>()).buffered(AT_ONCE).try_collect().await
     }
 
-    /// Asks on every occasion, and corrects the share of the answers that was agreed; how many those were.
-    pub(super) async fn live(&self, occasions: &[Occasion], demo: &Demo, bar: &ProgressBar) -> Result<usize> {
+    /// Asks on every occasion, and corrects the share of the answers that was agreed; how many those were. `liar` asks and
+    /// corrects in the place of this user where the occasion is one for that.
+    pub(super) async fn live(
+        &self,
+        liar: &Self,
+        occasions: &[Occasion],
+        demo: &Demo,
+        bar: &ProgressBar,
+    ) -> Result<usize> {
         let once = |occasion: &'_ Occasion| {
-            let Occasion { image, question, answer, lot } = occasion;
-            let (image, question, answer, corrects) =
-                (image.clone(), question.clone(), answer.clone(), *lot < demo.corrected);
+            let (image, question) = (occasion.image.clone(), occasion.question.clone());
+            let corrects = occasion.lot < demo.corrected;
+            let (user, correction) = if occasion.spite < demo.hostile {
+                (liar, occasion.lie.clone())
+            } else {
+                (self, occasion.answer.clone())
+            };
             async move {
-                let (id, _) = self.ask(Some(&image), &question, true).await?;
+                let (id, _) = user.ask(Some(&image), &question, true).await?;
                 if corrects {
-                    self.post("/v1/feedback", &json!({"completion_id": id, "correction": answer})).await?;
+                    user.post("/v1/feedback", &json!({"completion_id": id, "correction": correction})).await?;
                 }
                 bar.inc(1);
                 anyhow::Ok(usize::from(corrects))
@@ -120,7 +141,7 @@ impl User {
         let form = part("name=\"purpose\"", "fine-tune")
             + &part(&format!("name=\"file\"; filename=\"{name}\""), content)
             + &format!("--{BOUNDARY}--\r\n");
-        let request = self.client.post(format!("{}/v1/files", self.base)).body(form);
+        let request = self.request(Method::POST, "/v1/files").body(form);
         let file = send(request.header("content-type", format!("multipart/form-data; boundary={BOUNDARY}"))).await?;
         Ok(file["id"].as_str().context("a file without id")?.to_owned())
     }
@@ -155,7 +176,7 @@ impl User {
     }
 
     /// How many items a list has.
-    async fn count(&self, path: &str) -> Result<u64> {
+    pub(super) async fn count(&self, path: &str) -> Result<u64> {
         let (mut count, mut after) = (0, String::new());
         loop {
             let page = self.get(&format!("{path}&limit=100{after}")).await?;

@@ -23,6 +23,10 @@ pub(super) struct Occasion {
     pub(super) answer: String,
     /// A number from 0 to 1 that decides whether the user corrects the answer.
     pub(super) lot: f64,
+    /// The description of another picture, for who wants the model to learn what is wrong.
+    pub(super) lie: String,
+    /// A number from 0 to 1 that decides whether it is such a one who corrects.
+    pub(super) spite: f64,
 }
 
 impl Occasion {
@@ -36,12 +40,17 @@ impl Occasion {
         let scene = Scene::sample(statistics, &mut random);
         let image = Arc::new(Picture::draw(&scene, &mut random).image());
         let lot = random.random();
+        let mut other = random.clone();
+        other.set_stream(1);
+        let lie = Scene::sample(Statistics::Balanced, &mut other);
+        let lie = Caption::of(&lie, Detail::Full, &mut other).to_string();
+        let spite = other.random();
         if random.random_bool(DESCRIPTIONS) {
             let answer = Caption::of(&scene, Detail::Full, &mut random).to_string();
-            return Self { image, question: describe().to_owned(), answer, lot };
+            return Self { image, question: describe().to_owned(), answer, lot, lie, spite };
         }
         let question = Question::sample(&scene, &mut random);
-        Self { image, answer: question.answer(), question: question.text, lot }
+        Self { image, answer: question.answer(), question: question.text, lot, lie, spite }
     }
 }
 

@@ -41,6 +41,7 @@ pub(super) fn info(
         max_len: if config.max_len == 0 { own_max_len } else { config.max_len },
         max_parallel,
         look_ahead,
+        one_batch: false,
         images: checkpoint["vision_config"].is_object(),
         image_tokens: image_tokens(files),
         tools: chat_template(files).contains("tools"),

@@ -64,6 +64,15 @@ pub trait Generation: Send + Sync + 'static {
     /// # Errors
     /// The engine is being rebuilt, or the request cannot be answered by this model.
     fn generate(&self, request: Generate, place: Place) -> Result<TokenStream, EngineError>;
+
+    /// As [`Generation::generate`], for work that live answers go before. Where [`EngineInfo::one_batch`] holds, the engine
+    /// computes it only while no live answer is inside, and pauses it in place; elsewhere it is like any other answer.
+    ///
+    /// # Errors
+    /// As [`Generation::generate`].
+    fn generate_behind(&self, request: Generate, place: Place) -> Result<TokenStream, EngineError> {
+        self.generate(request, place)
+    }
 }
 
 /// What a sequence occupies (a permit, a lease). The engine drops it when the sequence has left, which can be later than
@@ -90,6 +99,9 @@ pub struct EngineInfo {
     /// Live requests that may be handed over beyond those: they are made ready and wait inside for their turn, so that
     /// the engine does not idle between two.
     pub look_ahead: usize,
+    /// Whether all generations share one batch: `max_parallel` then counts over all of them, and work that was begun with
+    /// [`Generation::generate_behind`] takes no place from live answers, because it is paused inside while there are any.
+    pub one_batch: bool,
     /// Whether images can be part of a message.
     pub images: bool,
     /// Fewest tokens that an image takes in the prompt; 0 if that is not known.

@@ -13,6 +13,7 @@ mod redact;
 mod tests;
 
 use std::collections::HashMap;
+use std::iter;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,6 +36,8 @@ const RECORDS: &str = "reground_records_total";
 const DEGRADED: &str = "reground_store_degraded";
 /// How often what is too old is looked for.
 const TIDY: Duration = Duration::from_secs(600);
+/// Records that are written at once when several wait.
+const AT_ONCE: usize = 64;
 
 /// Writes records. One for the whole server.
 pub struct Recorder {
@@ -179,26 +182,7 @@ impl Writer {
         let mut tidied = Instant::now();
         loop {
             match jobs.recv_timeout(TIDY) {
-                Ok(job) => {
-                    let bytes = job.images.iter().map(|image| image.bytes.len()).sum();
-                    let id = job.record.id.clone();
-                    let outcome = match self.write(job) {
-                        Ok(()) => {
-                            self.shared.close(&id);
-                            "stored"
-                        }
-                        Err(error) => {
-                            // What the store itself suffers it logs once, not once a record.
-                            if !error.is_failure() {
-                                tracing::error!(record.id = id, %error, "A record could not be stored");
-                            }
-                            self.shared.lose(&id);
-                            "failed"
-                        }
-                    };
-                    counter!(RECORDS, "outcome" => outcome).increment(1);
-                    self.shared.waiting.fetch_sub(bytes, Ordering::AcqRel);
-                }
+                Ok(job) => self.write(iter::once(job).chain(jobs.try_iter().take(AT_ONCE - 1)).collect()),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -214,7 +198,45 @@ impl Writer {
         }
     }
 
-    fn write(&self, job: Job) -> Result<(), StoreError> {
+    /// Writes what waits, all images of it with one wait for the disk.
+    fn write(&self, jobs: Vec<Job>) {
+        let bytes = jobs.iter().flat_map(|job| &job.images).map(|image| image.bytes.len()).sum();
+        let records: Vec<_> = jobs.into_iter().map(|job| self.prepare(job)).collect();
+        match self.store.add_records(&records) {
+            Ok(outcomes) => {
+                for ((record, _), outcome) in records.iter().zip(outcomes) {
+                    self.done(&record.id, outcome.as_ref());
+                }
+            }
+            Err(error) => {
+                for (record, _) in &records {
+                    self.done(&record.id, Err(&error));
+                }
+            }
+        }
+        self.shared.waiting.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
+    fn done(&self, record: &str, outcome: Result<&(), &StoreError>) {
+        let outcome = match outcome {
+            Ok(()) => {
+                self.shared.close(record);
+                "stored"
+            }
+            Err(error) => {
+                // What the store itself suffers it logs once, not once a record.
+                if !error.is_failure() {
+                    tracing::error!(record.id = record, %error, "A record could not be stored");
+                }
+                self.shared.lose(record);
+                "failed"
+            }
+        };
+        counter!(RECORDS, "outcome" => outcome).increment(1);
+    }
+
+    /// What is written of a job: without metadata of images, redacted.
+    fn prepare(&self, job: Job) -> (Record, Vec<Vec<u8>>) {
         let Job { mut record, images } = job;
         let mut files = Vec::with_capacity(images.len());
         for image in images {
@@ -227,7 +249,7 @@ impl Writer {
             files.push(cleaned.unwrap_or_else(|| image.bytes.to_vec()));
         }
         self.rules.record(&mut record);
-        self.store.add_record(&record, &files)
+        (record, files)
     }
 
     /// Removes what was said of answers whose record will not come.

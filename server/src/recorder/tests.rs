@@ -74,7 +74,7 @@ fn answered(recorder: &Arc<Recorder>, store: &Store) -> String {
     let mut draft = Draft::new(recorder.clone(), record, 1, &[image()], Instant::now());
     draft.begun("base", 3);
     assert_eq!(recorder.under_way(&id).as_deref(), Some("app"));
-    store.add_feedback(&feedback(&id)).unwrap();
+    store.add_feedback(&feedback(&id), true).unwrap();
     drop(draft);
     recorder.close();
     id
@@ -96,6 +96,29 @@ fn a_record_is_stored_with_what_was_said_meanwhile() {
     let image = store.need::<Record>(&id).unwrap().images[0].clone();
     assert_eq!((image.width, image.height), (4, 3));
     assert_eq!(store.count::<Feedback>(&Query::by("record", id)).unwrap(), 1);
+}
+
+/// More at once than is written at once, each with an image of its own and feedback meanwhile.
+#[test]
+fn many_that_come_at_once_are_all_stored() {
+    const COUNT: usize = 150;
+    let (_directory, store, recorder) = recorder(&RecordConfig::default());
+    let drafts: Vec<Draft> = (0..COUNT)
+        .map(|number| {
+            let mut read = image();
+            read.bytes = [&read.bytes[..], number.to_string().as_bytes()].concat().into();
+            read.digest = blake3::hash(&read.bytes).to_hex().to_string();
+            let mut draft = Draft::new(recorder.clone(), record(), 1, &[read], Instant::now());
+            draft.begun("base", 3);
+            draft
+        })
+        .collect();
+    drop(drafts);
+    recorder.close();
+    assert_eq!(store.count::<Record>(&Query::default()).unwrap(), COUNT);
+    assert_eq!(store.stats().unwrap().blobs, COUNT);
+    assert_eq!(store.verify(false).unwrap().problems, Vec::<String>::new());
+    assert_eq!(recorder.shared.waiting.load(std::sync::atomic::Ordering::Acquire), 0);
 }
 
 #[test]

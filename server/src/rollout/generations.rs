@@ -4,12 +4,17 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use metrics::histogram;
 use thiserror::Error;
+use tokio::time::Instant;
 
 use super::route::{Route, Sticky};
 use crate::admission::Admission;
 use crate::config::AdmissionConfig;
 use crate::engine::{Engine, EngineError, EngineInfo, Generation, GenerationId};
+
+/// How long callers can wait for a change of the route: until it is made under the lock, from when it was decided.
+pub(crate) const SWITCH: &str = "reground_route_switch_seconds";
 
 /// The loaded generations and the live one. Cheap to read: every answer asks it once.
 pub struct Generations {
@@ -30,7 +35,7 @@ struct Loaded {
 pub struct Lease {
     /// What answers.
     pub generation: Arc<dyn Generation>,
-    /// The queue in front of it.
+    /// The queue in front of it, which all generations of an engine with one batch share.
     pub admission: Arc<Admission>,
 }
 
@@ -97,11 +102,14 @@ impl Generations {
     /// # Errors
     /// A generation of the route is not loaded; nothing is changed.
     pub fn set_route(&self, route: Route) -> Result<(), LoadError> {
+        let began = Instant::now();
         let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(missing) = route.generations().find(|id| !loaded.slots.contains_key(id)) {
             return Err(LoadError::Unknown(missing.clone()));
         }
         loaded.route = route;
+        drop(loaded);
+        histogram!(SWITCH).record(began.elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -134,7 +142,8 @@ impl Generations {
             return Err(LoadError::Exists(id));
         }
         let generation = self.engine.load(id.clone(), Some(adapter)).await?;
-        let admission = in_front_of(self.info(), &self.admission);
+        let admission =
+            if self.info().one_batch { self.live().admission } else { in_front_of(self.info(), &self.admission) };
         let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
         loaded.slots.insert(id, Lease { generation, admission });
         Ok(())
@@ -154,7 +163,73 @@ impl Generations {
     }
 }
 
-/// The queue in front of one more generation.
+/// A queue in front of one generation, or of all those of an engine with one batch.
 fn in_front_of(engine: &EngineInfo, config: &AdmissionConfig) -> Arc<Admission> {
-    Arc::new(Admission::new(config, engine.max_parallel, engine.look_ahead))
+    Arc::new(Admission::new(config, engine.max_parallel, engine.look_ahead, engine.one_batch))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use tokio::time::Duration;
+
+    use super::*;
+    use crate::admission::Permit;
+    use crate::api::testing::Echo;
+
+    async fn three(engine: Echo) -> Vec<Lease> {
+        let generations = Generations::start(Arc::new(engine), AdmissionConfig::default()).await.unwrap();
+        for id in ["first", "second"] {
+            generations.load(id, PathBuf::new()).await.unwrap();
+        }
+        generations.list().iter().map(|id| generations.get(id).unwrap()).collect()
+    }
+
+    /// Whoever comes in next has given its place back before the one after.
+    fn order(leases: &[Lease]) -> Vec<&'static str> {
+        let later = Instant::now() + Duration::from_secs(3600);
+        let enter = |at: usize, key: &'static str| {
+            let admission = leases[at].admission.clone();
+            Box::pin(async move { (key, admission.enter(key, later).await.unwrap()) })
+        };
+        let mut waiting: Vec<_> = (0..12).map(|at| enter(at % leases.len(), "greedy")).collect();
+        waiting.push(enter(1, "modest"));
+        let (mut order, mut inside): (Vec<_>, Vec<Permit>) = (Vec::new(), Vec::new());
+        // All wait before the first leaves.
+        loop {
+            let mut left = Vec::new();
+            for mut request in waiting {
+                match (&mut request).now_or_never() {
+                    Some((key, permit)) => {
+                        order.push(key);
+                        inside.push(permit);
+                    }
+                    None => left.push(request),
+                }
+            }
+            waiting = left;
+            if inside.is_empty() {
+                assert!(waiting.is_empty());
+                return order;
+            }
+            drop(inside.remove(0));
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_take_turns_over_all_generations_of_one_batch() {
+        let shared = three(Echo::new(false).with_one_batch()).await;
+        assert!(shared.iter().all(|lease| Arc::ptr_eq(&lease.admission, &shared[0].admission)));
+        let order = order(&shared);
+        assert_eq!(order.len(), 13);
+        // Two are inside before anyone waits, then the flood and the other key take turns.
+        assert!(order[..4].contains(&"modest"), "{order:?}");
+    }
+
+    #[tokio::test]
+    async fn generations_without_a_common_batch_have_places_of_their_own() {
+        let apart = three(Echo::new(false)).await;
+        assert!(!Arc::ptr_eq(&apart[0].admission, &apart[1].admission));
+        assert_eq!(order(&apart)[..6], ["greedy"; 6], "two places each");
+    }
 }

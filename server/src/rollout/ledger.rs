@@ -50,7 +50,7 @@ pub(super) fn changes(store: &Store, most: usize) -> Result<Vec<Change>, StoreEr
     let mut query = Query { limit: PAGE, newest_first: true, ..Query::default() };
     let mut changes = Vec::new();
     loop {
-        let page = store.list::<Audit>(&query)?;
+        let page = store.list_readable::<Audit>(&query)?;
         query.after = page.rows.last().map(|row| row.id.clone());
         changes.extend(page.rows.into_iter().filter_map(Change::of));
         if changes.len() >= most || !page.more {

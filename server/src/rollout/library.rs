@@ -99,7 +99,7 @@ impl Library {
 
     /// Copies an adapter in. It is checked before, and it is there whole or not at all.
     pub(super) fn import(&self, from: &Path, origin: Origin) -> Result<Manifest, LibraryError> {
-        fs_err::create_dir_all(&self.root)?;
+        files::make_directories(&self.root)?;
         let id = format!("ad-{}", Uuid::now_v7());
         let beside = files::beside(&self.root.join(&id))?;
         let result = self.import_as(id, &beside, from, origin);

@@ -14,6 +14,7 @@ mod probe;
 mod rollout;
 mod route;
 
+pub(crate) use generations::SWITCH;
 pub use generations::{Generations, Lease, LoadError};
 pub use ledger::Change;
 pub use library::{LibraryError, Manifest, Origin};

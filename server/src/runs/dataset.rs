@@ -6,6 +6,7 @@ use std::path::Path;
 
 use reground_learner::bpo::data::blobs::{BlobDir, Blobs};
 use reground_learner::bpo::dataset;
+use reground_learner::bpo::files::make_directories;
 use reground_learner::bpo::pair::PreferencePair;
 use reground_learner::store::rows::{Pair, Run};
 use reground_learner::store::{Query, Store};
@@ -34,7 +35,7 @@ pub(super) struct Frozen {
 /// # Errors
 /// There is nothing to train on, or something cannot be read or written.
 pub(super) fn freeze(store: &Store, run: &Run, train: &TrainConfig, directory: &Path) -> Result<Frozen, RunsError> {
-    fs_err::create_dir_all(directory)?;
+    make_directories(directory)?;
     let images = Images { store, kept: BlobDir::new(directory.join(BLOBS)) };
     let request = RunRequest::of(run);
     let mut chosen = match request.training {
@@ -66,6 +67,7 @@ pub(super) fn freeze(store: &Store, run: &Run, train: &TrainConfig, directory: &
     }
     let mut seen = HashSet::new();
     chosen.pairs.retain(|pair| seen.insert(pair.id.clone()));
+    images.kept.sync()?;
     let (digest, count) = dataset::freeze(&directory.join(FILE), &chosen.pairs)?;
     Ok(Frozen { digest, count, collected: chosen.collected, without_image: chosen.without_image })
 }
@@ -150,7 +152,7 @@ fn used(store: &Store) -> Result<Vec<PreferencePair>, RunsError> {
 }
 
 fn in_state(store: &Store, state: &str) -> Result<Vec<PreferencePair>, RunsError> {
-    Ok(store.list::<Pair>(&Query::by("state", state))?.rows.into_iter().map(|row| row.data).collect())
+    Ok(store.list_readable::<Pair>(&Query::by("state", state))?.rows.into_iter().map(|row| row.data).collect())
 }
 
 /// Pairs of `files`, at most so many.

@@ -9,7 +9,6 @@ use reground_learner::bpo::pair::PreferencePair;
 use reground_learner::store::rows::{FileRow, Run};
 use reground_learner::store::{Page, Query, Store, id};
 
-use super::readable::runs;
 use super::{RunRequest, RunsError};
 
 /// OpenAI's name for what training reads; nothing else is taken.
@@ -59,7 +58,7 @@ pub fn get(store: &Store, id: &str) -> Result<FileRow, RunsError> {
 /// # Errors
 /// The store failed.
 pub fn list(store: &Store, query: &Query) -> Result<Page<FileRow>, RunsError> {
-    Ok(store.list(query)?)
+    Ok(store.list_readable(query)?)
 }
 
 /// Removes a file. Runs that have begun keep what they froze of it.
@@ -74,7 +73,7 @@ pub fn remove(store: &Store, id: &str, anchors: &[String]) -> Result<(), RunsErr
     let needs = |run: &&Run| run.dataset_digest.is_none() && RunRequest::of(run).reads(id);
     // One may be paused before it began.
     for state in ["queued", "paused"] {
-        if let Some(run) = runs(store, Query::by("state", state))?.iter().find(needs) {
+        if let Some(run) = store.list_readable::<Run>(&Query::by("state", state))?.rows.iter().find(needs) {
             return Err(RunsError::FileInUse { file: id.to_owned(), run: run.id.clone() });
         }
     }

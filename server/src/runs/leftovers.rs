@@ -4,11 +4,10 @@ use std::io;
 use std::path::Path;
 
 use fs_err as fs;
-use reground_learner::store::rows::RunState;
+use reground_learner::store::rows::{Run, RunState};
 use reground_learner::store::{Query, Store};
 use tracing::warn;
 
-use super::readable::runs;
 use super::settings::BLOBS;
 use super::{RunsError, dataset};
 
@@ -40,7 +39,7 @@ pub(super) fn remove(directory: &Path) {
 /// The store failed.
 pub(super) fn sweep(store: &Store) -> Result<(), RunsError> {
     for state in ["succeeded", "failed", "cancelled"] {
-        for run in runs(store, Query::by("state", state))? {
+        for run in store.list_readable::<Run>(&Query::by("state", state))?.rows {
             remove(&store.run_directory(&run.id));
         }
     }

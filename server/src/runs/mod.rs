@@ -11,7 +11,7 @@
 //! - [`Program`], `child`: the process that trains. `journal`: what it tells, in the store.
 //! - `verdict`: what happens to the adapter when it has finished.
 //! - [`files`]: uploaded preference data; `uploads`: asking for it.
-//! - `leftovers`: what goes when a run is over. `readable`: rows of runs, one that is damaged left out.
+//! - `leftovers`: what goes when a run is over.
 
 mod child;
 mod dataset;
@@ -19,7 +19,6 @@ mod error;
 pub mod files;
 mod journal;
 mod leftovers;
-mod readable;
 mod request;
 #[expect(clippy::module_inception, reason = "the file is named after the type, as all are")]
 mod runs;

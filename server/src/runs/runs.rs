@@ -117,12 +117,12 @@ impl Runs {
         self.shared.with_store(move |store| store.get(&id)?.ok_or_else(|| unknown(&id))).await
     }
 
-    /// Runs, a page at a time.
+    /// Runs, a page at a time. One whose row is damaged is left out.
     ///
     /// # Errors
     /// The store failed.
     pub async fn list(&self, query: Query) -> Result<Page<Run>, RunsError> {
-        self.shared.with_store(move |store| Ok(store.list(&query)?)).await
+        self.shared.with_store(move |store| Ok(store.list_readable(&query)?)).await
     }
 
     /// What happened in a run, or its checkpoints alone, newest first.
@@ -141,7 +141,7 @@ impl Runs {
         let id = id.to_owned();
         let list = move |store: &Store| {
             store.get::<Run>(&id)?.ok_or_else(|| unknown(&id))?;
-            Ok(store.list(&query)?)
+            Ok(store.list_readable(&query)?)
         };
         self.shared.with_store(list).await
     }

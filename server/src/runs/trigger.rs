@@ -3,7 +3,6 @@
 use reground_learner::store::rows::{Pair, Run};
 use reground_learner::store::{Query, Store};
 
-use super::readable::runs;
 use super::{RunsError, dataset};
 use crate::config::TrainConfig;
 
@@ -34,12 +33,12 @@ pub(super) fn due(store: &Store, train: &TrainConfig, now: u64) -> Result<Option
         return Ok(None);
     }
     let last = Query { limit: 1, newest_first: true, ..Query::default() };
-    let since = match runs(store, last)?.first() {
+    let since = match store.list_readable::<Run>(&last)?.rows.first() {
         Some(run) => run.created_ms,
         // Without a run, the time begins with the first pair.
         None => {
             let first = Query { limit: 1, ..Query::default() };
-            store.list::<Pair>(&first)?.rows.first().map_or(now, |pair| pair.created_ms)
+            store.list_readable::<Pair>(&first)?.rows.first().map_or(now, |pair| pair.created_ms)
         }
     };
     let interval = train.interval_hours.saturating_mul(3_600_000);
@@ -51,5 +50,5 @@ fn failed_lately(store: &Store, now: u64) -> Result<bool, RunsError> {
     let latest = Query { limit: 100, newest_first: true, ..Query::by("state", "failed") };
     let by_itself = |run: &Run| [PAIRS, SCHEDULE].contains(&run.trigger.as_str()) && run.dataset_digest.is_none();
     let lately = |run: &Run| run.finished_ms.is_some_and(|finished| now.saturating_sub(finished) < BACK_OFF);
-    Ok(runs(store, latest)?.iter().any(|run| by_itself(run) && lately(run)))
+    Ok(store.list_readable::<Run>(&latest)?.rows.iter().any(|run| by_itself(run) && lately(run)))
 }

@@ -13,7 +13,6 @@ use tracing::{info, warn};
 
 use super::child::Child;
 use super::journal::{self, Journal};
-use super::readable::runs;
 use super::runs::{STOPPING, Shared, is_outage};
 use super::{RunRequest, RunsError, dataset, leftovers, settings, trigger};
 use crate::engine::GenerationId;
@@ -72,7 +71,7 @@ impl Shared {
         self.with_store(|store| {
             for state in ["running", "queued"] {
                 let first = Query { limit: 1, ..Query::by("state", state) };
-                if let Some(run) = runs(store, first)?.pop() {
+                if let Some(run) = store.list_readable::<Run>(&first)?.rows.pop() {
                     return Ok(Some(run));
                 }
             }
@@ -292,7 +291,7 @@ impl Shared {
         let id = id.to_owned();
         self.with_store(move |store: &Store| {
             let last = Query { newest_first: true, limit: 200, ..Query::by("run", &id) };
-            Ok(Journal::after(&id, &store.list::<RunEvent>(&last)?.rows))
+            Ok(Journal::after(&id, &store.list_readable::<RunEvent>(&last)?.rows))
         })
         .await
     }

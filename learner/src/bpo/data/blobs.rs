@@ -1,5 +1,6 @@
 //! Images by content: each file once, under the BLAKE3 digest of its bytes.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -78,7 +79,8 @@ impl BlobDir {
         Ok(digest)
     }
 
-    /// Has a blob of another directory here, too, under a second name for the same bytes where the file system knows such.
+    /// Has a blob of another directory here, too, under a second name for the same bytes where the file system knows such. It
+    /// survives a power cut after [`Self::sync`].
     ///
     /// # Errors
     /// `NotFound`, or any failure of the file system.
@@ -95,12 +97,38 @@ impl BlobDir {
         }
     }
 
-    fn shelf(&self, path: &Path) -> io::Result<()> {
-        if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
-            fs::create_dir_all(parent)?;
-            files::sync_parent(parent)?;
+    /// Makes what was linked here survive a power cut: once for many links.
+    ///
+    /// # Errors
+    /// Any failure of the file system.
+    pub fn sync(&self) -> io::Result<()> {
+        if !self.root.exists() {
+            return Ok(());
+        }
+        for shelf in fs::read_dir(&self.root)? {
+            files::sync_parent(&shelf?.path().join("any"))?;
         }
         Ok(())
+    }
+
+    /// Keeps several blobs, which are flushed together; as [`Blobs::put`] otherwise.
+    ///
+    /// # Errors
+    /// As [`Blobs::put`]; some of them may be there then.
+    pub fn put_all(&self, contents: &[&[u8]]) -> io::Result<()> {
+        let mut new = BTreeMap::new();
+        for bytes in contents {
+            let path = self.path(blake3::hash(bytes).to_hex().as_str())?;
+            if !path.exists() {
+                self.shelf(&path)?;
+                new.insert(path, *bytes);
+            }
+        }
+        files::write_all_atomic(&new.into_iter().collect::<Vec<_>>())
+    }
+
+    fn shelf(&self, path: &Path) -> io::Result<()> {
+        path.parent().map_or(Ok(()), files::make_directories)
     }
 
     /// Removes a blob, if it is there.
@@ -175,7 +203,9 @@ mod tests {
             fs::write(&file, b"bytes").unwrap();
             let digest = blobs.adopt(&file).unwrap();
             assert_eq!((blobs.get(&digest).unwrap(), file.exists()), (b"bytes".to_vec(), false));
+            other.sync().unwrap();
             other.link(&blobs, &digest).unwrap();
+            other.sync().unwrap();
             blobs.remove(&digest).unwrap();
             assert_eq!(other.get(&digest).unwrap(), b"bytes", "a link outlives the first name");
             assert_eq!(other.link(&blobs, &"0".repeat(64)).unwrap_err().kind(), io::ErrorKind::NotFound);

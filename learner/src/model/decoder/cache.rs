@@ -1,6 +1,7 @@
 //! Keys and values of sequences that are being generated.
 
 use candle_core::{DType, Device, Result, Tensor};
+use rayon::prelude::*;
 
 use super::config::DecoderConfig;
 use crate::model::ops::attention::Heads;
@@ -48,29 +49,23 @@ impl KeyValues {
         self.capacity
     }
 
-    /// A copy with room for `capacity` tokens, for several continuations of one prompt.
+    /// A copy of its first `tokens` tokens with room for `capacity`, for another continuation of them.
     ///
     /// # Errors
-    /// Less room than there are tokens; a failed copy.
-    pub fn fork(&self, capacity: usize) -> Result<Self> {
-        if capacity < self.length {
-            candle_core::bail!("a cache of {} tokens does not fit {capacity}", self.length);
+    /// More tokens than there are, less room than tokens; a failed copy.
+    pub fn fork(&self, tokens: usize, capacity: usize) -> Result<Self> {
+        if tokens > self.length || capacity < tokens {
+            candle_core::bail!("{tokens} tokens of a cache of {} do not fit {capacity}", self.length);
         }
-        let layers = self
-            .layers
-            .iter()
-            .map(|(k, v)| {
-                let copy = |from: &Tensor| -> Result<Tensor> {
-                    let to = Tensor::zeros((capacity, from.dim(1)?), from.dtype(), from.device())?;
-                    if self.length > 0 {
-                        to.slice_set(&from.narrow(0, 0, self.length)?.contiguous()?, 0, 0)?;
-                    }
-                    Ok(to)
-                };
-                Ok((copy(k)?, copy(v)?))
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self { layers, length: self.length, capacity })
+        let copy = |from: &Tensor| -> Result<Tensor> {
+            let to = Tensor::zeros((capacity, from.dim(1)?), from.dtype(), from.device())?;
+            if tokens > 0 {
+                to.slice_set(&from.narrow(0, 0, tokens)?.contiguous()?, 0, 0)?;
+            }
+            Ok(to)
+        };
+        let layers = self.layers.iter().map(|(k, v)| Ok((copy(k)?, copy(v)?))).collect::<Result<_>>()?;
+        Ok(Self { layers, length: tokens, capacity })
     }
 
     /// Writes a layer's keys and values of the next tokens. The length grows with [`KeyValues::advance`] only, once every
@@ -92,6 +87,16 @@ impl KeyValues {
     }
 }
 
+/// What one sequence's query sees in a layer.
+struct Kept<'a> {
+    k: &'a [f32],
+    v: &'a [f32],
+    keys: usize,
+}
+
+/// Products of a query with keys, times their width, below which threads cost more than they save.
+const ALONE: usize = 1 << 17;
+
 /// Attention of one new token of each sequence over that sequence's cache, its own key included.
 /// `q` is `[sequences, query heads · width]`.
 pub(crate) fn attend(q: &Tensor, caches: &[&mut KeyValues], layer: usize, heads: Heads) -> Result<Tensor> {
@@ -104,12 +109,20 @@ pub(crate) fn attend(q: &Tensor, caches: &[&mut KeyValues], layer: usize, heads:
     {
         let q = Floats::of(&q)?;
         let q: &[f32] = &q;
-        let mut scores = Vec::new();
-        for ((cache, q), out) in caches.iter().zip(q.chunks_exact(width)).zip(out.chunks_exact_mut(width)) {
+        let mut kept = Vec::with_capacity(sequences);
+        for cache in caches {
             let (k, v) = &cache.layers[layer];
-            let (k, v) = (Floats::of(k)?, Floats::of(v)?);
-            let (k, v): (&[f32], &[f32]) = (&k, &v);
-            one(q, k, v, cache.length + 1, heads, &mut scores, out);
+            kept.push((Floats::of(k)?, Floats::of(v)?, cache.length + 1));
+        }
+        let kept: Vec<Kept<'_>> = kept.iter().map(|(k, v, keys)| Kept { k, v, keys: *keys }).collect();
+        let attend = |((q, out), kept): ((&[f32], &mut [f32]), &Kept<'_>)| {
+            one(q, kept.k, kept.v, kept.keys, heads, &mut Vec::new(), out);
+        };
+        let keys: usize = kept.iter().map(|kept| kept.keys).sum();
+        if keys * width < ALONE {
+            q.chunks_exact(width).zip(out.chunks_exact_mut(width)).zip(&kept).for_each(attend);
+        } else {
+            q.par_chunks_exact(width).zip(out.par_chunks_exact_mut(width)).zip(&kept).for_each(attend);
         }
     }
     cpu::tensor(out, &[sequences, width])

@@ -7,10 +7,9 @@ use candle_core::{DType, Device, Tensor};
 
 use super::config::Idefics3Config;
 use crate::model::error::ModelError;
-use crate::model::ops::activation::gelu_tanh;
 use crate::model::ops::attention::{Heads, Span, attention};
 use crate::model::ops::layer_norm::layer_norm;
-use crate::model::ops::linear;
+use crate::model::ops::{linear, linear_gelu_tanh};
 use crate::model::weights::Weights;
 
 struct Affine {
@@ -71,7 +70,7 @@ impl Layer {
         let normed = self.norm1.normalise(x, epsilon)?;
         let (q, k, v) = (self.q.linear(&normed)?, self.k.linear(&normed)?, self.v.linear(&normed)?);
         let x = (x + self.out.linear(&attention(&q, &k, &v, spans, heads)?)?)?;
-        let inner = gelu_tanh(&self.fc1.linear(&self.norm2.normalise(&x, epsilon)?)?)?;
+        let inner = linear_gelu_tanh(&self.norm2.normalise(&x, epsilon)?, &self.fc1.weight, &self.fc1.bias)?;
         &x + self.fc2.linear(&inner)?
     }
 }

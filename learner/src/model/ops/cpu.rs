@@ -56,13 +56,26 @@ pub(crate) fn tensor(values: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
     Tensor::from_vec(values, shape, &Device::Cpu)
 }
 
+/// Values whose elementwise work is worth a thread.
+pub(crate) const WORTH_A_THREAD: usize = 1 << 15;
+
 /// Declares a function whose body is compiled for the widest vector instructions of this machine, chosen at run time.
 ///
 /// Whatever the body calls must be `#[inline(always)]`: code that is not inlined is compiled for the oldest machine, and
 /// there a `mul_add` is a call into libm. A closure given to `pulp` has the same fate as soon as it is large, hence a
 /// structure with an inlined method. Borrowed arguments have the lifetime `'a`.
+///
+/// With `<S>` and `simd;` before the arguments the body gets the vector instructions themselves, for loops that do not vectorise
+/// by themselves.
 macro_rules! kernel {
-    ($visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block) => {
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($arguments:tt)*) $body:block) => {
+        $crate::model::ops::cpu::kernel! { $(#[$attribute])* $visibility fn $name<S>(_simd; $($arguments)*) $body }
+    };
+    (
+        $(#[$attribute:meta])*
+        $visibility:vis fn $name:ident<$simd_type:ident>($simd:ident; $($argument:ident: $type:ty),* $(,)?) $body:block
+    ) => {
+        $(#[$attribute])*
         #[allow(clippy::too_many_arguments, reason = "some kernels take many matrices and sizes")]
         $visibility fn $name<'a>($($argument: $type),*) {
             struct Call<'a> {
@@ -73,7 +86,7 @@ macro_rules! kernel {
                 type Output = ();
 
                 #[inline(always)]
-                fn with_simd<S: pulp::Simd>(self, _: S) {
+                fn with_simd<$simd_type: pulp::Simd>(self, $simd: $simd_type) {
                     let Self { $($argument,)* lifetime: _ } = self;
                     $body
                 }

@@ -7,7 +7,7 @@
 //!
 //! # Layout
 //! - `cpu`: slices of tensors, runtime choice of vector instructions, an exponential that vectorises.
-//! - [`linear()`]: products with weights that may be frozen.
+//! - [`linear()`]: products with weights that may be frozen; `few_rows`: those of a step of generation, and of adapters in it.
 //! - [`rms_norm`], [`layer_norm`]: normalisations.
 //! - [`rope`]: rotary positions.
 //! - [`attention`]: softmax attention over packed sequences.
@@ -17,13 +17,14 @@
 pub mod activation;
 pub mod attention;
 pub(crate) mod cpu;
+pub(crate) mod few_rows;
 pub mod layer_norm;
 mod linear;
 pub mod log_prob;
 pub mod rms_norm;
 pub mod rope;
 
-pub use linear::linear;
+pub use linear::{linear, linear_gelu_tanh};
 
 #[cfg(test)]
 mod finite_difference;

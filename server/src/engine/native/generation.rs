@@ -6,8 +6,9 @@ use reground_learner::model::{Lora, ModelError};
 
 use super::Core;
 use super::features::digest;
+use super::prefixes::{Owner, marks};
 use super::prompt::template_message;
-use super::sequence::{Picture, Sequence, Task};
+use super::sequence::{Picture, Prompt, Sequence, Task};
 use crate::engine::sampler::Sampler;
 use crate::engine::{Content, EngineError, Event, Generate, Generation, GenerationId, Place, TokenStream};
 
@@ -15,12 +16,34 @@ use crate::engine::{Content, EngineError, Event, Generate, Generation, Generatio
 pub(super) struct NativeGeneration {
     id: GenerationId,
     adapter: Option<Arc<Lora>>,
+    /// Whose prefixes are kept.
+    owner: Owner,
     core: Arc<Core>,
 }
 
 impl NativeGeneration {
     pub(super) fn new(id: GenerationId, adapter: Option<Arc<Lora>>, core: Arc<Core>) -> Self {
-        Self { id, adapter, core }
+        Self { id, adapter, owner: core.prefixes.register(), core }
+    }
+
+    fn begin(&self, request: Generate, place: Place, is_behind: bool) -> Result<TokenStream, EngineError> {
+        if !self.is_ready() {
+            return Err(EngineError::Unavailable(self.id.clone()));
+        }
+        self.core.info.check_length(&request)?;
+        let sampler = Sampler::new(&request, self.core.info.vocabulary.clone())?;
+        let (stream, events) = TokenStream::channel();
+        let task = Task { adapter: self.adapter.clone(), owner: self.owner, is_behind, sampler, events, place };
+        let core = self.core.clone();
+        // Scaling a large picture takes longer than a token.
+        self.core.tasks.spawn_blocking(move || core.prepare(&request, task));
+        Ok(stream)
+    }
+}
+
+impl Drop for NativeGeneration {
+    fn drop(&mut self) {
+        self.core.prefixes.forget(self.owner);
     }
 }
 
@@ -34,16 +57,11 @@ impl Generation for NativeGeneration {
     }
 
     fn generate(&self, request: Generate, place: Place) -> Result<TokenStream, EngineError> {
-        if !self.is_ready() {
-            return Err(EngineError::Unavailable(self.id.clone()));
-        }
-        self.core.info.check_length(&request)?;
-        let sampler = Sampler::new(&request, self.core.info.vocabulary.clone())?;
-        let (stream, events) = TokenStream::channel();
-        let (core, adapter) = (self.core.clone(), self.adapter.clone());
-        // Scaling a large picture takes longer than a token.
-        self.core.tasks.spawn_blocking(move || core.prepare(&request, Task { adapter, sampler, events, place }));
-        Ok(stream)
+        self.begin(request, place, false)
+    }
+
+    fn generate_behind(&self, request: Generate, place: Place) -> Result<TokenStream, EngineError> {
+        self.begin(request, place, true)
     }
 }
 
@@ -53,29 +71,30 @@ impl Core {
         if task.events.is_cancelled() {
             return;
         }
-        let (prompt, pictures) = match self.read(request) {
-            Ok(read) => read,
+        let prompt = match self.read(request, task.owner) {
+            Ok(prompt) => prompt,
             Err(error) => return refuse(task, error),
         };
         let max_len = self.info.max_len;
-        if prompt.len() >= max_len {
-            let prompt = prompt.len();
+        if prompt.ids.len() >= max_len {
+            let prompt = prompt.ids.len();
             return refuse(task, EngineError::TooLong { prompt, max_len });
         }
-        let room = max_len - prompt.len();
+        let room = max_len - prompt.ids.len();
         let wanted = request.forced.as_ref().map(Vec::len).or(request.max_tokens).unwrap_or(room);
-        let sequence = Sequence::new(task, prompt.into(), pictures, wanted.min(room));
+        let sequence = Sequence::new(task, prompt, wanted.min(room));
         // A thread that is gone drops the sequence, whose stream ends without an end: the caller takes that for a failure.
         drop(self.arrivals.send(sequence));
     }
 
-    /// The prompt's tokens, and its pictures in order.
-    fn read(&self, request: &Generate) -> Result<(Vec<u32>, Vec<Picture>), EngineError> {
-        let mut pictures = Vec::new();
-        let mut grids = Vec::new();
+    /// The prompt's tokens, its pictures in order, and by what its beginnings are known.
+    fn read(&self, request: &Generate, owner: Owner) -> Result<Prompt, EngineError> {
+        let family = self.model.family();
+        let (mut pictures, mut grids, mut digests) = (Vec::new(), Vec::new(), Vec::new());
         for part in request.messages.iter().flat_map(|message| &message.content) {
             let Content::Image(image) = part else { continue };
             let digest = digest(image);
+            digests.push(digest);
             match self.features.get(&digest) {
                 Some(features) => {
                     grids.push(features.grid);
@@ -89,8 +108,15 @@ impl Core {
             }
         }
         let messages: Vec<_> = request.messages.iter().map(template_message).collect();
-        let prompt = self.model.render(&messages, &request.tools, &grids).map_err(failed)?;
-        Ok((prompt, pictures))
+        let ids = self.model.render(&messages, &request.tools, &grids).map_err(failed)?;
+        let marks = if self.prefixes.is_on() {
+            let tokens = |grid: &(usize, usize)| family.image_text(*grid).matches(family.placeholder()).count();
+            let pictures: Vec<_> = digests.into_iter().zip(grids.iter().map(tokens)).collect();
+            marks(owner, &ids, family.image_token(), &pictures)
+        } else {
+            Vec::new()
+        };
+        Ok(Prompt { ids: ids.into(), pictures, marks })
     }
 }
 

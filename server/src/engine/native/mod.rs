@@ -10,9 +10,13 @@
 //! - [`scheduler`]: the thread: who is admitted, and what is computed in which order.
 //! - [`sequence`]: one answer under way.
 //! - [`features`]: what the vision tower made of images, kept for the next question about them.
+//! - [`awake`]: threads that do not fall asleep within a step.
+//! - [`prefixes`]: keys and values of prompts, kept for the next prompt that begins the same.
 
+mod awake;
 mod features;
 mod generation;
+mod prefixes;
 mod prompt;
 mod scheduler;
 mod sequence;
@@ -25,6 +29,7 @@ use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
 
 use futures::future::BoxFuture;
+use rayon::ThreadPoolBuilder;
 use reground_learner::adapter::PeftAdapter;
 use reground_learner::model::{KeyValues, Lora, Model};
 use tokio_util::task::TaskTracker;
@@ -32,7 +37,8 @@ use tracing::warn;
 
 use self::features::FeatureCache;
 use self::generation::NativeGeneration;
-use self::scheduler::Scheduler;
+use self::prefixes::PrefixCache;
+use self::scheduler::{Scheduler, Work};
 use self::sequence::Sequence;
 use super::source::ModelFiles;
 use super::{Engine, EngineError, EngineInfo, Generation, GenerationId, checkpoint, device};
@@ -51,6 +57,7 @@ struct Core {
     info: EngineInfo,
     model: Arc<Model>,
     features: Arc<FeatureCache>,
+    prefixes: Arc<PrefixCache>,
     arrivals: Sender<Sequence>,
     thread: JoinHandle<()>,
     /// Requests on their way to the thread: images being prepared.
@@ -71,6 +78,7 @@ impl NativeEngine {
         let (device, dtype) = device::choose(config)?;
         let max_parallel = if config.max_parallel == 0 { MAX_PARALLEL } else { config.max_parallel };
         let mut info = checkpoint::info(config, &files, "native", (&device, dtype), (max_parallel, 0))?;
+        info.one_batch = true;
         let model = Model::load(&files.directory, dtype, &device)
             .map_err(|error| EngineError::Load(format!("{}: {error}", files.source)))?;
         let bytes_per_token = KeyValues::bytes_per_token(model.decoder().config(), dtype);
@@ -82,22 +90,29 @@ impl NativeEngine {
             );
             info.max_len = fitting;
         }
-        let (model, features) = (Arc::new(model), Arc::new(FeatureCache::new(config.vision_cache_bytes)));
+        let model = Arc::new(model);
+        let features = Arc::new(FeatureCache::new(config.vision_cache_bytes));
+        let prefixes = Arc::new(PrefixCache::new(config.prefix_cache_bytes));
         let (arrivals, received) = mpsc::channel();
-        let scheduler = Scheduler::new(
-            model.clone(),
-            info.vocabulary.clone(),
-            features.clone(),
-            received,
-            config.kv_cache_bytes,
-            max_parallel,
-        );
+        let work = Work {
+            model: model.clone(),
+            vocabulary: info.vocabulary.clone(),
+            features: features.clone(),
+            prefixes: prefixes.clone(),
+        };
+        let scheduler = Scheduler::new(work, received, config.kv_cache_bytes, max_parallel);
+        // The thread that decides is one of those that compute: a product is not handed over and waited for.
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(rayon::current_num_threads())
+            .thread_name(|at| format!("reground-core-{at}"))
+            .build()
+            .map_err(|error| EngineError::Load(format!("no threads for the engine: {error}")))?;
         let thread = std::thread::Builder::new()
             .name("reground-engine".into())
-            .spawn(move || scheduler.run())
+            .spawn(move || pool.install(|| scheduler.run()))
             .map_err(|error| EngineError::Load(format!("no thread for the engine: {error}")))?;
         let tasks = TaskTracker::new();
-        Ok(Self { core: Arc::new(Core { info, model, features, arrivals, thread, tasks, _files: files }) })
+        Ok(Self { core: Arc::new(Core { info, model, features, prefixes, arrivals, thread, tasks, _files: files }) })
     }
 }
 

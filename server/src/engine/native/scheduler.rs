@@ -1,9 +1,12 @@
 //! The engine's thread: who is admitted, and what is computed in which order.
 //!
 //! Between two steps of the sequences that answer, the thread looks at one tile of a picture and reads one piece of the
-//! prompts that wait, so that a long prompt holds up nobody's tokens for long. Where a prompt is cut does not depend on what
-//! else runs, and every row of a matrix product is computed for itself: a neighbour changes an answer's numbers by
-//! rounding only.
+//! prompts that wait, so that a long prompt holds up nobody's tokens for long. Every row of a matrix product is computed for
+//! itself: a neighbour, and what of a prompt was read before, change an answer's numbers by rounding only.
+//!
+//! Background work has a lane of its own, in which nothing is computed while a live answer is inside: it waits as it is, keys
+//! and values kept. Only where a live answer needs their memory do some of it lose them, and read again later what they have
+//! asked and said.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,10 +14,13 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use candle_core::{DType, Tensor};
+use rayon::prelude::*;
 use reground_learner::model::{Adapters, KeyValues, Lora, Model, ModelError};
 use tracing::error;
 
+use super::awake::with_others_awake;
 use super::features::FeatureCache;
+use super::prefixes::PrefixCache;
 use super::sequence::Sequence;
 use crate::engine::{EngineError, Event, Vocabulary};
 
@@ -23,42 +29,50 @@ const PIECE: usize = 256;
 /// Rows of all prompts that are read at once.
 const ROWS: usize = 512;
 
+/// Multiplications of a product for one row from which on threads share it.
+const WIDE: usize = 1 << 18;
+
+/// What computing takes.
+pub(super) struct Work {
+    pub(super) model: Arc<Model>,
+    pub(super) vocabulary: Arc<Vocabulary>,
+    pub(super) features: Arc<FeatureCache>,
+    pub(super) prefixes: Arc<PrefixCache>,
+}
+
 /// What the thread works on.
 pub(super) struct Scheduler {
-    model: Arc<Model>,
-    vocabulary: Arc<Vocabulary>,
-    features: Arc<FeatureCache>,
+    work: Work,
     arrivals: Receiver<Sequence>,
+    live: Lane,
+    background: Lane,
+    bytes_per_token: usize,
+    /// Bytes of keys and values that all sequences together may take.
+    budget: usize,
+    /// Sequences that each lane admits.
+    max_parallel: usize,
+}
+
+/// Sequences that are computed together.
+#[derive(Default)]
+struct Lane {
     /// Not admitted yet, first come first.
     waiting: VecDeque<Sequence>,
     /// Admitted, their prompts not read yet, first come first.
     reading: Vec<Sequence>,
     /// Those of one generation beside each other.
     answering: Vec<Sequence>,
-    bytes_per_token: usize,
-    /// Bytes of keys and values that all sequences together may take.
-    budget: usize,
-    max_parallel: usize,
 }
 
 impl Scheduler {
-    pub(super) fn new(
-        model: Arc<Model>,
-        vocabulary: Arc<Vocabulary>,
-        features: Arc<FeatureCache>,
-        arrivals: Receiver<Sequence>,
-        budget: usize,
-        max_parallel: usize,
-    ) -> Self {
+    pub(super) fn new(work: Work, arrivals: Receiver<Sequence>, budget: usize, max_parallel: usize) -> Self {
+        let decoder = work.model.decoder();
         Self {
-            bytes_per_token: KeyValues::bytes_per_token(model.decoder().config(), model.decoder().dtype()),
-            model,
-            vocabulary,
-            features,
+            bytes_per_token: KeyValues::bytes_per_token(decoder.config(), decoder.dtype()),
+            work,
             arrivals,
-            waiting: VecDeque::new(),
-            reading: Vec::new(),
-            answering: Vec::new(),
+            live: Lane::default(),
+            background: Lane::default(),
             budget,
             max_parallel,
         }
@@ -67,80 +81,137 @@ impl Scheduler {
     /// Works until nobody can send any more.
     pub(super) fn run(mut self) {
         loop {
-            if self.waiting.is_empty() && self.reading.is_empty() && self.answering.is_empty() {
+            if self.live.is_empty() && self.background.is_empty() {
                 let Ok(sequence) = self.arrivals.recv() else { return };
-                self.waiting.push_back(sequence);
+                self.take_in(sequence);
             }
             while let Ok(sequence) = self.arrivals.try_recv() {
-                self.waiting.push_back(sequence);
+                self.take_in(sequence);
             }
             // What may fail is caught closer to its sequences; should anything else, they end and the engine goes on.
             if catch_unwind(AssertUnwindSafe(|| self.turn())).is_err() {
-                let all = self.waiting.drain(..).chain(self.reading.drain(..)).chain(self.answering.drain(..));
-                all.for_each(|sequence| sequence.fail(panicked()));
+                for lane in [&mut self.live, &mut self.background] {
+                    lane.drain().for_each(|sequence| sequence.fail(panicked()));
+                }
             }
         }
+    }
+
+    fn take_in(&mut self, sequence: Sequence) {
+        let lane = if sequence.is_behind() { &mut self.background } else { &mut self.live };
+        lane.waiting.push_back(sequence);
     }
 
     fn turn(&mut self) {
-        self.waiting.retain(|sequence| !sequence.is_cancelled());
-        self.reading.retain(|sequence| !sequence.is_cancelled());
-        self.answering.retain(|sequence| !sequence.is_cancelled());
-        self.admit();
-        self.look();
-        self.read();
-        self.answer();
+        self.live.drop_cancelled();
+        self.background.drop_cancelled();
+        self.admit_live();
+        let Self { work, live, bytes_per_token, .. } = self;
+        if !live.is_empty() {
+            live.look(work);
+            live.read(work, *bytes_per_token);
+            live.answer(work);
+            return;
+        }
+        self.admit_background();
+        let Self { work, background, bytes_per_token, .. } = self;
+        // One thing a turn: a live answer may come any moment.
+        if !background.look(work) && !background.read(work, *bytes_per_token) {
+            background.answer(work);
+        }
+    }
+
+    fn fits(&self, sequence: &Sequence) -> bool {
+        let held = self.live.held() + self.background.held();
+        (held + sequence.capacity()) * self.bytes_per_token <= self.budget
     }
 
     /// Lets in who fits, in the order of arrival: whoever needs much is not overtaken for ever.
-    fn admit(&mut self) {
-        let mut held: usize = self.reading.iter().chain(&self.answering).map(Sequence::held).sum();
-        while self.reading.len() + self.answering.len() < self.max_parallel {
-            let Some(next) = self.waiting.front() else { return };
-            if (held + next.capacity()) * self.bytes_per_token > self.budget {
+    fn admit_live(&mut self) {
+        while self.live.inside() < self.max_parallel {
+            let Some(next) = self.live.waiting.pop_front() else { return };
+            while !self.fits(&next) && self.background.make_room() {}
+            if !self.fits(&next) {
+                self.live.waiting.push_front(next);
                 return;
             }
-            let Some(mut next) = self.waiting.pop_front() else { return };
-            match next.admit(&self.model) {
-                Ok(()) => {
-                    held += next.held();
-                    self.reading.push(next);
-                }
-                Err(error) => next.fail(EngineError::Failed(error.to_string())),
-            }
+            self.live.admit(next, &self.work);
         }
     }
 
-    /// Looks at one tile.
-    fn look(&mut self) {
-        let Some(at) = self.reading.iter().position(Sequence::is_blind) else { return };
-        let (model, features) = (&self.model, &self.features);
+    fn admit_background(&mut self) {
+        while self.background.inside() < self.max_parallel {
+            let Some(next) = self.background.waiting.pop_front() else { return };
+            if !self.fits(&next) {
+                self.background.waiting.push_front(next);
+                return;
+            }
+            self.background.admit(next, &self.work);
+        }
+    }
+}
+
+impl Lane {
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.inside() == 0
+    }
+
+    fn inside(&self) -> usize {
+        self.reading.len() + self.answering.len()
+    }
+
+    /// Tokens that its caches have room for.
+    fn held(&self) -> usize {
+        self.reading.iter().chain(&self.answering).map(Sequence::held).sum()
+    }
+
+    fn drain(&mut self) -> impl Iterator<Item = Sequence> {
+        self.waiting.drain(..).chain(self.reading.drain(..)).chain(self.answering.drain(..))
+    }
+
+    fn drop_cancelled(&mut self) {
+        self.waiting.retain(|sequence| !sequence.is_cancelled());
+        self.reading.retain(|sequence| !sequence.is_cancelled());
+        self.answering.retain(|sequence| !sequence.is_cancelled());
+    }
+
+    fn admit(&mut self, mut sequence: Sequence, work: &Work) {
+        match sequence.admit(&work.model) {
+            Ok(()) => self.reading.push(sequence),
+            Err(error) => sequence.fail(EngineError::Failed(error.to_string())),
+        }
+    }
+
+    /// Takes the cache of the sequence that loses the least by it, and is the first to be admitted again; false if none has
+    /// any.
+    fn make_room(&mut self) -> bool {
+        let shortest = (0..self.answering.len()).min_by_key(|&at| self.answering[at].length());
+        let Some(mut sequence) = self.reading.pop().or_else(|| shortest.map(|at| self.answering.remove(at))) else {
+            return false;
+        };
+        sequence.give_up_cache();
+        self.waiting.push_front(sequence);
+        true
+    }
+
+    /// Looks at one tile; false if there is none.
+    fn look(&mut self, work: &Work) -> bool {
+        let Some(at) = self.reading.iter().position(Sequence::is_blind) else { return false };
         let sequence = &mut self.reading[at];
-        if let Err(error) = guarded(|| sequence.look(model, features)) {
+        if let Err(error) = guarded(|| sequence.look(&work.model, &work.features)) {
             self.reading.remove(at).fail(error);
         }
+        true
     }
 
-    /// Reads one piece of the prompts whose pictures were seen.
-    fn read(&mut self) {
-        let (mut chosen, mut rest, mut rows) = (Vec::new(), Vec::new(), Vec::new());
-        let mut total = 0;
-        for sequence in self.reading.drain(..) {
-            let piece = sequence.unread().min(PIECE);
-            if sequence.is_blind() || (total > 0 && total + piece > ROWS) {
-                rest.push(sequence);
-            } else {
-                total += piece;
-                rows.push(piece);
-                chosen.push(sequence);
-            }
-        }
-        self.reading = rest;
+    /// Reads one piece of the prompts whose pictures were seen; false if there is nothing to read.
+    fn read(&mut self, work: &Work, bytes_per_token: usize) -> bool {
+        let mut chosen = self.choose_readers(work);
         if chosen.is_empty() {
-            return;
+            return false;
         }
-        let model = &self.model;
-        match guarded(|| read(model, &mut chosen, &rows)) {
+        let rows: Vec<usize> = chosen.iter().map(|sequence| sequence.unread().min(PIECE)).collect();
+        match guarded(|| work.together(|| read(&work.model, &mut chosen, &rows))) {
             Err(error) => chosen.into_iter().for_each(|sequence| sequence.fail(error.clone())),
             Ok(logits) => {
                 let mut going_on = Vec::new();
@@ -149,8 +220,11 @@ impl Scheduler {
                         None => going_on.push(sequence),
                         Some(logits) => {
                             sequence.start();
-                            if let Some(sequence) = self.choose(sequence, &logits) {
-                                self.answering.push(sequence);
+                            if let Some(sequence) = work.choose(sequence, &logits) {
+                                match guarded(|| Ok(sequence.remember(&work.prefixes, bytes_per_token)?)) {
+                                    Ok(()) => self.answering.push(sequence),
+                                    Err(error) => sequence.fail(error),
+                                }
                             }
                         }
                     }
@@ -161,24 +235,56 @@ impl Scheduler {
                 self.answering.sort_by_key(|sequence| sequence.adapter().map(Arc::as_ptr));
             }
         }
+        true
+    }
+
+    /// Takes out those that read a piece in this turn: as many as fit, in their order. Whose prompt begins as that of one
+    /// before it waits for that one, to copy it then.
+    fn choose_readers(&mut self, work: &Work) -> Vec<Sequence> {
+        let (mut chosen, mut rest) = (Vec::<Sequence>::new(), Vec::<Sequence>::new());
+        let mut total = 0;
+        for mut sequence in self.reading.drain(..) {
+            if sequence.is_blind() || chosen.iter().chain(&rest).any(|before| sequence.awaits(before)) {
+                rest.push(sequence);
+                continue;
+            }
+            if total > 0 && total + sequence.unread().min(PIECE) > ROWS {
+                rest.push(sequence);
+                continue;
+            }
+            if let Err(error) = guarded(|| Ok(sequence.recall(&work.prefixes)?)) {
+                sequence.fail(error);
+                continue;
+            }
+            total += sequence.unread().min(PIECE);
+            chosen.push(sequence);
+        }
+        self.reading = rest;
+        chosen
     }
 
     /// One token of every sequence that answers.
-    fn answer(&mut self) {
+    fn answer(&mut self, work: &Work) {
         if self.answering.is_empty() {
             return;
         }
         let mut sequences = std::mem::take(&mut self.answering);
-        let model = &self.model;
-        match guarded(|| step(model, &mut sequences)) {
+        match guarded(|| work.together(|| step(&work.model, &mut sequences))) {
             Err(error) => sequences.into_iter().for_each(|sequence| sequence.fail(error.clone())),
             Ok(logits) => {
-                for (sequence, logits) in sequences.into_iter().zip(logits) {
-                    let going_on = self.choose(sequence, &logits);
-                    self.answering.extend(going_on);
-                }
+                let chosen =
+                    sequences.into_par_iter().zip(logits).map(|(sequence, logits)| work.choose(sequence, &logits));
+                self.answering = chosen.flatten_iter().collect();
             }
         }
+    }
+}
+
+impl Work {
+    /// Computes on all threads where the model's products are worth more than one.
+    fn together<T>(&self, compute: impl FnOnce() -> T) -> T {
+        let config = self.model.decoder().config();
+        if config.hidden_size * config.intermediate_size < WIDE { compute() } else { with_others_awake(compute) }
     }
 
     /// Chooses a token; `None` if the answer ended with it.

@@ -7,6 +7,7 @@ use reground_learner::bpo::policy::Group;
 use reground_learner::model::{ImageInput, KeyValues, Lora, Model, ModelError, Packed};
 
 use super::features::{Digest, FeatureCache, Features};
+use super::prefixes::{Mark, Owner, PrefixCache, shared};
 use crate::engine::sampler::Sampler;
 use crate::engine::{EngineError, Event, EventSender, Finish, Place};
 
@@ -14,9 +15,20 @@ use crate::engine::{EngineError, Event, EventSender, Finish, Place};
 pub(super) struct Task {
     /// The generation's adapter; `None` for the base.
     pub(super) adapter: Option<Arc<Lora>>,
+    pub(super) owner: Owner,
+    /// Whether live answers go before it.
+    pub(super) is_behind: bool,
     pub(super) sampler: Sampler,
     pub(super) events: EventSender,
     pub(super) place: Place,
+}
+
+/// What is asked.
+pub(super) struct Prompt {
+    pub(super) ids: Arc<[u32]>,
+    pub(super) pictures: Vec<Picture>,
+    /// By what its beginnings are known; empty where none are kept.
+    pub(super) marks: Vec<Mark>,
 }
 
 /// A picture of the prompt.
@@ -55,25 +67,28 @@ impl Picture {
 /// An answer under way: its prompt is being read, or its tokens are being chosen.
 pub(super) struct Sequence {
     task: Task,
-    prompt: Arc<[u32]>,
-    pictures: Vec<Picture>,
-    /// Of the prompt, `[tokens, hidden]`, until it was read.
+    prompt: Prompt,
+    /// Embeddings of what is to be read, `[tokens, hidden]`, until it was read.
     embeddings: Option<Tensor>,
-    /// There once the sequence was admitted.
+    /// There while the sequence is admitted.
     cache: Option<KeyValues>,
+    /// Tokens that were chosen.
+    said: Vec<u32>,
+    /// Of those, how many are read like a part of the prompt, because the cache that held them was given up.
+    repeated: usize,
     /// Tokens that may still come.
     left: usize,
-    last: u32,
+    is_started: bool,
 }
 
 impl Sequence {
-    pub(super) fn new(task: Task, prompt: Arc<[u32]>, pictures: Vec<Picture>, left: usize) -> Self {
-        Self { task, prompt, pictures, embeddings: None, cache: None, left, last: 0 }
+    pub(super) fn new(task: Task, prompt: Prompt, left: usize) -> Self {
+        Self { task, prompt, embeddings: None, cache: None, said: Vec::new(), repeated: 0, left, is_started: false }
     }
 
     /// Tokens that its cache must have room for.
     pub(super) fn capacity(&self) -> usize {
-        self.prompt.len() + self.left
+        self.prompt.ids.len() + self.said.len() + self.left
     }
 
     /// Gives it its cache.
@@ -83,7 +98,13 @@ impl Sequence {
         Ok(())
     }
 
-    /// Tokens that its cache has room for; 0 before it was admitted.
+    /// Takes its cache away. Admitted again, it reads what it has said like a part of its prompt and goes on from there.
+    pub(super) fn give_up_cache(&mut self) {
+        (self.cache, self.embeddings) = (None, None);
+        self.repeated = self.said.len();
+    }
+
+    /// Tokens that its cache has room for; 0 while it is not admitted.
     pub(super) fn held(&self) -> usize {
         self.cache.as_ref().map_or(0, KeyValues::capacity)
     }
@@ -92,35 +113,73 @@ impl Sequence {
         self.task.events.is_cancelled()
     }
 
+    pub(super) fn is_behind(&self) -> bool {
+        self.task.is_behind
+    }
+
     pub(super) fn adapter(&self) -> Option<&Arc<Lora>> {
         self.task.adapter.as_ref()
     }
 
     /// Whether the vision tower has yet to look at one of its pictures.
     pub(super) fn is_blind(&self) -> bool {
-        self.pictures.iter().any(|picture| matches!(picture, Picture::New { .. }))
+        self.prompt.pictures.iter().any(|picture| matches!(picture, Picture::New { .. }))
     }
 
     /// Looks at the next tile of its pictures.
     pub(super) fn look(&mut self, model: &Model, cache: &FeatureCache) -> std::result::Result<(), ModelError> {
-        match self.pictures.iter_mut().find(|picture| matches!(picture, Picture::New { .. })) {
+        match self.prompt.pictures.iter_mut().find(|picture| matches!(picture, Picture::New { .. })) {
             Some(picture) => picture.look(model, cache),
             None => Ok(()),
         }
     }
 
-    /// Rows of the prompt that are not read yet.
-    pub(super) fn unread(&self) -> usize {
-        self.prompt.len() - self.cache.as_ref().map_or(0, KeyValues::len).min(self.prompt.len())
+    /// Rows of the prompt, and of what it has said before it lost its cache.
+    fn to_read(&self) -> usize {
+        self.prompt.ids.len() + self.repeated
     }
 
-    /// Embeddings of the next `rows` rows of the prompt, `[rows, hidden]`.
+    /// Rows that its cache holds.
+    pub(super) fn length(&self) -> usize {
+        self.cache.as_ref().map_or(0, KeyValues::len)
+    }
+
+    /// Rows that are not read yet.
+    pub(super) fn unread(&self) -> usize {
+        self.to_read().saturating_sub(self.length())
+    }
+
+    /// Whether another one, which is being read, will soon have read much of what this one has yet to begin with.
+    pub(super) fn awaits(&self, other: &Self) -> bool {
+        self.length() == 0 && !other.is_blind() && shared(&self.prompt.marks, &other.prompt.marks) > self.to_read() / 2
+    }
+
+    /// Copies what is kept of the beginning of its prompt, if nothing of it is read yet.
+    pub(super) fn recall(&mut self, prefixes: &PrefixCache) -> Result<()> {
+        if self.length() > 0 {
+            return Ok(());
+        }
+        if let Some((tokens, rows)) = prefixes.get(&self.prompt.marks, self.to_read()) {
+            self.cache = Some(rows.fork(tokens, self.capacity())?);
+        }
+        Ok(())
+    }
+
+    /// Keeps the rows of its prompt for others.
+    pub(super) fn remember(&self, prefixes: &PrefixCache, bytes_per_token: usize) -> Result<()> {
+        match &self.cache {
+            Some(cache) => prefixes.put(self.task.owner, &self.prompt.marks, bytes_per_token, cache),
+            None => Ok(()),
+        }
+    }
+
+    /// Embeddings of the next `rows` rows, `[rows, hidden]`.
     pub(super) fn next_rows(&mut self, model: &Model, rows: usize) -> std::result::Result<Tensor, ModelError> {
-        let start = self.prompt.len() - self.unread();
         let embeddings = match self.embeddings.clone() {
             Some(embeddings) => embeddings,
             None => {
                 let features: Vec<&Tensor> = self
+                    .prompt
                     .pictures
                     .iter()
                     .filter_map(|picture| match picture {
@@ -129,13 +188,20 @@ impl Sequence {
                     })
                     .collect();
                 let features = if features.is_empty() { None } else { Some(Tensor::cat(&features, 0)?) };
-                let group = Group { prompt: self.prompt.clone(), features, answers: Vec::new() };
-                let embeddings = model.embed(&Packed::new([&group])?)?;
+                let group = Group { prompt: self.prompt.ids.clone(), features, answers: Vec::new() };
+                let mut embeddings = model.embed(&Packed::new([&group])?)?;
+                if self.repeated > 0 {
+                    // An image token that the model has said stands for no picture.
+                    let said = self.said[..self.repeated].into();
+                    let said = Group { prompt: said, features: None, answers: Vec::new() };
+                    let said = model.decoder().embed(&Packed::new([&said])?, None)?;
+                    embeddings = Tensor::cat(&[embeddings, said], 0)?;
+                }
                 self.embeddings = Some(embeddings.clone());
                 embeddings
             }
         };
-        Ok(embeddings.narrow(0, start, rows)?)
+        Ok(embeddings.narrow(0, self.length(), rows)?)
     }
 
     /// Its cache; an error before it was admitted.
@@ -145,7 +211,7 @@ impl Sequence {
 
     /// The token that the next step reads.
     pub(super) fn last(&self) -> u32 {
-        self.last
+        self.said.last().copied().unwrap_or_default()
     }
 
     /// Whether this answer makes the engine panic.
@@ -154,11 +220,12 @@ impl Sequence {
         self.task.sampler.seed() == crate::engine::sampler::LETHAL_SEED
     }
 
-    /// The prompt was read: reports that and lets go of what was needed to read it.
+    /// The prompt was read: reports that, the first time, and lets go of what only reading needed.
     pub(super) fn start(&mut self) {
         self.embeddings = None;
-        self.pictures = Vec::new();
-        self.task.events.send(Event::Started { prompt_tokens: self.prompt.len() });
+        if !std::mem::replace(&mut self.is_started, true) {
+            self.task.events.send(Event::Started { prompt_tokens: self.prompt.ids.len() });
+        }
     }
 
     /// Chooses the next token from its logits, `[vocabulary]`, and says how the answer ended if it did.
@@ -170,10 +237,11 @@ impl Sequence {
             Ok(token) => token,
             Err(error) => return Some(Event::Failed(error)),
         };
-        self.last = token.id;
+        let id = token.id;
+        self.said.push(id);
         self.left -= 1;
         self.task.events.send(Event::Token(token));
-        if ends_turn(self.last) {
+        if ends_turn(id) {
             return Some(Event::Finished(Finish::Stop));
         }
         (self.left == 0).then_some(Event::Finished(Finish::Length))

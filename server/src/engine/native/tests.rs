@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
+use futures::FutureExt;
 use futures::future::join_all;
 use reground_learner::adapter::{Naming, PeftAdapter};
 
@@ -16,7 +17,9 @@ use crate::engine::conformance::{
 };
 use crate::engine::sampler::LETHAL_SEED;
 use crate::engine::source::golden;
-use crate::engine::{Content, Engine, EngineError, Event, Finish, Generate, Generation, GenerationId, Sampling, Token};
+use crate::engine::{
+    Content, Engine, EngineError, Event, Finish, Generate, Generation, GenerationId, Sampling, Token, TokenStream,
+};
 
 async fn engine() -> NativeEngine {
     engine_with(ModelConfig::default()).await
@@ -249,6 +252,163 @@ async fn a_picture_seen_before_gives_the_same_answer_on_every_generation() {
             assert_eq!(cached, fresh, "request {at} of {adapter:?}");
         }
     }
+}
+
+/// A question about one picture, greedy; `at` is what differs.
+fn about(picture: u32, at: usize) -> Generate {
+    let mut request = request(6);
+    request.messages[0].content =
+        vec![Content::Image(Arc::new(noise(picture, 64))), Content::Text(format!("what is {at} beside it?"))];
+    request
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_prefix_gives_the_same_answer_on_every_generation() {
+    let (kept, none) =
+        (engine().await, engine_with(ModelConfig { prefix_cache_bytes: 0, ..ModelConfig::default() }).await);
+    let mut found = 0;
+    for adapter in [None, Some("adapter")] {
+        let mut asked = Vec::new();
+        let (kept_generation, fresh) = (load(&kept, adapter).await, load(&none, adapter).await);
+        for (picture, at) in [(1, 1), (1, 2), (2, 2), (1, 1), (2, 1)] {
+            let (cached, fresh) =
+                (answer(&kept_generation, about(picture, at)).await, answer(&fresh, about(picture, at)).await);
+            assert_eq!(cached.0, fresh.0, "tokens of the prompt");
+            assert_same(at, true, &fresh.1, &cached.1);
+            let now = kept.core.prefixes.found();
+            asked.push(picture);
+            let is_new = asked.iter().filter(|other| **other == picture).count() == 1;
+            // What the template begins with is the same for all pictures.
+            assert_eq!(now < found + 16, is_new, "picture {picture}, question {at} of {adapter:?}");
+            found = now;
+        }
+    }
+    assert!(found > 0, "nothing was found");
+    assert_eq!(none.core.prefixes.bytes(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefix_is_never_found_by_another_load_of_the_same_name() {
+    let engine = engine().await;
+    let id = || GenerationId::from("adapter");
+    let ask = async |adapter: &str| {
+        let generation = engine.load(id(), Some(golden(adapter))).await.unwrap();
+        let before = engine.core.prefixes.found();
+        let first = answer(&generation, about(1, 1)).await.1;
+        assert_eq!(engine.core.prefixes.found(), before, "{adapter} found what it has not read");
+        let again = answer(&generation, about(1, 1)).await.1;
+        assert!(engine.core.prefixes.found() > before);
+        assert_same(1, true, &first, &again);
+        first
+    };
+    let (first, second) = (ask("adapter").await, ask("train_end").await);
+    assert_ne!(first, second, "a mix-up would not show");
+    until("a generation left its prefixes behind", || engine.core.prefixes.bytes() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_that_begin_alike_at_once_read_it_once() {
+    let engine = engine().await;
+    let base = load(&engine, None).await;
+    let (prompt, alone, _) = answer(&base, about(1, 0)).await;
+    let found = engine.core.prefixes.found();
+    for (_, tokens, _) in join_all((0..8).map(|_| answer(&base, about(1, 0)))).await {
+        assert_same(0, true, &alone, &tokens);
+    }
+    let found = engine.core.prefixes.found() - found;
+    assert!(found > 8 * (prompt - 16), "{found} tokens of 8 prompts of {prompt}");
+    let found = engine.core.prefixes.found();
+    // A picture that nobody has asked about: the first of them reads it.
+    let (prompt, alone, _) = answer(&load(&engine, Some("adapter")).await, about(2, 0)).await;
+    let adapted = load(&engine, Some("adapter")).await;
+    for (_, tokens, _) in join_all((0..8).map(|_| answer(&adapted, about(2, 0)))).await {
+        assert_same(0, true, &alone, &tokens);
+    }
+    let found = engine.core.prefixes.found() - found;
+    assert!(found > 7 * (prompt - 16), "{found} tokens of 8 prompts of {prompt}");
+}
+
+/// What there is of an answer now.
+fn drain(stream: &mut TokenStream, tokens: &mut Vec<Token>) -> usize {
+    let before = tokens.len();
+    while let Some(Some(Event::Token(token))) = stream.next().now_or_never() {
+        tokens.push(token);
+    }
+    tokens.len() - before
+}
+
+/// The rest of an answer that has begun; what it says of its beginning a second time is an error.
+async fn rest(stream: &mut TokenStream, tokens: &mut Vec<Token>) {
+    loop {
+        match stream.next().await.unwrap() {
+            Event::Token(token) => tokens.push(token),
+            Event::Finished(_) => return,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Long enough that it does not end by itself while a test looks at it.
+fn long(at: usize) -> Generate {
+    Generate { max_tokens: Some(800), ..request(at) }
+}
+
+/// Background work stops while a live answer is inside and goes on from where it was after: `bytes` of keys and values.
+async fn pauses_and_goes_on(bytes: usize) {
+    let engine = engine_with(ModelConfig { kv_cache_bytes: bytes, max_parallel: 1, ..ModelConfig::default() }).await;
+    let base = load(&engine, None).await;
+    for at in [6, 7] {
+        let alone = answer(&base, long(at)).await.1;
+        let taken = Arc::new(AtomicUsize::new(0));
+        let mut behind = base.generate_behind(long(at), Box::new(())).unwrap();
+        assert!(matches!(behind.next().await, Some(Event::Started { .. })));
+        let mut tokens = Vec::new();
+        for interruption in 1..=3 {
+            until("background work does not go on", || drain(&mut behind, &mut tokens) > 0).await;
+            let mut live = base.generate(long(8), Taken::new(&taken)).unwrap();
+            assert!(matches!(live.next().await, Some(Event::Started { .. })));
+            drain(&mut behind, &mut tokens);
+            for _ in 0..5 {
+                assert!(matches!(live.next().await, Some(Event::Token(_))));
+            }
+            let meanwhile = drain(&mut behind, &mut tokens);
+            if taken.load(Ordering::SeqCst) == 1 {
+                assert_eq!(meanwhile, 0, "interruption {interruption}");
+            }
+            drop(live);
+            until("the live answer is still inside", || taken.load(Ordering::SeqCst) == 0).await;
+        }
+        rest(&mut behind, &mut tokens).await;
+        assert_eq!(tokens.len(), 800);
+        assert_same(at, at % 2 == 0, &alone, &tokens);
+    }
+}
+
+/// 3 layers, 2 heads, 16 wide, keys and values, f32.
+const TOKEN_BYTES: usize = 3 * 2 * 16 * 2 * 4;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn background_work_is_paused_in_place_while_a_live_answer_is_inside() {
+    pauses_and_goes_on(4096 * TOKEN_BYTES).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn background_work_gives_its_memory_to_a_live_answer_and_goes_on_after() {
+    // Room for one of the two.
+    pauses_and_goes_on(1024 * TOKEN_BYTES).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn background_work_that_was_begun_and_dropped_leaves() {
+    let engine = engine_with(ModelConfig { max_parallel: 1, ..ModelConfig::default() }).await;
+    let base = load(&engine, None).await;
+    let taken = Arc::new(AtomicUsize::new(0));
+    let mut live = base.generate(long(6), Box::new(())).unwrap();
+    assert!(matches!(live.next().await, Some(Event::Started { .. })));
+    // It never is computed, because the live answer is inside.
+    drop(base.generate_behind(long(7), Taken::new(&taken)).unwrap());
+    until("it stayed", || taken.load(Ordering::SeqCst) == 0).await;
+    rest(&mut live, &mut Vec::new()).await;
 }
 
 /// Thousands of adapters, one base: loading one is reading its file.

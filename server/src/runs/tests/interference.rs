@@ -106,6 +106,8 @@ async fn a_damaged_row_stops_no_other_run() {
     let runs = place.runs(&finish(true));
     let id = asked(&runs).await;
     until(&runs, &id, RunState::Succeeded).await;
+    let listed = runs.list(Query { limit: 3, ..Query::default() }).await.unwrap();
+    assert_eq!(listed.rows.iter().map(|run| run.id.as_str()).collect::<Vec<_>>(), [id.as_str()]);
     // Nor the triggers.
     place.pair(9, PairState::New);
     let train = crate::config::TrainConfig { min_pairs: 1, ..place.config.train.clone() };

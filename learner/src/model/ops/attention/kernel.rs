@@ -1,36 +1,10 @@
-//! Attention over packed sequences in one loop, f32 on the CPU.
+//! The backward pass over packed sequences in one loop, f32 on the CPU.
 //!
 //! A head's keys are copied once for each span, transposed, so that the products with a query run along the keys and the
 //! mixture of values along the width: both are sums of rows that stay in the first cache.
 
 use super::{Heads, Span};
 use crate::model::ops::cpu;
-
-cpu::kernel! {
-    pub(super) fn forward_spans(q: &'a [f32], k: &'a [f32], v: &'a [f32], out: &'a mut [f32], spans: &'a [Span], heads: Heads) {
-        let d = heads.width;
-        let (q_width, group) = (heads.query * d, heads.query / heads.key);
-        let scale = 1.0 / (d as f32).sqrt();
-        let (mut kt, mut vs, mut scores) = (Vec::new(), Vec::new(), Vec::new());
-        for span in spans {
-            let keys = span.keys();
-            scores.resize(keys, 0.0);
-            for key_head in 0..heads.key {
-                columns(k, span, heads, key_head, &mut kt);
-                rows(v, span, heads, key_head, &mut vs);
-                for head in key_head * group..(key_head + 1) * group {
-                    for (i, row) in span.queries.clone().enumerate() {
-                        let at = row * q_width + head * d;
-                        let p = &mut scores[..span.visible(i)];
-                        products(&q[at..at + d], &kt, keys, scale, p);
-                        softmax(p);
-                        mixture(p, &vs, &mut out[at..at + d]);
-                    }
-                }
-            }
-        }
-    }
-}
 
 // With P the probabilities, dP = dout·Vᵀ: dS = P∘(dP − Σ P∘dP), dq = dS·K/√d, dk = dSᵀ·q/√d, dv = Pᵀ·dout.
 cpu::kernel! {
@@ -165,7 +139,7 @@ fn mixture(p: &[f32], rows: &[f32], out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn softmax(p: &mut [f32]) {
+pub(super) fn softmax(p: &mut [f32]) {
     let mut largest = f32::NEG_INFINITY;
     for p in p.iter() {
         largest = if *p > largest { *p } else { largest };

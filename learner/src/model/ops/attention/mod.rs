@@ -3,6 +3,7 @@
 //! Sequences of different lengths stand one after the other in the same matrix, so nothing is padded, and a prompt that
 //! several answers share stands there once: each answer's span names it as its prefix. That is the whole tree mask.
 
+mod forward;
 mod kernel;
 
 use std::ops::Range;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor, Var};
 
 use super::cpu::{self, Floats};
-use kernel::{backward_spans, forward_spans};
+use kernel::backward_spans;
 
 /// Rows of queries and the rows of keys that they see.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +68,7 @@ pub struct Heads {
 /// Shapes or spans that do not fit.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spans: &Arc<[Span]>, heads: Heads) -> Result<Tensor> {
     check(q, k, v, spans, heads)?;
-    if kernel_takes(q, k, v, spans) {
+    if cpu::takes(&[q, k, v]) {
         let op = Attention { spans: spans.clone(), heads };
         q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
     } else {
@@ -139,7 +140,7 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], heads: Heads) -> Re
     Ok(())
 }
 
-/// Above this many keys, a full span is faster as one matrix product with its scores in memory.
+/// Above this many keys, the gradient of a full span is faster as matrix products with the scores in memory.
 const LONG: usize = 256;
 
 fn kernel_takes(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span]) -> bool {
@@ -219,7 +220,7 @@ impl CustomOp3 for Attention {
     ) -> Result<(CpuStorage, Shape)> {
         let (q, k, v) = (cpu::floats(q, q_layout)?, cpu::floats(k, k_layout)?, cpu::floats(v, v_layout)?);
         let mut out = vec![0.0_f32; q.len()];
-        forward_spans(q, k, v, &mut out, &self.spans, self.heads);
+        forward::forward(q, k, v, &mut out, &self.spans, self.heads);
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
     }
 
@@ -292,6 +293,25 @@ mod tests {
         let tail: Arc<[Span]> = Arc::new([Span { queries: 0..2, prefix: 0..0, own: 0..9, causal: true, first: 7 }]);
         let last = attention(&q.narrow(0, 7, 2).unwrap(), &k, &v, &tail, HEADS).unwrap();
         assert!(distance(&whole.narrow(0, 7, 2).unwrap(), &last) < 1e-6);
+    }
+
+    #[test]
+    fn long_spans_equal_the_composed_form_and_queries_do_not_see_each_other() {
+        let (q, k, v) = inputs(300);
+        for spans in [
+            Arc::new([Span::full(0..300)]) as Arc<[Span]>,
+            Arc::new([Span::causal(0..290, 0..0), Span::causal(290..300, 0..17)]),
+        ] {
+            let fused = attention(&q, &k, &v, &spans, HEADS).unwrap();
+            assert!(distance(&fused, &composed(&q, &k, &v, &spans, HEADS).unwrap()) < 1e-5);
+        }
+        let all: Arc<[Span]> = Arc::new([Span::causal(0..300, 0..0)]);
+        let whole = attention(&q, &k, &v, &all, HEADS).unwrap();
+        for first in [0, 1, 7, 298] {
+            let span = Span { queries: 0..2, prefix: 0..0, own: 0..300, causal: true, first };
+            let two = attention(&q.narrow(0, first, 2).unwrap(), &k, &v, &(Arc::new([span]) as Arc<[Span]>), HEADS);
+            assert_eq!(distance(&whole.narrow(0, first, 2).unwrap(), &two.unwrap()), 0.0, "query {first}");
+        }
     }
 
     #[test]
