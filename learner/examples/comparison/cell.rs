@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -24,6 +25,7 @@ use reground_learner::pocket::world::Statistics;
 use serde::{Deserialize, Serialize};
 
 use super::annotations::Annotations;
+use super::block::Block;
 use super::row::Row;
 
 /// Pairs of an optimiser step.
@@ -37,7 +39,8 @@ const ASKED: usize = 64;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Cell {
     pub(crate) row: String,
-    pub(crate) annotations: usize,
+    /// [`Block`] as text; empty for the base.
+    pub(crate) annotations: String,
     pub(crate) seed: u64,
     /// Peak learning rate; 0 for the base.
     pub(crate) rate: f64,
@@ -71,6 +74,7 @@ pub(crate) struct Bench<'a> {
     pub(crate) model: &'a Model,
     pub(crate) workers: &'a Workers,
     pub(crate) out: &'a Path,
+    /// For many annotations; see [`Block::steps`].
     pub(crate) steps: u64,
     pub(crate) images: usize,
 }
@@ -98,15 +102,17 @@ impl Bench<'_> {
     pub(crate) fn cell(
         &self,
         row: Row,
-        (annotations, count, seed): (&dyn Fn() -> Result<std::rc::Rc<Annotations>>, usize, u64),
+        (annotations, block, seed): (&dyn Fn() -> Result<Rc<Annotations>>, Block, u64),
         rate: f64,
         split: Split,
     ) -> Result<Cell> {
-        let name = if row == Row::Base { "base".to_owned() } else { format!("{}-{count}-{seed}-{rate:e}", row.key()) };
+        let name =
+            if row == Row::Base { "base".to_owned() } else { format!("{}-{}-{seed}-{rate:e}", row.key(), block.key()) };
         let file = self.out.join(format!("{name}-{}.json", split.name()));
+        let steps = if row == Row::Base { 0 } else { block.steps(self.steps) };
         if let Ok(text) = fs_err::read_to_string(&file) {
             let cell: Cell = serde_json::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
-            if cell.steps != self.steps || (split == Split::Test && cell.images != self.images) {
+            if cell.steps != steps || (split == Split::Test && cell.images != self.images) {
                 bail!("{} has other steps or images; use another directory", file.display());
             }
             return Ok(cell);
@@ -114,16 +120,16 @@ impl Bench<'_> {
         let started = Instant::now();
         let adapter = match row {
             Row::Base => None,
-            _ => Some(self.trained(row, annotations, (count, seed), rate, &name)?),
+            _ => Some(self.trained(row, annotations, (seed, steps), rate, &name)?),
         };
         let images = if split == Split::Validation { self.images.div_ceil(4) } else { self.images };
         let measures = self.measure(adapter.as_ref(), split, images)?;
         let cell = Cell {
             row: row.key().to_owned(),
-            annotations: if row == Row::Base { 0 } else { count },
+            annotations: if row == Row::Base { String::new() } else { block.to_string() },
             seed: if row == Row::Base { 0 } else { seed },
             rate,
-            steps: self.steps,
+            steps,
             split: split.name().to_owned(),
             images,
             measures,
@@ -141,8 +147,8 @@ impl Bench<'_> {
     fn trained(
         &self,
         row: Row,
-        annotations: &dyn Fn() -> Result<std::rc::Rc<Annotations>>,
-        (count, seed): (usize, u64),
+        annotations: &dyn Fn() -> Result<Rc<Annotations>>,
+        (seed, steps): (u64, u64),
         rate: f64,
         name: &str,
     ) -> Result<Lora> {
@@ -153,7 +159,7 @@ impl Bench<'_> {
             let config = self.config(row, seed, rate);
             fs_err::write(run.join("run.toml"), toml::to_string(&config)?)?;
             if !run.join("dataset.jsonl").exists() {
-                dataset::freeze(&run.join("dataset.jsonl"), &annotations()?.pairs(row, count))?;
+                dataset::freeze(&run.join("dataset.jsonl"), &annotations()?.pairs(row, steps as usize * BATCH))?;
             }
             let pocket = || Some(self.source.clone());
             match launch::train(&run, &pocket, &Control::default(), &mut Silent)? {
@@ -172,10 +178,11 @@ impl Bench<'_> {
             loss: row.loss(),
             optimizer: AdamWConfig { learning_rate: rate, ..AdamWConfig::default() },
             train: TrainSection {
-                epochs: 1e6,
-                max_steps: self.steps,
+                epochs: 1.0,
                 batch: BATCH,
                 micro_batch: BATCH,
+                // Pairs of like length in one batch would make the order depend on the negatives.
+                bucket_batches: 1,
                 threads: self.workers.count(),
                 ..TrainSection::default()
             },

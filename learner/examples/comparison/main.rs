@@ -2,16 +2,20 @@
 //!
 //! ```text
 //! cargo run --release -p reground-learner --example comparison -- --out DIR
-//!     [--model DIR] [--annotations 100,1600] [--seeds 3] [--steps 150] [--images 1000] [--threads 0]
+//!     [--model DIR] [--annotations 1600,100] [--rows sft,anchored] [--seeds 3] [--steps 100] [--images 1000] [--threads 0]
 //! ```
 //!
-//! Every row sees the same chosen answers for the same number of steps. The learning rate of a row is chosen on validation
-//! pictures with seed 0. Each finished cell is a JSON file in DIR; a command that was interrupted goes on where it was when it
-//! is repeated, and the table is printed after every column of cells, so that an interrupted study is a smaller one. Figures
-//! repeat with the same number of threads (0: all cores), which decides dropout.
+//! Every row of a block sees the same chosen answers in the same order for the same number of steps; with few annotations a run
+//! takes half of `--steps`. The learning rate of a row is chosen on validation pictures with seed 0. `--annotations 1600:one`
+//! stands for annotations that name one object of the picture. Each finished cell is a JSON file in DIR: a command that was
+//! interrupted goes on where it was when it is repeated, and commands with other annotations or rows may work in the same DIR
+//! at once. The table is written after every column of cells, so that an interrupted study is a smaller one. Figures repeat
+//! with the same number of threads (0: all cores), which decides dropout.
 
 mod annotations;
+mod block;
 mod cell;
+mod maker;
 mod plot;
 mod row;
 mod table;
@@ -27,16 +31,20 @@ use reground_learner::bpo::data::blobs::BlobDir;
 use reground_learner::model::{Model, Source, Workers};
 use reground_learner::pocket::shipped;
 
-use annotations::{Annotations, Maker};
+use annotations::Annotations;
+use block::{Block, Named};
 use cell::{Bench, Cell, Split};
+use maker::Maker;
 use row::Row;
 
-const USAGE: &str = "usage: comparison --out DIR [--model DIR] [--annotations 100,1600] [--seeds 3] [--steps 150] [--images 1000] [--threads 0]";
+const USAGE: &str = "usage: comparison --out DIR [--model DIR] [--annotations 1600,100] [--rows sft,anchored] [--seeds 3] [--steps 100] [--images 1000] [--threads 0]";
 
 struct Options {
     out: PathBuf,
     source: Source,
-    annotations: Vec<usize>,
+    blocks: Vec<Block>,
+    /// Only these; empty for all.
+    rows: Vec<Row>,
     seeds: u64,
     steps: u64,
     images: usize,
@@ -46,14 +54,17 @@ struct Options {
 impl Options {
     fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
         let mut out = None;
-        let (mut source, mut annotations) = (shipped::source(), vec![100, 1600]);
-        let (mut seeds, mut steps, mut images, mut threads) = (3, 150, 1000, 0);
+        let mut source = shipped::source();
+        let mut blocks = [1600, 100].map(|annotations| Block { annotations, named: Named::All }).to_vec();
+        let mut rows = Vec::new();
+        let (mut seeds, mut steps, mut images, mut threads) = (3, 100, 1000, 0);
         while let Some(name) = arguments.next() {
             let value = arguments.next().with_context(|| format!("{name} needs a value\n{USAGE}"))?;
             match name.as_str() {
                 "--out" => out = Some(PathBuf::from(value)),
                 "--model" => source = Source::directory(value),
-                "--annotations" => annotations = value.split(',').map(str::parse).collect::<Result<_, _>>()?,
+                "--annotations" => blocks = value.split(',').map(str::parse).collect::<Result<_, _>>()?,
+                "--rows" => rows = value.split(',').map(str::parse).collect::<Result<_>>()?,
                 "--seeds" => seeds = value.parse()?,
                 "--steps" => steps = value.parse()?,
                 "--images" => images = value.parse()?,
@@ -61,12 +72,13 @@ impl Options {
                 _ => bail!("unknown option {name}\n{USAGE}"),
             }
         }
-        Ok(Self { out: out.context(USAGE)?, source, annotations, seeds, steps, images, threads })
+        Ok(Self { out: out.context(USAGE)?, source, blocks, rows, seeds, steps, images, threads })
     }
 }
 
 fn main() -> Result<()> {
-    let Options { out, source, annotations, seeds, steps, images, threads } = Options::parse(std::env::args().skip(1))?;
+    let Options { out, source, blocks, rows, seeds, steps, images, threads } =
+        Options::parse(std::env::args().skip(1))?;
     fs_err::create_dir_all(&out)?;
     let weights = source.weights(DType::F32, &Device::Cpu)?;
     let model = Model::build(&source, &weights)?;
@@ -74,42 +86,43 @@ fn main() -> Result<()> {
     let blobs = BlobDir::new(out.join("blobs"));
     let bench = Bench { source: &source, model: &model, workers: &workers, out: &out, steps, images };
 
-    let made: RefCell<BTreeMap<(usize, u64), Rc<Annotations>>> = RefCell::default();
-    let annotated = |count: usize, seed: u64| -> Result<Rc<Annotations>> {
-        if let Some(known) = made.borrow().get(&(count, seed)) {
+    let made: RefCell<BTreeMap<(Block, u64), Rc<Annotations>>> = RefCell::default();
+    let annotated = |block: Block, seed: u64| -> Result<Rc<Annotations>> {
+        if let Some(known) = made.borrow().get(&(block, seed)) {
             return Ok(Rc::clone(known));
         }
-        let maker = Maker { model: &model, workers: &workers, blobs: &blobs, seed };
-        let new = Rc::new(maker.make(count)?);
-        eprintln!("{count} annotations of seed {seed}; given up {}, rejected {:?}", new.given_up, new.rejections);
+        let most = block.rows().iter().map(|row| row.negatives().each).max().unwrap_or(1);
+        let maker = Maker { model: &model, workers: &workers, blobs: &blobs, seed, negatives: most as u64 };
+        let new = Rc::new(maker.make(block)?);
+        eprintln!("{} of seed {seed}; given up {}, rejected {:?}", block.title(), new.given_up, new.rejections);
         for (chosen, weakened, injected) in new.examples().take(3) {
             eprintln!("  chosen    {chosen}\n  weakened  {weakened}\n  injected  {injected}");
         }
-        made.borrow_mut().insert((count, seed), Rc::clone(&new));
+        made.borrow_mut().insert((block, seed), Rc::clone(&new));
         Ok(new)
     };
 
     let mut cells = Vec::new();
     for seed in 0..seeds {
-        for &count in &annotations {
-            for row in Row::ALL {
-                let data = || annotated(count, seed);
-                let rate = rate(&bench, row, count, &|| annotated(count, 0))?;
-                cells.push(bench.cell(row, (&data, count, seed), rate, Split::Test)?);
+        for &block in &blocks {
+            for &row in block.rows().iter().filter(|row| rows.is_empty() || rows.contains(row)) {
+                let data = || annotated(block, seed);
+                let rate = rate(&bench, row, block, &|| annotated(block, 0))?;
+                cells.push(bench.cell(row, (&data, block, seed), rate, Split::Test)?);
             }
-            table::write(&out, &cells, &annotations)?;
+            table::write(&out, &cells, &blocks)?;
         }
     }
-    println!("{}", table::markdown(&cells, &annotations));
+    println!("{}", table::markdown(&cells, &blocks));
     Ok(())
 }
 
 /// The rate with the best validation score on seed 0.
-fn rate(bench: &Bench<'_>, row: Row, count: usize, data: &dyn Fn() -> Result<Rc<Annotations>>) -> Result<f64> {
-    let tried = row
-        .rates()
+fn rate(bench: &Bench<'_>, row: Row, block: Block, data: &dyn Fn() -> Result<Rc<Annotations>>) -> Result<f64> {
+    let tried = block
+        .rates(row)
         .iter()
-        .map(|&rate| bench.cell(row, (data, count, 0), rate, Split::Validation))
+        .map(|&rate| bench.cell(row, (data, block, 0), rate, Split::Validation))
         .collect::<Result<Vec<Cell>>>()?;
     Ok(tried.iter().max_by(|a, b| a.score().total_cmp(&b.score())).map_or(0.0, |best| best.rate))
 }

@@ -1,5 +1,8 @@
 //! The rows of the table: what is trained on which negatives with which loss.
 
+use std::str::FromStr;
+
+use anyhow::{Context, Error, Result};
 use reground_learner::bpo::config::{LossSection, Preset};
 
 /// A row of the table.
@@ -19,11 +22,42 @@ pub(crate) enum Row {
     Anchored,
     /// Both negatives, `anchored` and the conditional term.
     Conditional,
+    /// Both negatives, `anchored` with β = 1.
+    Strict,
+    /// [`Row::Strict`] with several negatives of each kind for an annotation.
+    Several,
+    /// Both negatives, the paper's loss with β = 1.
+    StrictPaper,
+    /// Image weakening alone, the paper's loss with β = 1.
+    StrictWeakened,
+    /// Error injection alone, the paper's loss with β = 1.
+    StrictInjected,
+}
+
+/// Which negatives a row's pairs have; neither: annotations alone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Negatives {
+    pub(crate) weakened: bool,
+    pub(crate) injected: bool,
+    /// Most of each kind for an annotation.
+    pub(crate) each: usize,
 }
 
 impl Row {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Base, Self::Sft, Self::Anchored, Self::Conditional, Self::Paper, Self::Weakened, Self::Injected];
+    pub(crate) const ALL: [Self; 12] = [
+        Self::Base,
+        Self::Sft,
+        Self::Weakened,
+        Self::Injected,
+        Self::Anchored,
+        Self::Conditional,
+        Self::Strict,
+        Self::Several,
+        Self::Paper,
+        Self::StrictPaper,
+        Self::StrictWeakened,
+        Self::StrictInjected,
+    ];
 
     /// In files.
     pub(crate) fn key(self) -> &'static str {
@@ -35,6 +69,11 @@ impl Row {
             Self::Paper => "paper",
             Self::Anchored => "anchored",
             Self::Conditional => "conditional",
+            Self::Strict => "strict",
+            Self::Several => "several",
+            Self::StrictPaper => "strict-paper",
+            Self::StrictWeakened => "strict-weakened",
+            Self::StrictInjected => "strict-injected",
         }
     }
 
@@ -48,36 +87,48 @@ impl Row {
             Self::Paper => "BPO, both, `paper`",
             Self::Anchored => "BPO, both, `anchored`",
             Self::Conditional => "BPO, both, `anchored` + conditional",
+            Self::Strict => "BPO, both, `anchored`, β = 1",
+            Self::Several => "BPO, both, `anchored`, β = 1, up to 8 of each",
+            Self::StrictPaper => "BPO, both, `paper`, β = 1",
+            Self::StrictWeakened => "BPO, image-weakened only, `paper`, β = 1",
+            Self::StrictInjected => "BPO, injected only, `paper`, β = 1",
         }
     }
 
-    /// Whether its pairs have image-weakened and injected negatives; neither: annotations alone.
-    pub(crate) fn negatives(self) -> (bool, bool) {
-        match self {
+    pub(crate) fn negatives(self) -> Negatives {
+        let (weakened, injected) = match self {
             Self::Base | Self::Sft => (false, false),
-            Self::Weakened => (true, false),
-            Self::Injected => (false, true),
-            Self::Paper | Self::Anchored | Self::Conditional => (true, true),
-        }
+            Self::Weakened | Self::StrictWeakened => (true, false),
+            Self::Injected | Self::StrictInjected => (false, true),
+            _ => (true, true),
+        };
+        Negatives { weakened, injected, each: if self == Self::Several { 8 } else { 1 } }
     }
 
     pub(crate) fn loss(self) -> LossSection {
-        let preset = |preset| LossSection { preset, ..LossSection::default() };
+        // Negatives are matched in length when they are made; dropping pairs here would take chosen answers from a row.
+        let preset = |preset| LossSection { preset, max_length_ratio: Some(0.0), ..LossSection::default() };
         match self {
             Self::Base | Self::Sft => preset(Preset::Sft),
             Self::Paper => preset(Preset::Paper),
+            Self::StrictPaper | Self::StrictWeakened | Self::StrictInjected => {
+                LossSection { beta: Some(1.0), ..preset(Preset::Paper) }
+            }
             Self::Weakened | Self::Injected | Self::Anchored => preset(Preset::Anchored),
             Self::Conditional => LossSection { conditional: Some(1.0), ..preset(Preset::Anchored) },
+            Self::Strict | Self::Several => LossSection { beta: Some(1.0), ..preset(Preset::Anchored) },
         }
     }
+}
 
-    /// Learning rates to choose from, as many for each row. Without a supervised term a small model breaks at rates at which
-    /// the others learn.
-    pub(crate) fn rates(self) -> &'static [f64] {
-        match self {
-            Self::Base => &[],
-            Self::Paper => &[3e-5, 1e-4, 3e-4],
-            _ => &[3e-4, 1e-3, 3e-3],
-        }
+impl FromStr for Row {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let keys = Self::ALL.map(Self::key).join(", ");
+        Self::ALL
+            .into_iter()
+            .find(|row| row.key() == text)
+            .with_context(|| format!("no row {text:?}; there are {keys}"))
     }
 }

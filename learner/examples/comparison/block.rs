@@ -1,0 +1,112 @@
+//! The parts of the table: what the rows of one part have in common.
+
+use std::fmt;
+use std::str::FromStr;
+
+use anyhow::{Context, Error, Result, bail};
+
+use super::row::Row;
+
+/// What an annotator says of a picture that is to be described.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Named {
+    /// Every object.
+    All,
+    /// One object, whatever else is there: right, but less than what the model says by itself.
+    One,
+}
+
+/// A part of the table; as text `1600`, or `1600:one` for annotations that name one object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Block {
+    pub(crate) annotations: usize,
+    pub(crate) named: Named,
+}
+
+impl Block {
+    /// In the table.
+    pub(crate) fn title(self) -> String {
+        let named = match self.named {
+            Named::All => "",
+            Named::One => " that name one object",
+        };
+        format!("{} annotations{named}", self.annotations)
+    }
+
+    /// In files.
+    pub(crate) fn key(self) -> String {
+        self.to_string().replace(':', "-")
+    }
+
+    /// Its rows.
+    pub(crate) fn rows(self) -> &'static [Row] {
+        match self.named {
+            Named::All if self.few() => &[
+                Row::Base,
+                Row::Sft,
+                Row::Weakened,
+                Row::Injected,
+                Row::Anchored,
+                Row::Conditional,
+                Row::Strict,
+                Row::Several,
+                Row::Paper,
+            ],
+            Named::All => {
+                &[Row::Base, Row::Sft, Row::Weakened, Row::Injected, Row::Anchored, Row::Conditional, Row::Paper]
+            }
+            Named::One => {
+                &[Row::Base, Row::Sft, Row::Anchored, Row::StrictPaper, Row::StrictWeakened, Row::StrictInjected]
+            }
+        }
+    }
+
+    /// Optimiser steps of its runs, where a run on many annotations takes `steps`.
+    pub(crate) fn steps(self, steps: u64) -> u64 {
+        if self.few() { steps.div_ceil(2) } else { steps }
+    }
+
+    /// Learning rates to choose from, as many for each row, around what a coarser search found: answers that are seen again and
+    /// again want smaller ones, and without a supervised term a small model breaks at rates at which the others learn.
+    pub(crate) fn rates(self, row: Row) -> &'static [f64] {
+        match row {
+            Row::Base => &[],
+            Row::Paper => &[1e-4, 3e-4],
+            Row::StrictPaper | Row::StrictWeakened | Row::StrictInjected => &[3e-4, 1e-3],
+            _ if self.few() => &[3e-4, 1e-3],
+            _ => &[1e-3, 3e-3],
+        }
+    }
+
+    /// Whether a run sees an annotation many times.
+    fn few(self) -> bool {
+        self.annotations < 1000
+    }
+}
+
+impl fmt::Display for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = match self.named {
+            Named::All => "",
+            Named::One => ":one",
+        };
+        write!(f, "{}{named}", self.annotations)
+    }
+}
+
+impl FromStr for Block {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (count, named) = match text.split_once(':') {
+            None => (text, Named::All),
+            Some((count, "one")) => (count, Named::One),
+            Some((_, other)) => bail!("annotations name `one` object or, without a word, all of them; not {other:?}"),
+        };
+        let annotations = count.parse().with_context(|| format!("{count:?} is no number of annotations"))?;
+        if annotations == 0 {
+            bail!("0 annotations teach nothing");
+        }
+        Ok(Self { annotations, named })
+    }
+}
