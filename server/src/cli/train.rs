@@ -31,7 +31,7 @@ pub(super) struct TrainArgs {
     /// this process at once.
     #[arg(long, conflicts_with = "import")]
     pub(super) supervised: bool,
-    /// Lower this process's priority by so much, 0 to 19.
+    /// Lower this process's priority by so much, 0 to 19; with 19 Linux lets it run only while nobody else wants the core.
     #[arg(long, value_name = "STEPS", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=19))]
     pub(super) nice: u8,
 }
@@ -95,6 +95,10 @@ fn obey(control: Control) -> Result<()> {
     Ok(())
 }
 
+/// The lowest priority there is.
+#[cfg(target_os = "linux")]
+const LOWEST: u8 = 19;
+
 /// Gives way to other processes. What the system refuses is no reason not to train.
 fn lower_priority(steps: u8) {
     #[cfg(unix)]
@@ -104,6 +108,17 @@ fn lower_priority(steps: u8) {
         let refused = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, i32::from(steps)) } != 0;
         if refused {
             tracing::warn!(nice = steps, "The priority stays as it is: {}", io::Error::last_os_error());
+        }
+    }
+    // A process that is only nice still keeps a core for milliseconds after somebody else wants it.
+    #[cfg(target_os = "linux")]
+    if steps == LOWEST {
+        let none = libc::sched_param { sched_priority: 0 };
+        #[expect(unsafe_code, reason = "the C library's call; it only reads what it is given")]
+        // SAFETY: the pointer is to a value that lives until the call returns.
+        let refused = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const none) } != 0;
+        if refused {
+            tracing::warn!("It does not run as idle work: {}", io::Error::last_os_error());
         }
     }
 }

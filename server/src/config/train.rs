@@ -44,7 +44,7 @@ pub struct TrainConfig {
     pub checkpoint_every: u64,
     /// Threads of a training process; 0: half of the cores.
     pub threads: usize,
-    /// Steps by which its priority is lower than the server's.
+    /// Steps by which its priority is lower than the server's; 19: on Linux it runs only while nobody else wants the core.
     pub nice: u8,
     /// Where it runs: `auto`, `cpu`, or the number of a CUDA device.
     pub device: String,
@@ -75,7 +75,7 @@ impl Default for TrainConfig {
             seed: 0,
             checkpoint_every: 20,
             threads: 0,
-            nice: 10,
+            nice: 19,
             device: "auto".into(),
             max_resumes: 5,
             max_file_bytes: 512 << 20,

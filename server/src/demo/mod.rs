@@ -108,6 +108,8 @@ fn config(demo: &Demo, data: &Path) -> Config {
     // One run, when everything that was asked has been looked at: the demonstration asks for it.
     config.train.min_pairs = 0;
     config.train.seed = demo.seed;
+    // Nobody waits for an answer while it trains.
+    config.train.nice = 0;
     // Everything that users correct here is about unusual pictures: more than usually is needed to hold the others.
     config.train.anchor_share = 0.4;
     if demo.corrected == 0.0 {
