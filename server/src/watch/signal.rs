@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn latency_is_compared_by_factors_and_both_sides_must_be_known() {
-        let config = WatchConfig { max_token_factor: 0.0, ..WatchConfig::default() };
+        let config = WatchConfig { max_first_token_factor: 5.0, max_token_factor: 0.0, ..WatchConfig::default() };
         let verdicts = |new, old| of_answers(&new, &old, &config).map(|figures| figures.verdict);
         assert_eq!(verdicts(fast(0.6, 60), fast(0.1, 60)), [Verdict::TooFew, Verdict::Breach, Verdict::Off]);
         assert_eq!(verdicts(fast(0.4, 60), fast(0.1, 60))[1], Verdict::Fine);
