@@ -5,11 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reground_learner::generator::{Generated, Generator, GeneratorError, Question, Speaker, Turn};
+use reground_learner::generator::{Generated, Generator, GeneratorError, Question};
 
-use super::text::TextBuilder;
+use super::asked;
 use crate::admission::BackgroundPermit;
-use crate::engine::{Content, EngineError, Event, Generate, GenerationId, Message, Role, Sampling};
+use crate::engine::{EngineError, GenerationId};
 use crate::rollout::{Generations, Lease};
 
 /// Pause before a dead engine is asked again.
@@ -73,33 +73,19 @@ impl BackgroundGenerator {
         let generation = lease.generation.clone();
         let permit = Arc::new(permit);
         let preempted = permit.preempted();
-        let mut stream = match generation.generate_behind(request(question), Box::new((permit.clone(), lease))) {
+        let place = Box::new((permit.clone(), lease));
+        let stream = match generation.generate_behind(asked::request(question), place) {
             Ok(stream) => stream,
             Err(error) => return Ok(Err(error)),
         };
-        stream.be_patient();
-        let mut text = TextBuilder::new(Vec::new());
-        let mut generated =
-            Generated { generation: generation.id().to_string(), text: String::new(), tokens: Vec::new() };
-        tokio::pin!(preempted);
-        loop {
-            let event = tokio::select! {
-                event = stream.next() => event,
-                () = &mut preempted => return Err(Preempted),
-            };
-            match event {
-                Some(Event::Started { .. }) => {}
-                Some(Event::Token(token)) => {
-                    generated.text.push_str(&text.push(vocabulary.bytes(token.id)));
-                    generated.tokens.push((token.id, token.logprob));
-                }
-                Some(Event::Finished(_)) => {
-                    generated.text.push_str(&text.finish());
-                    return Ok(Ok(generated));
-                }
-                Some(Event::Failed(error)) => return Ok(Err(error)),
-                None => return Ok(Err(EngineError::Unavailable(generation.id().clone()))),
-            }
+        let id = generation.id();
+        tokio::select! {
+            () = preempted => Err(Preempted),
+            answer = asked::whole(stream, vocabulary) => Ok(match answer {
+                Ok(Some((text, tokens))) => Ok(Generated { generation: id.to_string(), text, tokens }),
+                Ok(None) => Err(EngineError::Unavailable(id.clone())),
+                Err(error) => Err(error),
+            }),
         }
     }
 }
@@ -110,37 +96,5 @@ impl Generator for BackgroundGenerator {
         question: Question,
     ) -> Pin<Box<dyn Future<Output = Result<Generated, GeneratorError>> + Send + '_>> {
         Box::pin(self.answer(question))
-    }
-}
-
-fn request(question: &Question) -> Generate {
-    Generate {
-        messages: question.turns.iter().map(message).collect(),
-        tools: Vec::new(),
-        sampling: Sampling {
-            temperature: question.temperature,
-            top_p: question.top_p,
-            seed: question.seed,
-            ..Sampling::greedy()
-        },
-        max_tokens: Some(question.max_tokens),
-        top_logprobs: 0,
-        grammar: None,
-        forced: question.answer.clone(),
-    }
-}
-
-fn message(turn: &Turn) -> Message {
-    let role = match turn.speaker {
-        Speaker::System => Role::System,
-        Speaker::User => Role::User,
-        Speaker::Assistant => Role::Assistant,
-    };
-    let images = turn.images.iter().cloned().map(Content::Image);
-    Message {
-        role,
-        content: images.chain([Content::Text(turn.text.clone())]).collect(),
-        tool_calls: Vec::new(),
-        tool_call_id: None,
     }
 }

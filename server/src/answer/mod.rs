@@ -7,12 +7,14 @@
 //! - [`Answerer`]: the way of one query.
 //! - [`BackgroundGenerator`]: the engine as the learner sees it, behind live queries.
 //! - [`Shadow`]: a share of the queries, answered a second time for the counters alone.
+//! - [`asked`]: a question of the learner's as a request, and the whole answer.
 //! - `account`: how an answer went, for whoever watches its generation.
 //! - `text`: tokens to text, stop strings held back until they are sure not to come.
 //! - `tools`: tool calls, out of the text that models write.
 
 mod account;
 mod answerer;
+pub(crate) mod asked;
 mod background;
 mod shadow;
 mod text;

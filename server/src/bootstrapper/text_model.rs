@@ -9,18 +9,17 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
-use reground_learner::generator::{Generated, Generator, GeneratorError, Question, Speaker};
+use reground_learner::generator::{Generated, Generator, GeneratorError, Question};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::info;
 
+use crate::answer::asked;
 use crate::config::{Config, ModelConfig};
 use crate::engine::mistralrs::MistralrsEngine;
 use crate::engine::source::ModelFiles;
-use crate::engine::{
-    Content, Engine, EngineError, Event, Generate, Generation, GenerationId, Message, Role, Sampling, Vocabulary,
-};
+use crate::engine::{Engine, EngineError, Generation, GenerationId, Vocabulary};
 use crate::rollout::Generations;
 
 /// A text model in this process.
@@ -144,55 +143,17 @@ async fn drop_when_unused(slot: Weak<Mutex<Slot>>, idle: Duration, stop: Cancell
     }
 }
 
-/// Text and tokens. Dropping the future ends the answer at its next token.
-async fn answer(loaded: &Loaded, question: &Question) -> Result<(String, Vec<(u32, f32)>), EngineError> {
-    let mut stream = loaded.generation.generate(request(question), Box::new(()))?;
-    stream.be_patient();
-    let (mut bytes, mut tokens) = (Vec::new(), Vec::new());
-    while let Some(event) = stream.next().await {
-        match event {
-            Event::Started { .. } => {}
-            Event::Token(token) => {
-                bytes.extend_from_slice(loaded.vocabulary.bytes(token.id));
-                tokens.push((token.id, token.logprob));
-            }
-            Event::Finished(_) => return Ok((String::from_utf8_lossy(&bytes).trim_start().to_owned(), tokens)),
-            Event::Failed(error) => return Err(error),
-        }
-    }
-    Err(EngineError::Failed("it died while it answered".into()))
-}
-
-fn request(question: &Question) -> Generate {
-    let messages = question.turns.iter().map(|turn| Message {
-        role: match turn.speaker {
-            Speaker::System => Role::System,
-            Speaker::User => Role::User,
-            Speaker::Assistant => Role::Assistant,
-        },
-        content: vec![Content::Text(turn.text.clone())],
-        tool_calls: Vec::new(),
-        tool_call_id: None,
-    });
-    Generate {
-        messages: messages.collect(),
-        tools: Vec::new(),
-        sampling: Sampling {
-            temperature: question.temperature,
-            top_p: question.top_p,
-            seed: question.seed,
-            ..Sampling::greedy()
-        },
-        max_tokens: Some(question.max_tokens),
-        top_logprobs: 0,
-        grammar: None,
-        forced: question.answer.clone(),
+async fn answer(loaded: &Loaded, question: &Question) -> Result<asked::Whole, EngineError> {
+    let stream = loaded.generation.generate(asked::request(question), Box::new(()))?;
+    match asked::whole(stream, &loaded.vocabulary).await? {
+        Some((text, tokens)) => Ok((text.trim_start().to_owned(), tokens)),
+        None => Err(EngineError::Failed("it died while it answered".into())),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use reground_learner::generator::Turn;
+    use reground_learner::generator::{Speaker, Turn};
 
     use super::*;
     use crate::api::testing::Echo;
