@@ -42,7 +42,8 @@ fn find() -> Result<PathBuf> {
     }
     say!("building the binary under test");
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.args(["build", "--package", "reground", "--bin", "reground"]).current_dir(root);
+    // As a part of the workspace: by itself it would have other features, and with them another mistralrs.
+    build.args(["build", "--workspace", "--bin", "reground"]).current_dir(root);
     if profile.ends_with("release") {
         build.arg("--release");
     }
@@ -50,7 +51,11 @@ fn find() -> Result<PathBuf> {
         build.arg("--target-dir").arg(target);
     }
     let status = build.status().context("cannot start cargo")?;
-    ensure!(status.success() && binary.is_file(), "`cargo build --package reground` did not make {}", binary.display());
+    ensure!(
+        status.success() && binary.is_file(),
+        "`cargo build --workspace --bin reground` did not make {}",
+        binary.display()
+    );
     Ok(binary)
 }
 
