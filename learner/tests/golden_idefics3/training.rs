@@ -191,12 +191,16 @@ fn a_new_adapter_is_seeded_and_starts_as_the_base() {
 /// With dropout the backward pass must apply the same masks: checked by differences of the log-probabilities.
 #[test]
 fn gradients_under_dropout_agree_with_differences() {
-    let (fixture, _, groups) = policy("adapter", PolicyOptions::default());
+    FORMATS.into_iter().for_each(differences_under_dropout);
+}
+
+fn differences_under_dropout(format: DType) {
+    let (fixture, _, groups) = policy_in(format, "adapter", PolicyOptions::default());
     let mut adapter = PeftAdapter::read(&golden("adapter")).unwrap();
     adapter.config.lora_dropout = 0.2;
     let lora = Lora::load(fixture.model.decoder(), &adapter).unwrap();
     for activation_bytes in [0, usize::MAX] {
-        let model = Arc::new(Fixture::load().model);
+        let model = Arc::new(Fixture::with(format).model);
         let mut policy = LoraPolicy::new(model, lora.clone(), options(1, 4096, activation_bytes)).unwrap();
         let coefficients = vec![vec![1.0, -0.5]; groups.len()];
         let value = |policy: &LoraPolicy| -> f64 {
