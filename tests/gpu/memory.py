@@ -1,9 +1,12 @@
 """Memory of the GPU and of a process."""
 
+import shutil
 import subprocess
 import threading
 import time
 from pathlib import Path
+
+from report import ensure
 
 
 def resident(pid):
@@ -18,6 +21,7 @@ class Gpu:
     """One card, as nvidia-smi sees it: all processes on it together, so that nothing else should run there."""
 
     def __init__(self, device):
+        ensure(shutil.which("nvidia-smi"), "there is no nvidia-smi, so there is no card; `--device cpu` is the dry run")
         self.number = device.partition(":")[2] or "0"
         self.name, self.driver = self.ask("name"), self.ask("driver_version")
 

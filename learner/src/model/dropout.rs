@@ -26,7 +26,7 @@ pub(crate) fn dropout(x: &Tensor, p: f64, key: u64) -> Result<Tensor> {
     } else {
         composed(x.dims2()?, p, key, x.device())?
     };
-    x * mask.to_dtype(x.dtype())?
+    &x * mask.to_dtype(x.dtype())?
 }
 
 /// The mask on the device where it is used, `[rows, width]`, f32: to make it here and copy it would take a GPU longer than the layer.
