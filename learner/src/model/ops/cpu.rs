@@ -153,7 +153,10 @@ pub(crate) fn largest(values: &[f32]) -> f32 {
 pub(crate) fn sum_exp(values: &[f32], shift: f32) -> f32 {
     let mut sums = [0.0_f32; 16];
     let blocks = values.chunks_exact(16);
-    let rest: f32 = blocks.remainder().iter().map(|x| exp(*x - shift)).sum();
+    let mut rest = 0.0;
+    for x in blocks.remainder() {
+        rest += exp(*x - shift);
+    }
     for block in blocks {
         for lane in 0..16 {
             sums[lane] += exp(block[lane] - shift);

@@ -97,7 +97,11 @@ cpu::kernel! {
         // Pieces whose sum in f32 is exact enough, and their sum in f64: a vocabulary may have 250,000 tokens.
         const PIECE: usize = 1024;
         let largest = cpu::largest(logits);
-        let sum: f64 = logits.chunks(PIECE).map(|piece| f64::from(cpu::sum_exp(piece, largest))).sum();
+        let mut sum = 0.0;
+        // No closure: it would be compiled for the oldest machine.
+        for piece in logits.chunks(PIECE) {
+            sum += f64::from(cpu::sum_exp(piece, largest));
+        }
         *out = f64::from(largest) + sum.ln();
     }
 }
