@@ -139,8 +139,9 @@ async fn streams_notice_nothing_of_many_activations_and_rollbacks() -> Result<()
     let askers: Vec<_> =
         (0..CLIENTS).map(|from| tokio::spawn(keep_asking(server.client(), from, phase.clone()))).collect();
 
-    // Allocator and thread pools reach their size with the first changes.
-    for _ in 0..10 {
+    // Allocator and thread pools reach their size with the first changes, the cache of the store with some 1,300.
+    let warm_up = if swaps >= MANY { 1500 } else { 10 };
+    for _ in 0..warm_up {
         change(&client, &adapter).await?;
     }
     let shown = [swaps / 10, swaps / 2, swaps];
