@@ -7,30 +7,45 @@ use anyhow::{Context, Error, Result, bail};
 
 use super::row::Row;
 
-/// What an annotator says of a picture that is to be described.
+/// What is annotated, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Named {
-    /// Every object.
-    All,
-    /// One object, whatever else is there: right, but less than what the model says by itself.
-    One,
+pub(crate) enum Kind {
+    /// Balanced pictures, of which every object is named.
+    Balanced,
+    /// Balanced pictures, of which one object is named, whatever else is there: right, but less than what the model says by
+    /// itself.
+    OneObject,
+    /// Pictures of the world that the model was pretrained on, habits included, of which every object is named.
+    Typical,
 }
 
-/// A part of the table; as text `1600`, or `1600:one` for annotations that name one object.
+impl Kind {
+    /// In options and files; nothing for the first.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Balanced => "",
+            Self::OneObject => ":one",
+            Self::Typical => ":typical",
+        }
+    }
+}
+
+/// A part of the table; as text `1600`, `1600:one` or `1600:typical`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Block {
     pub(crate) annotations: usize,
-    pub(crate) named: Named,
+    pub(crate) kind: Kind,
 }
 
 impl Block {
     /// In the table.
     pub(crate) fn title(self) -> String {
-        let named = match self.named {
-            Named::All => "",
-            Named::One => " that name one object",
+        let kind = match self.kind {
+            Kind::Balanced => "",
+            Kind::OneObject => " that name one object",
+            Kind::Typical => " of typical pictures",
         };
-        format!("{} annotations{named}", self.annotations)
+        format!("{} annotations{kind}", self.annotations)
     }
 
     /// In files.
@@ -40,8 +55,8 @@ impl Block {
 
     /// Its rows.
     pub(crate) fn rows(self) -> &'static [Row] {
-        match self.named {
-            Named::All if self.few() => &[
+        match self.kind {
+            Kind::Balanced if self.few() => &[
                 Row::Base,
                 Row::Sft,
                 Row::Weakened,
@@ -52,10 +67,10 @@ impl Block {
                 Row::Several,
                 Row::Paper,
             ],
-            Named::All => {
+            Kind::Balanced | Kind::Typical => {
                 &[Row::Base, Row::Sft, Row::Weakened, Row::Injected, Row::Anchored, Row::Conditional, Row::Paper]
             }
-            Named::One => {
+            Kind::OneObject => {
                 &[Row::Base, Row::Sft, Row::Anchored, Row::StrictPaper, Row::StrictWeakened, Row::StrictInjected]
             }
         }
@@ -86,11 +101,7 @@ impl Block {
 
 impl fmt::Display for Block {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named = match self.named {
-            Named::All => "",
-            Named::One => ":one",
-        };
-        write!(f, "{}{named}", self.annotations)
+        write!(f, "{}{}", self.annotations, self.kind.suffix())
     }
 }
 
@@ -98,15 +109,18 @@ impl FromStr for Block {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (count, named) = match text.split_once(':') {
-            None => (text, Named::All),
-            Some((count, "one")) => (count, Named::One),
-            Some((_, other)) => bail!("annotations name `one` object or, without a word, all of them; not {other:?}"),
+        let (count, kind) = match text.split_once(':') {
+            None => (text, Kind::Balanced),
+            Some((count, "one")) => (count, Kind::OneObject),
+            Some((count, "typical")) => (count, Kind::Typical),
+            Some((_, other)) => {
+                bail!("a number of annotations is followed by `:one`, `:typical` or nothing, not {other:?}")
+            }
         };
         let annotations = count.parse().with_context(|| format!("{count:?} is no number of annotations"))?;
         if annotations == 0 {
             bail!("0 annotations teach nothing");
         }
-        Ok(Self { annotations, named })
+        Ok(Self { annotations, kind })
     }
 }

@@ -7,7 +7,8 @@
 //!
 //! Every row of a block sees the same chosen answers in the same order for the same number of steps; with few annotations a run
 //! takes half of `--steps`. The learning rate of a row is chosen on validation pictures with seed 0. `--annotations 1600:one`
-//! stands for annotations that name one object of the picture. Each finished cell is a JSON file in DIR: a command that was
+//! stands for annotations that name one object of the picture, `1600:typical` for such of the world that the pocket was
+//! pretrained on; what is measured is balanced always. Each finished cell is a JSON file in DIR: a command that was
 //! interrupted goes on where it was when it is repeated, and commands with other annotations or rows may work in the same DIR
 //! at once. The table is written after every column of cells, so that an interrupted study is a smaller one. Figures repeat
 //! with the same number of threads (0: all cores), which decides dropout.
@@ -32,7 +33,7 @@ use reground_learner::model::{Model, Source, Workers};
 use reground_learner::pocket::shipped;
 
 use annotations::Annotations;
-use block::{Block, Named};
+use block::{Block, Kind};
 use cell::{Bench, Cell, Split};
 use maker::Maker;
 use row::Row;
@@ -55,7 +56,7 @@ impl Options {
     fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
         let mut out = None;
         let mut source = shipped::source();
-        let mut blocks = [1600, 100].map(|annotations| Block { annotations, named: Named::All }).to_vec();
+        let mut blocks = [1600, 100].map(|annotations| Block { annotations, kind: Kind::Balanced }).to_vec();
         let mut rows = Vec::new();
         let (mut seeds, mut steps, mut images, mut threads) = (3, 100, 1000, 0);
         while let Some(name) = arguments.next() {

@@ -1,4 +1,4 @@
-//! Makes annotations of the balanced world and both negatives of every one.
+//! Makes annotations and both negatives of every one.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use reground_learner::pocket::text::{Caption, Detail, Question, read_caption};
 use reground_learner::pocket::world::{Picture, SIDE, Scene, Statistics};
 
 use super::annotations::{Annotation, Annotations};
-use super::block::{Block, Named};
+use super::block::{Block, Kind};
 
 /// Deviation of the blur, pixels, from and up to: at 2 the base still writes fluent captions of the same length, and its CHAIR_i
 /// is twice that on clean pictures. Noise garbles before it misleads: up to t = 200 it changes next to nothing.
@@ -67,12 +67,12 @@ pub(crate) struct Maker<'a> {
 impl Maker<'_> {
     /// The annotations of `block`; asking for more of them, or more negatives, gives the same ones and more.
     pub(crate) fn make(&self, block: Block) -> Result<Annotations> {
-        let Block { annotations: count, named } = block;
+        let Block { annotations: count, kind } = block;
         let mut filter = PairFilter::new(Limits::default());
         let (mut all, mut given_up) = (Vec::new(), 0);
         let mut start = 0;
         while all.len() < count {
-            let mut block = (start..start + BLOCK).map(|index| self.draw(index, named)).collect::<Result<Vec<_>>>()?;
+            let mut block = (start..start + BLOCK).map(|index| self.draw(index, kind)).collect::<Result<Vec<_>>>()?;
             start += BLOCK;
             let drawn = block.len();
             for wanted in 1..=self.negatives {
@@ -90,13 +90,14 @@ impl Maker<'_> {
         Ok(Annotations { all, rejections: filter.rejections().clone(), given_up })
     }
 
-    fn draw(&self, index: u64, named: Named) -> Result<Annotation> {
+    fn draw(&self, index: u64, kind: Kind) -> Result<Annotation> {
         let mut random = stream(self.seed, "comparison annotation", index);
-        let scene = Scene::sample(Statistics::Balanced, &mut random);
+        let statistics = if kind == Kind::Typical { Statistics::typical() } else { Statistics::Balanced };
+        let scene = Scene::sample(statistics, &mut random);
         let image = DynamicImage::from(Picture::draw(&scene, &mut random).image());
         let (question, chosen) = if random.random_bool(DESCRIPTIONS) {
             let request = Detail::Full.requests().choose(&mut random).context("no request")?;
-            ((*request).to_owned(), Caption::of(&described(&scene, named), Detail::Full, &mut random).to_string())
+            ((*request).to_owned(), Caption::of(&described(&scene, kind), Detail::Full, &mut random).to_string())
         } else {
             let question = Question::sample(&scene, &mut random);
             (question.text.clone(), question.answer())
@@ -190,10 +191,10 @@ impl Maker<'_> {
 }
 
 /// What the annotator describes of `scene`, whose groups stand in no order.
-fn described(scene: &Scene, named: Named) -> Scene {
-    let groups = match named {
-        Named::All => scene.groups.clone(),
-        Named::One => scene.groups.iter().take(1).cloned().collect(),
+fn described(scene: &Scene, kind: Kind) -> Scene {
+    let groups = match kind {
+        Kind::Balanced | Kind::Typical => scene.groups.clone(),
+        Kind::OneObject => scene.groups.iter().take(1).cloned().collect(),
     };
     Scene { groups }
 }

@@ -26,9 +26,9 @@ impl Account {
         Self { observed, admitted: now, first: None, last: now, tokens: 0, failed: None }
     }
 
-    /// A token came.
-    pub(super) fn token(&mut self) {
-        self.last = Instant::now();
+    /// The engine made a token.
+    pub(super) fn token(&mut self, at: Instant) {
+        self.last = at;
         self.first.get_or_insert(self.last);
         self.tokens += 1;
     }

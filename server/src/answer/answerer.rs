@@ -226,9 +226,9 @@ impl Answer {
 
     fn take_token(&mut self, token: Token) {
         self.completion_tokens += 1;
-        self.account.token();
+        self.account.token(self.stream.reported());
         if let Some(case) = &mut self.case {
-            case.token(token.id, token.logprob);
+            case.token(token.id, token.logprob, self.stream.reported());
         }
         if self.vocabulary.ends_turn(token.id) {
             return;
@@ -244,7 +244,7 @@ impl Answer {
     fn answered(&self, token: Token) -> AnsweredToken {
         let Token { id, logprob, top } = token;
         let top = top.into_iter().map(|(id, logprob)| (self.vocabulary.name(id), logprob)).collect();
-        AnsweredToken { id, bytes: self.vocabulary.name(id), logprob, top }
+        AnsweredToken { id, bytes: self.vocabulary.name(id), logprob, top, at: self.stream.reported() }
     }
 
     fn give(&mut self, text: String, tokens: Vec<AnsweredToken>) {

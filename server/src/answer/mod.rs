@@ -102,6 +102,8 @@ pub struct AnsweredToken {
     pub logprob: f32,
     /// Bytes and log-probability of the likeliest tokens, likeliest first.
     pub top: Vec<(Vec<u8>, f32)>,
+    /// When the engine made it.
+    pub at: Instant,
 }
 
 /// OpenAI's `finish_reason`.

@@ -29,7 +29,7 @@ use crate::rollout::Generations;
 
 /// An engine whose answer is the last message's text, one byte a token. What the text begins with can change that:
 /// `!fail` fails after three tokens, `!refuse` is refused, `!hang` stops after three tokens until it is cancelled,
-/// `!mute` does so before the first one.
+/// `!mute` does so before the first one, `!slow` waits 2 ms before each.
 pub(crate) struct Echo {
     info: EngineInfo,
     /// Shared by all generations.
@@ -173,6 +173,9 @@ impl Generation for EchoGeneration {
                     events.send(Event::Failed(EngineError::Failed("it broke".into())));
                 }
                 while hangs && sent == broken && !events.is_cancelled() {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                if text.starts_with("!slow") {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
                 events.send(Event::Token(token));

@@ -638,6 +638,18 @@ async fn a_generation_is_observed_as_its_answers_go() {
     assert_eq!((seen.first_token.count(), seen.per_token.count()), (6, 6));
 }
 
+/// How fast a generation is must not depend on whether clients have its answers streamed.
+#[actix_web::test]
+async fn a_plain_answer_is_timed_by_its_tokens() {
+    let server = open_server().await;
+    let service = serve!(server);
+    let reply = send(&service, post(CHAT, &ask("!slow answer", json!({}))).to_request()).await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let seen = server.app.generations.live().unwrap().observed.since(0);
+    let per_token = seen.per_token.mean().exp();
+    assert!(per_token >= 0.0019, "{per_token} s per token, though all of them were read at once");
+}
+
 #[actix_web::test]
 async fn a_query_is_answered_a_second_time_for_the_counters_alone() {
     let server = open_server().await;

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use futures::task::AtomicWaker;
 use image::DynamicImage;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::EngineError;
 use super::grammar::Grammar;
@@ -161,6 +162,7 @@ pub enum Event {
 #[derive(Debug)]
 pub struct TokenStream {
     shared: Arc<Shared>,
+    reported: Instant,
 }
 
 /// Fills a [`TokenStream`]. Dropping it ends the stream.
@@ -180,7 +182,8 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Queue {
-    events: VecDeque<Event>,
+    /// With the time at which the engine reported it.
+    events: VecDeque<(Instant, Event)>,
     closed: bool,
 }
 
@@ -195,7 +198,7 @@ impl TokenStream {
     #[must_use]
     pub fn channel() -> (Self, EventSender) {
         let shared = Arc::<Shared>::default();
-        (Self { shared: shared.clone() }, EventSender { shared })
+        (Self { shared: shared.clone(), reported: Instant::now() }, EventSender { shared })
     }
 
     /// From here on tokens alone do not wake the reader, who gets them together with the next event of another kind.
@@ -204,6 +207,12 @@ impl TokenStream {
     /// computes on all of them.
     pub fn be_patient(&self) {
         self.shared.patient.store(true, Ordering::Relaxed);
+    }
+
+    /// When the engine reported the event that was read last, however long it then waited for its reader.
+    #[must_use]
+    pub fn reported(&self) -> Instant {
+        self.reported
     }
 
     /// The next event; `None` after the last one, or if the engine died.
@@ -217,7 +226,10 @@ impl TokenStream {
         self.shared.reader.register(cx.waker());
         let mut queue = self.shared.queue();
         match queue.events.pop_front() {
-            Some(event) => Poll::Ready(Some(event)),
+            Some((at, event)) => {
+                self.reported = at;
+                Poll::Ready(Some(event))
+            }
             None if queue.closed => Poll::Ready(None),
             None => Poll::Pending,
         }
@@ -235,7 +247,7 @@ impl EventSender {
     /// Adds an event. Never waits.
     pub fn send(&self, event: Event) {
         let wakes = !(matches!(event, Event::Token(_)) && self.shared.patient.load(Ordering::Relaxed));
-        self.shared.queue().events.push_back(event);
+        self.shared.queue().events.push_back((Instant::now(), event));
         if wakes {
             self.shared.reader.wake();
         }
@@ -267,6 +279,7 @@ impl Drop for EventSender {
 #[cfg(test)]
 mod tests {
     use std::task::Waker;
+    use std::time::Duration;
 
     use futures::FutureExt;
 
@@ -324,6 +337,22 @@ mod tests {
             );
         }
         assert!(matches!(stream.poll_next(&mut cx), Poll::Ready(Some(Event::Finished(Finish::Stop)))));
+    }
+
+    #[test]
+    fn a_patient_reader_learns_when_each_token_was_made() {
+        let (mut stream, sender) = TokenStream::channel();
+        stream.be_patient();
+        let sent = [0, 1].map(|id| {
+            let before = Instant::now();
+            sender.send(token(id));
+            std::thread::sleep(Duration::from_millis(2));
+            before..Instant::now()
+        });
+        for when in sent {
+            assert!(matches!(stream.next().now_or_never(), Some(Some(Event::Token(_)))));
+            assert!(when.contains(&stream.reported()));
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A record while its answer comes.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use reground_learner::store::id;
 use reground_learner::store::rows::{Answer, Finish, Record};
@@ -27,7 +28,7 @@ impl Draft {
     #[must_use]
     pub fn new(recorder: Arc<Recorder>, mut record: Record, n: usize, images: &[ReadImage], arrival: Instant) -> Self {
         record.config_digest.clone_from(&recorder.config_digest);
-        record.created_ms = id::now_ms().saturating_sub(milliseconds(arrival));
+        record.created_ms = id::now_ms().saturating_sub(milliseconds(arrival.elapsed()));
         record.answers = vec![Answer::default(); n];
         let key: Arc<str> = record.key.as_str().into();
         recorder.shared.open.lock().unwrap_or_else(PoisonError::into_inner).insert(record.id.clone(), key);
@@ -50,7 +51,9 @@ impl Draft {
         let Some(answer) = record.answers.get_mut(index) else { return };
         match piece {
             Piece::Delta { text, tokens } => {
-                record.timings.first_token_ms.get_or_insert_with(|| milliseconds(self.arrival));
+                if let Some(first) = tokens.first() {
+                    record.timings.first_token_ms.get_or_insert_with(|| milliseconds(first.at - self.arrival));
+                }
                 answer.text.push_str(text);
                 answer.token_ids.extend(tokens.iter().map(|token| token.id));
                 // JSON has no infinity; a token that was forced can have none of the model's probability.
@@ -86,13 +89,13 @@ impl Drop for Draft {
             self.recorder.shared.close(&record.id);
             return;
         }
-        record.timings.total_ms = milliseconds(self.arrival);
+        record.timings.total_ms = milliseconds(self.arrival.elapsed());
         self.recorder.submit(record, std::mem::take(&mut self.images));
     }
 }
 
-fn milliseconds(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn tool_call(call: &ToolCall) -> Value {

@@ -36,8 +36,9 @@ impl Timed {
         Self { tokens: Vec::new(), began: now, first: None, last: now }
     }
 
-    pub(super) fn token(&mut self, id: u32, logprob: f32) {
-        self.last = Instant::now();
+    /// The engine made a token.
+    pub(super) fn token(&mut self, id: u32, logprob: f32, at: Instant) {
+        self.last = at;
         self.first.get_or_insert(self.last);
         self.tokens.push((id, logprob));
     }
@@ -72,8 +73,8 @@ impl Case {
     }
 
     /// The live answer has one more token.
-    pub(in crate::answer) fn token(&mut self, id: u32, logprob: f32) {
-        self.answer.token(id, logprob);
+    pub(in crate::answer) fn token(&mut self, id: u32, logprob: f32, at: Instant) {
+        self.answer.token(id, logprob, at);
     }
 
     /// The live answer is complete. An answer that never is is not compared.

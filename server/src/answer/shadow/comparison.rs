@@ -115,11 +115,13 @@ pub(super) fn describe() {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
 
     fn answer(tokens: &[u32], logprob: f32) -> Timed {
         let mut timed = Timed::begin();
-        tokens.iter().for_each(|id| timed.token(*id, logprob));
+        tokens.iter().for_each(|id| timed.token(*id, logprob, Instant::now()));
         timed
     }
 

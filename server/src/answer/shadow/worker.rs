@@ -88,7 +88,7 @@ impl Shadow {
             match event {
                 Some(Event::Started { .. }) => {}
                 Some(Event::Token(token)) => {
-                    timed.token(token.id, token.logprob);
+                    timed.token(token.id, token.logprob, stream.reported());
                     text.push(vocabulary.bytes(token.id));
                     if text.is_stopped() {
                         return Ok(timed);
