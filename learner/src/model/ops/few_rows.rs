@@ -1,10 +1,10 @@
 //! `x·Wᵀ` for a few rows, f32 on the CPU: what a step of generation does.
 //!
 //! A general product first copies the weight into an order of its own, which for a few rows costs more than the product. Here
-//! each row of the weight is read once from memory, where it is, and multiplied with all rows of `x`. Memory is
-//! the limit, so the weight is read as one stream, which is what processors fetch ahead; a piece of it stays in the caches while
-//! it is multiplied with some rows of `x` after the other. A row's result does not depend on how many others there
-//! are, to the last bit.
+//! each row of the weight is read once from memory, where it is, and multiplied with all rows of `x`. Memory is the limit, so
+//! the weight is read as one stream, which is what processors fetch ahead; a piece of it stays in the caches while it is
+//! multiplied with some rows of `x` after the other. A row's result does not depend on how many others there are, to the last
+//! bit.
 
 use std::ops::Range;
 
