@@ -18,6 +18,7 @@ use reground_learner::bpo::data::{self, ReadOptions};
 use reground_learner::bpo::metrics::peak_memory_bytes;
 use reground_learner::bpo::trainer::{Control, Outcome};
 use reground_learner::bpo::{dataset, launch, progress};
+use reground_learner::model::DeviceChoice;
 use reground_learner::pocket::hub::Shape;
 use serde_json::json;
 
@@ -34,7 +35,13 @@ fn train(run: &Path, data: &Path) -> Result<()> {
     let runtime = peak_memory_bytes();
     let (began, cpu) = (Instant::now(), cpu_seconds());
     let mut out = std::io::stdout();
-    let outcome = launch::train(run, &|| None, &Control::default(), &mut progress::JsonLines(std::io::stdout()))?;
+    let outcome = launch::train(
+        run,
+        DeviceChoice::Cpu,
+        &|| None,
+        &Control::default(),
+        &mut progress::JsonLines(std::io::stdout()),
+    )?;
     ensure!(matches!(outcome, Outcome::Finished { .. }), "{outcome:?}");
     let took = json!({
         "event": "took",

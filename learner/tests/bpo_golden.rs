@@ -22,7 +22,7 @@ use reground_learner::bpo::policy::Policy;
 use reground_learner::bpo::progress::{Collected, Event, JsonLines, Silent};
 use reground_learner::bpo::schedule::{Decay, Schedule};
 use reground_learner::bpo::trainer::{Control, Inputs, Outcome, train};
-use reground_learner::model::{Lora, LoraPolicy, Message, Model, PolicyOptions, Source};
+use reground_learner::model::{DeviceChoice, Lora, LoraPolicy, Message, Model, PolicyOptions, Source};
 use serde_json::{Value, json};
 
 fn golden() -> PathBuf {
@@ -155,7 +155,7 @@ fn child() {
         return;
     };
     let mut progress = JsonLines(std::io::stderr());
-    launch::train(dir.as_ref(), &no_pocket, &Control::default(), &mut progress).unwrap();
+    launch::train(dir.as_ref(), DeviceChoice::Cpu, &no_pocket, &Control::default(), &mut progress).unwrap();
 }
 
 #[test]
@@ -164,11 +164,12 @@ fn killed_at_twenty_random_steps_the_adapter_is_the_same_to_the_byte() {
     for dir in [&whole, &killed] {
         prepare(dir.path(), |_| ());
     }
-    let outcome = launch::train(whole.path(), &no_pocket, &Control::default(), &mut Silent).unwrap();
+    let outcome = launch::train(whole.path(), DeviceChoice::Cpu, &no_pocket, &Control::default(), &mut Silent).unwrap();
     assert!(matches!(outcome, Outcome::Finished { step: STEPS, .. }), "{outcome:?}");
 
     Kills { number: 20, seed: 21, steps: 0..5, delay: 0..20_000 }.inflict(killed.path(), STEPS);
-    let resumed = launch::train(killed.path(), &no_pocket, &Control::default(), &mut Silent).unwrap();
+    let resumed =
+        launch::train(killed.path(), DeviceChoice::Cpu, &no_pocket, &Control::default(), &mut Silent).unwrap();
     assert_eq!(resumed, outcome);
     for file in ["adapter/adapter_model.safetensors", "adapter/adapter_config.json"] {
         assert_eq!(fs::read(killed.path().join(file)).unwrap(), fs::read(whole.path().join(file)).unwrap(), "{file}");
@@ -184,7 +185,9 @@ fn a_base_or_starting_adapter_that_does_not_fit_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let failed = |change: &dyn Fn(&mut RunConfig)| {
         prepare(dir.path(), change);
-        let error = launch::train(dir.path(), &no_pocket, &Control::default(), &mut Silent).unwrap_err().to_string();
+        let error = launch::train(dir.path(), DeviceChoice::Cpu, &no_pocket, &Control::default(), &mut Silent)
+            .unwrap_err()
+            .to_string();
         let result: Value = serde_json::from_slice(&fs::read(dir.path().join("result.json")).unwrap()).unwrap();
         assert_eq!(result["reason"], error);
         error
@@ -218,7 +221,7 @@ fn a_continued_adapter_is_its_own_reference() {
         config.train.max_steps = 2;
     });
     let mut events = Collected::default();
-    launch::train(dir.path(), &no_pocket, &Control::default(), &mut events).unwrap();
+    launch::train(dir.path(), DeviceChoice::Cpu, &no_pocket, &Control::default(), &mut events).unwrap();
     let first =
         events.0.iter().find_map(|event| if let Event::Step(step) = event { Some(step) } else { None }).unwrap();
     assert!((first.loss_bpo.unwrap() - std::f64::consts::LN_2).abs() < 1e-6, "{first:?}");

@@ -16,7 +16,7 @@ use reground_learner::bpo::trainer::Control;
 use reground_learner::bpo::{dataset, launch};
 use reground_learner::gate::run::{Base, gate};
 use reground_learner::gate::{EvaluationSet, GateConfig, GateReport, Outcome, SetKind};
-use reground_learner::model::{Model, Source, Workers};
+use reground_learner::model::{DeviceChoice, Model, Source, Workers};
 use serde_json::Value;
 
 fn golden() -> PathBuf {
@@ -181,7 +181,7 @@ fn trained(learning_rate: f64, loss: &str) -> (Run, Vec<Event>) {
     ));
     std::fs::write(run.dir.path().join("gate.toml"), toml::to_string(&few()).unwrap()).unwrap();
     let mut progress = Collected::default();
-    launch::train(run.dir.path(), &|| None, &Control::default(), &mut progress).unwrap();
+    launch::train(run.dir.path(), DeviceChoice::Cpu, &|| None, &Control::default(), &mut progress).unwrap();
     (run, progress.0)
 }
 

@@ -19,7 +19,7 @@ use reground_learner::eval::measure::Measure;
 use reground_learner::eval::pope_sampling::Absent;
 use reground_learner::eval::run::{self, Asker};
 use reground_learner::eval::{ImageSource, ModelAnswerer};
-use reground_learner::model::{Lora, Model, Source, Workers};
+use reground_learner::model::{DeviceChoice, Lora, Model, Source, Workers};
 use reground_learner::pocket::held_out::{self, PocketReader, Size};
 use reground_learner::pocket::world::Statistics;
 use serde::{Deserialize, Serialize};
@@ -162,7 +162,7 @@ impl Bench<'_> {
                 dataset::freeze(&run.join("dataset.jsonl"), &annotations()?.pairs(row, steps as usize * BATCH))?;
             }
             let pocket = || Some(self.source.clone());
-            match launch::train(&run, &pocket, &Control::default(), &mut Silent)? {
+            match launch::train(&run, DeviceChoice::Cpu, &pocket, &Control::default(), &mut Silent)? {
                 Outcome::Finished { .. } => {}
                 Outcome::Paused { step } => bail!("{name} paused at step {step}, which nobody asked for"),
             }
@@ -173,7 +173,7 @@ impl Bench<'_> {
     fn config(&self, row: Row, seed: u64, rate: f64) -> RunConfig {
         RunConfig {
             seed,
-            model: ModelSection { base: launch::POCKET.to_owned(), adapter: PathBuf::new() },
+            model: ModelSection { base: launch::POCKET.to_owned(), ..ModelSection::default() },
             lora: LoraSection { rank: 16, alpha: 32.0, ..LoraSection::default() },
             loss: row.loss(),
             optimizer: AdamWConfig { learning_rate: rate, ..AdamWConfig::default() },

@@ -16,55 +16,10 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from shapes import LENGTHS, configure
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 LINEAR = r".*text_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-
-# HuggingFaceTB/SmolVLM-256M-Instruct's config.json, sizes only.
-SMOLVLM_256M = {
-    "scale_factor": 4,
-    "text_config": {
-        "head_dim": 64, "hidden_size": 576, "intermediate_size": 1536, "max_position_embeddings": 8192,
-        "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3, "vocab_size": 49280,
-    },
-    "vision_config": {
-        "hidden_size": 768, "image_size": 512, "intermediate_size": 3072, "num_attention_heads": 12,
-        "num_hidden_layers": 12, "patch_size": 16,
-    },
-}
-# Tokens of a question and of an answer (end of turn included).
-LENGTHS = {"pocket": (12, 24), "smolvlm-256m": (12, 100)}
-
-
-def shape(name, directory):
-    """Puts the sizes of `name` into the pocket's files."""
-    config = json.loads((directory / "config.json").read_text())
-    if name == "smolvlm-256m":
-        config["scale_factor"] = SMOLVLM_256M["scale_factor"]
-        for part in ("text_config", "vision_config"):
-            config[part].update(SMOLVLM_256M[part])
-    config["torch_dtype"] = "float32"
-    (directory / "config.json").write_text(json.dumps(config, indent=1))
-    vision = config["vision_config"]
-    tokens = (vision["image_size"] // vision["patch_size"] // config["scale_factor"]) ** 2
-    edit(directory / "preprocessor_config.json", size={"longest_edge": vision["image_size"]},
-         max_image_size={"longest_edge": vision["image_size"]})
-    edit(directory / "processor_config.json", image_seq_len=tokens)
-    # TRL scores everything that the template puts after the prompt; this project ends an answer with its end of turn. Without
-    # the line break after it both score the same tokens.
-    path = directory / "tokenizer_config.json"
-    template = json.loads(path.read_text())["chat_template"]
-    assert template.count("<end_of_utterance>\n") == 1
-    template = template.replace("<end_of_utterance>\n", "<end_of_utterance>")
-    edit(path, chat_template=template)
-    # transformers' processors read it from a file of its own.
-    (directory / "chat_template.jinja").write_text(template)
-    return vision["image_size"]
-
-
-def edit(path, **values):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}, indent=1))
-
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,7 +32,7 @@ def main():
 
     directory = arguments.out / "model"
     shutil.copytree(arguments.files, directory)
-    edge = shape(arguments.shape, directory)
+    edge = configure(arguments.shape, directory)
     files = {path.name: path.read_bytes() for path in directory.iterdir()}
     model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(directory), dtype=torch.float32)
     model.save_pretrained(directory)

@@ -1,6 +1,6 @@
-"""TRL's side: DPOTrainer with a new LoRA on a vision model, on the CPU. Prints one JSON object.
+"""TRL's side: DPOTrainer with a new LoRA on a vision model. Prints one JSON object.
 
-    trl_side.py FIXTURE --epochs 2 --batch 16 --micro 16 [--checkpointing] [--bf16] --threads 2
+    trl_side.py FIXTURE --epochs 2 --batch 16 --micro 16 [--checkpointing] [--bf16] --threads 2 [--cuda]
 
 `precompute_ref_log_probs`, TRL's way to compute the reference once, is refused by TRL for data with images.
 """
@@ -81,6 +81,7 @@ def main():
     parser.add_argument("--bf16", action="store_true", help="TRL's default: bfloat16 where autocast uses it")
     parser.add_argument("--bf16-weights", action="store_true", help="hold the frozen base in bfloat16")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cuda", action="store_true", help="on the first GPU that is visible, instead of the CPU")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     runtime = memory("VmRSS")
@@ -88,7 +89,7 @@ def main():
     directory = arguments.fixture / "model"
     model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.bfloat16 if arguments.bf16_weights else torch.float32)
     config = DPOConfig(
-        output_dir=str(arguments.fixture / "trl"), use_cpu=True, seed=0, report_to="none", save_strategy="no",
+        output_dir=str(arguments.fixture / "trl"), use_cpu=not arguments.cuda, seed=0, report_to="none", save_strategy="no",
         logging_steps=1, disable_tqdm=True, dataloader_pin_memory=False, max_length=None,
         per_device_train_batch_size=arguments.micro, gradient_accumulation_steps=arguments.batch // arguments.micro,
         num_train_epochs=arguments.epochs, learning_rate=1e-3, lr_scheduler_type="constant", warmup_steps=0,

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use fs_err as fs;
 use image::DynamicImage;
 
@@ -20,7 +20,7 @@ use super::seed::{self, Purpose};
 use super::trainer::{Control, Outcome};
 use crate::adapter::{AdapterConfig, Naming, PeftAdapter, TargetModules, checkpoint_files};
 use crate::gate::{self, GateError};
-use crate::model::{self, ImageInput, Lora, LoraPolicy, Model, PolicyOptions, Source, Workers};
+use crate::model::{self, DeviceChoice, ImageInput, Lora, LoraPolicy, Model, PolicyOptions, Source, Workers};
 
 /// The value of `model.base` that means the model that ships with the project.
 pub const POCKET: &str = "pocket";
@@ -37,7 +37,7 @@ const FILES: [&str; 8] = [
     "generation_config.json",
 ];
 
-/// Trains the run in `dir` as `DIR/run.toml` says. `pocket` gives the files of the model that ships with the project; it is
+/// Trains the run in `dir` on `device` as `DIR/run.toml` says. `pocket` gives the files of the model that ships with the project; it is
 /// asked only when `model.base` is [`POCKET`]. With a `DIR/gate.toml`, the gate looks at the adapter ([`crate::gate`]); what
 /// it finds does not change the outcome.
 ///
@@ -45,12 +45,13 @@ const FILES: [&str; 8] = [
 /// The reason why there is no adapter, or no verdict on it; also sent to `progress`.
 pub fn train(
     dir: &Path,
+    device: DeviceChoice,
     pocket: &dyn Fn() -> Option<Source>,
     control: &Control,
     progress: &mut dyn Progress,
 ) -> Result<Outcome, TrainError> {
     let loaded = RunConfig::load(&dir.join("run.toml")).map_err(TrainError::from).and_then(|config| {
-        let loaded = load(dir, &config, pocket)?;
+        let loaded = load(dir, &config, device, pocket)?;
         Ok((config, loaded))
     });
     let (config, Loaded { mut policy, encoder, digest }) = match loaded {
@@ -106,7 +107,12 @@ struct Loaded {
     digest: String,
 }
 
-fn load(dir: &Path, config: &RunConfig, pocket: &dyn Fn() -> Option<Source>) -> Result<Loaded, TrainError> {
+fn load(
+    dir: &Path,
+    config: &RunConfig,
+    device: DeviceChoice,
+    pocket: &dyn Fn() -> Option<Source>,
+) -> Result<Loaded, TrainError> {
     let base = |error: ExampleError| TrainError::Base { what: config.model.base.clone(), source: error };
     let source = if config.model.base == POCKET {
         pocket().ok_or_else(|| base("this program has no pocket model inside; name a checkpoint directory".into()))?
@@ -117,9 +123,8 @@ fn load(dir: &Path, config: &RunConfig, pocket: &dyn Fn() -> Option<Source>) -> 
         }
         Source::directory(path)
     };
-    let device = Device::cuda_if_available(0)?;
-    // candle has no other matrix product than f32 on the CPU.
-    let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
+    let device = device.open()?;
+    let dtype = config.model.dtype.on(&device).map_err(|error| base(error.into()))?;
     let digest = digest(&source).map_err(|error| base(error.into()))?;
     let weights = source.weights(dtype, &device).map_err(|error| base(error.into()))?;
     let model = Arc::new(Model::build(&source, &weights).map_err(|error| base(error.into()))?);
@@ -134,8 +139,7 @@ fn load(dir: &Path, config: &RunConfig, pocket: &dyn Fn() -> Option<Source>) -> 
         let read = PeftAdapter::read(&path).map_err(|error| adapter(error.into()))?;
         Lora::load(model.decoder(), &read).map_err(|error| adapter(error.into()))?
     };
-    let threads = if device.is_cpu() { config.train.threads } else { 1 };
-    let options = PolicyOptions { threads, ..PolicyOptions::default() };
+    let options = PolicyOptions::on(&device, config.train.threads);
     let policy = LoraPolicy::new(Arc::clone(&model), lora, options).map_err(|error| base(error.into()))?;
     let encoder = ModelEncoder::new(model, Arc::clone(policy.workers()));
     Ok(Loaded { policy, encoder, digest })

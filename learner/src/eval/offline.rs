@@ -11,7 +11,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -31,7 +30,7 @@ use crate::adapter::{AdapterConfig, PeftAdapter, TargetModules};
 use crate::bootstrap::distort::Distortion;
 use crate::bpo::config::RunConfig;
 use crate::bpo::launch::POCKET;
-use crate::model::{ALL_LINEAR, Lora, LoraPolicy, Model, PolicyOptions, Source};
+use crate::model::{ALL_LINEAR, DeviceChoice, Dtype, Lora, LoraPolicy, Model, PolicyOptions, Source};
 use crate::pocket::held_out::PocketReader;
 
 /// How captions are read.
@@ -71,6 +70,8 @@ pub struct Offline {
     pub max_tokens: usize,
     /// Questions asked at once.
     pub batch: usize,
+    /// Where it runs.
+    pub device: DeviceChoice,
     /// Threads; 0 for all cores.
     pub threads: usize,
     /// Confidence intervals.
@@ -91,6 +92,7 @@ impl Default for Offline {
             limit: 0,
             max_tokens: 256,
             batch: 16,
+            device: DeviceChoice::Auto,
             threads: 0,
             bootstrap: Bootstrap::default(),
         }
@@ -275,8 +277,8 @@ fn load(settings: &Offline, pocket: &dyn Fn() -> Option<Source>) -> Result<(Lora
     } else {
         return Err(failed("it is no directory".into()));
     };
-    let device = Device::cuda_if_available(0).map_err(|error| failed(error.into()))?;
-    let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
+    let device = settings.device.open().map_err(|error| failed(error.into()))?;
+    let dtype = Dtype::Auto.on(&device).map_err(|error| failed(error.into()))?;
     let weights = source.weights(dtype, &device).map_err(|error| failed(error.into()))?;
     let model = Arc::new(Model::build(&source, &weights).map_err(|error| failed(error.into()))?);
     let lora = match &settings.adapter {
@@ -295,8 +297,7 @@ fn load(settings: &Offline, pocket: &dyn Fn() -> Option<Source>) -> Result<(Lora
             Lora::init(model.decoder(), config, 0).map_err(|error| failed(error.into()))?
         }
     };
-    let threads = if device.is_cpu() { settings.threads } else { 1 };
-    let options = PolicyOptions { threads, ..PolicyOptions::default() };
+    let options = PolicyOptions::on(&device, settings.threads);
     let policy = LoraPolicy::new(model, lora, options).map_err(|error| failed(error.into()))?;
     Ok((policy, settings.adapter.is_some()))
 }

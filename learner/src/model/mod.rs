@@ -35,6 +35,7 @@
 //! - [`Family`]: what differs between families; [`idefics3`]: Idefics3 / SmolVLM. A new family is a folder beside it.
 //! - [`Decoder`], [`Packed`]: the language model over packed batches (`decoder`).
 //! - [`Lora`], [`Adapters`]: adapters on the decoder (`lora`, `adapters`, `dropout`).
+//! - [`DeviceChoice`], [`Dtype`]: where all that runs, and in which number format (`device`, `dtype`).
 //! - [`LoraPolicy`]: what the trainer trains (`policy`); [`Workers`]: its threads.
 //! - [`Request`], [`Completion`], [`Sampling`]: generation (`generate`, `sampler`).
 //! - [`Message`], [`ChatTemplate`], [`TextTokenizer`]: from a conversation to token ids.
@@ -44,7 +45,9 @@
 mod adapters;
 mod conversation;
 mod decoder;
+pub mod device;
 mod dropout;
+mod dtype;
 mod error;
 mod family;
 mod generate;
@@ -63,6 +66,8 @@ mod workers;
 pub use adapters::Adapters;
 pub use conversation::{Message, Part};
 pub use decoder::{AnswerRows, Decoder, DecoderConfig, KeyValues, Packed, RopeScaling};
+pub use device::DeviceChoice;
+pub use dtype::Dtype;
 pub use error::ModelError;
 pub use family::{Family, ImageInput};
 pub use generate::{Completion, Finish, Request};

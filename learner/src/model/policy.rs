@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::decoder::Packed;
 use super::decoder::batch::{Keep, Tape as BatchTape};
 use super::decoder::gradient::{LayerGradients, Training};
+use super::device::free_bytes;
 use super::error::ModelError;
 use super::lora::{Lora, Slot};
 use super::multimodal::Model;
@@ -24,6 +25,18 @@ pub struct PolicyOptions {
     /// Bytes of activations to keep between forward and backward, all threads together. Layers that do not fit are
     /// computed again from their inputs, which costs up to a half more time.
     pub activation_bytes: usize,
+}
+
+impl PolicyOptions {
+    /// What suits a device: on the CPU these threads and the default, on a GPU larger products and, for activations, half of
+    /// the memory that is free.
+    pub fn on(device: &Device, threads: usize) -> Self {
+        if device.is_cpu() {
+            return Self { threads, ..Self::default() };
+        }
+        let activation_bytes = free_bytes(device).map_or(Self::default().activation_bytes, |free| free / 2);
+        Self { threads: 1, rows_at_once: 16_384, activation_bytes }
+    }
 }
 
 impl Default for PolicyOptions {

@@ -19,10 +19,17 @@ pub(crate) struct Fixture {
     pub(crate) tensors: HashMap<String, Tensor>,
 }
 
+/// In f32 the CPU's kernels compute; in f64, as on a GPU, what is composed of candle's operations.
+pub(crate) const FORMATS: [DType; 2] = [DType::F32, DType::F64];
+
 impl Fixture {
     pub(crate) fn load() -> Self {
+        Self::with(DType::F32)
+    }
+
+    pub(crate) fn with(dtype: DType) -> Self {
         Self {
-            model: Model::load(&golden("model"), DType::F32, &Device::Cpu).unwrap(),
+            model: Model::load(&golden("model"), dtype, &Device::Cpu).unwrap(),
             expected: serde_json::from_slice(&std::fs::read(golden("expected.json")).unwrap()).unwrap(),
             tensors: candle_core::safetensors::load(golden("expected.safetensors"), &Device::Cpu).unwrap(),
         }
@@ -68,7 +75,16 @@ pub(crate) fn ids(value: &Value) -> Vec<u32> {
 /// Largest absolute difference.
 pub(crate) fn distance(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
-    (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+    (a.to_dtype(DType::F32).unwrap() - b)
+        .unwrap()
+        .abs()
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .max(0)
+        .unwrap()
+        .to_scalar()
+        .unwrap()
 }
 
 /// ‖a − b‖ / ‖b‖.

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use reground_learner::model::{Adapters, Packed};
 
-use crate::fixture::{Fixture, distance, floats, ids};
+use crate::fixture::{FORMATS, Fixture, distance, floats, ids};
 
 #[test]
 fn pixel_values_and_prompts() {
@@ -24,18 +24,20 @@ fn pixel_values_and_prompts() {
 
 #[test]
 fn logits_of_base_and_adapter() {
-    let fixture = Fixture::load();
-    let lora = fixture.lora("adapter");
-    for index in 0..fixture.pairs().len() {
-        let mut group = fixture.group(index);
-        group.answers.truncate(1);
-        let packed = Packed::new([&group]).unwrap();
-        for (adapter, name) in [(None, "logits_chosen"), (Some(&lora), "adapter_logits_chosen")] {
-            let adapters = Adapters::all(adapter, packed.len());
-            let hidden = fixture.model.hidden(&packed, &adapters).unwrap();
-            let logits = fixture.model.decoder().logits(&hidden).unwrap();
-            let difference = distance(&logits, &fixture.tensors[&format!("{name}_{index}")]);
-            assert!(difference < 1e-4, "{name}_{index}: {difference}");
+    for format in FORMATS {
+        let fixture = Fixture::with(format);
+        let lora = fixture.lora("adapter");
+        for index in 0..fixture.pairs().len() {
+            let mut group = fixture.group(index);
+            group.answers.truncate(1);
+            let packed = Packed::new([&group]).unwrap();
+            for (adapter, name) in [(None, "logits_chosen"), (Some(&lora), "adapter_logits_chosen")] {
+                let adapters = Adapters::all(adapter, packed.len());
+                let hidden = fixture.model.hidden(&packed, &adapters).unwrap();
+                let logits = fixture.model.decoder().logits(&hidden).unwrap();
+                let difference = distance(&logits, &fixture.tensors[&format!("{name}_{index}")]);
+                assert!(difference < 1e-4, "{name}_{index}, {format:?}: {difference}");
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use reground_learner::model::{
     Adapters, Completion, Finish, KeyValues, Lora, Model, Packed, Request, Sampling, Workers,
 };
 
-use crate::fixture::{Fixture, ids};
+use crate::fixture::{FORMATS, Fixture, ids};
 
 fn request<'a>(group: &Group, adapter: Option<&'a Lora>, sampling: Sampling, max_tokens: usize) -> Request<'a> {
     Request { prompt: group.prompt.clone(), features: group.features.clone(), adapter, sampling, max_tokens }
@@ -14,22 +14,24 @@ fn request<'a>(group: &Group, adapter: Option<&'a Lora>, sampling: Sampling, max
 
 #[test]
 fn greedy_answers_of_base_and_adapter_in_one_batch() {
-    let fixture = Fixture::load();
-    let lora = fixture.lora("adapter");
-    let groups = fixture.groups();
-    let mut requests = Vec::new();
-    let mut expected = Vec::new();
-    for (group, pair) in groups.iter().zip(fixture.pairs()) {
-        // Base and adapter alternate, so that every adapter span is a single sequence.
-        for (adapter, key) in [(None, "base_greedy_ids"), (Some(&lora), "adapter_greedy_ids")] {
-            expected.push(ids(&pair[key]));
-            requests.push(request(group, adapter, Sampling::greedy(), 16));
+    for format in FORMATS {
+        let fixture = Fixture::with(format);
+        let lora = fixture.lora("adapter");
+        let groups = fixture.groups();
+        let mut requests = Vec::new();
+        let mut expected = Vec::new();
+        for (group, pair) in groups.iter().zip(fixture.pairs()) {
+            // Base and adapter alternate, so that every adapter span is a single sequence.
+            for (adapter, key) in [(None, "base_greedy_ids"), (Some(&lora), "adapter_greedy_ids")] {
+                expected.push(ids(&pair[key]));
+                requests.push(request(group, adapter, Sampling::greedy(), 16));
+            }
         }
-    }
-    for threads in [1, 2] {
-        let completions = fixture.model.generate(&requests, &Workers::new(threads).unwrap()).unwrap();
-        for (completion, expected) in completions.iter().zip(&expected) {
-            assert_eq!(completion.ids, *expected);
+        for threads in [1, 2] {
+            let completions = fixture.model.generate(&requests, &Workers::new(threads).unwrap()).unwrap();
+            for (completion, expected) in completions.iter().zip(&expected) {
+                assert_eq!(completion.ids, *expected, "{format:?}");
+            }
         }
     }
 }

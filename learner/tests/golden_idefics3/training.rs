@@ -8,12 +8,16 @@ use reground_learner::adapter::{AdapterConfig, PeftAdapter, TargetModules};
 use reground_learner::bpo::policy::{Gradients, Group, Policy};
 use reground_learner::model::{ALL_LINEAR, Lora, LoraPolicy, Model, PolicyOptions};
 
-use crate::fixture::{Fixture, golden, relative};
+use crate::fixture::{FORMATS, Fixture, golden, relative};
 
 const BETA: f64 = 0.1;
 
 fn policy(adapter: &str, options: PolicyOptions) -> (Fixture, LoraPolicy, Vec<Group>) {
-    let fixture = Fixture::load();
+    policy_in(DType::F32, adapter, options)
+}
+
+fn policy_in(format: DType, adapter: &str, options: PolicyOptions) -> (Fixture, LoraPolicy, Vec<Group>) {
+    let fixture = Fixture::with(format);
     let lora = fixture.lora(adapter);
     let groups = fixture.groups();
     let Fixture { model, expected, tensors } = fixture;
@@ -43,8 +47,9 @@ fn options(threads: usize, rows_at_once: usize, activation_bytes: usize) -> Poli
 #[test]
 fn dpo_loss_and_every_gradient() {
     // All activations kept in one batch; recomputed in batches of one group on two threads; some layers of each.
-    for options in [options(1, 4096, usize::MAX), options(2, 1, 0), options(1, 80, 200_000)] {
-        let (fixture, policy, groups) = policy("adapter", options);
+    let ways = [options(1, 4096, usize::MAX), options(2, 1, 0), options(1, 80, 200_000)];
+    for (format, options) in FORMATS.into_iter().flat_map(|format| ways.map(|way| (format, way))) {
+        let (fixture, policy, groups) = policy_in(format, "adapter", options);
         let reference = policy.score(&groups, false).unwrap();
         let (log_probs, tape) = policy.forward(&groups, None).unwrap();
         assert_eq!(policy.score(&groups, true).unwrap().len(), 4);
@@ -56,7 +61,7 @@ fn dpo_loss_and_every_gradient() {
         assert_eq!(gradients.len(), 42);
         for (name, gradient) in &gradients {
             let error = relative(gradient, &fixture.tensors[&format!("grad.{name}")]);
-            assert!(error < 1e-3, "{name}: relative error {error} with {options:?}");
+            assert!(error < 1e-3, "{name}: relative error {error} with {format:?}, {options:?}");
         }
     }
 }
@@ -84,7 +89,11 @@ fn gradients_add_up_and_empty_answers_count_nothing() {
 
 #[test]
 fn twenty_steps_of_adamw() {
-    let (fixture, mut policy, groups) = policy("train_start", PolicyOptions::default());
+    FORMATS.into_iter().for_each(twenty_steps);
+}
+
+fn twenty_steps(format: DType) {
+    let (fixture, mut policy, groups) = policy_in(format, "train_start", PolicyOptions::default());
     let reference = policy.score(&groups, false).unwrap();
     let (rate, beta1, beta2, epsilon) = (2e-3, 0.9_f64, 0.999_f64, 1e-8);
     let mut moments: BTreeMap<String, (Tensor, Tensor)> = BTreeMap::new();
@@ -182,12 +191,16 @@ fn a_new_adapter_is_seeded_and_starts_as_the_base() {
 /// With dropout the backward pass must apply the same masks: checked by differences of the log-probabilities.
 #[test]
 fn gradients_under_dropout_agree_with_differences() {
-    let (fixture, _, groups) = policy("adapter", PolicyOptions::default());
+    FORMATS.into_iter().for_each(differences_under_dropout);
+}
+
+fn differences_under_dropout(format: DType) {
+    let (fixture, _, groups) = policy_in(format, "adapter", PolicyOptions::default());
     let mut adapter = PeftAdapter::read(&golden("adapter")).unwrap();
     adapter.config.lora_dropout = 0.2;
     let lora = Lora::load(fixture.model.decoder(), &adapter).unwrap();
     for activation_bytes in [0, usize::MAX] {
-        let model = Arc::new(Fixture::load().model);
+        let model = Arc::new(Fixture::with(format).model);
         let mut policy = LoraPolicy::new(model, lora.clone(), options(1, 4096, activation_bytes)).unwrap();
         let coefficients = vec![vec![1.0, -0.5]; groups.len()];
         let value = |policy: &LoraPolicy| -> f64 {

@@ -8,7 +8,7 @@ use clap::Args;
 use tokio::runtime::Builder;
 
 use super::logging;
-use crate::config::LogConfig;
+use crate::config::{DeviceChoice, LogConfig};
 use crate::demo::{self, Demo};
 
 #[derive(Clone, Debug, PartialEq, Args)]
@@ -35,6 +35,9 @@ pub(super) struct DemoArgs {
     /// Decides pictures, questions and training.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Where it serves and trains: auto, cpu, cuda:N, metal.
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
     /// Where the page with pictures and both answers is written.
     #[arg(long, value_name = "FILE", default_value = "reground-demo.html")]
     page: PathBuf,
@@ -46,11 +49,12 @@ pub(super) struct DemoArgs {
 /// Shows the loop.
 pub(super) fn run(arguments: DemoArgs) -> anyhow::Result<ExitCode> {
     logging::start(&LogConfig { filter: "warn".into(), ..LogConfig::default() })?;
-    let DemoArgs { questions, corrected, anchors, hostile, trust_hostile, images, seed, page, json } = arguments;
+    let DemoArgs { questions, corrected, anchors, hostile, trust_hostile, images, seed, device, page, json } =
+        arguments;
     let runtime = Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")?;
     let outcome = runtime.block_on(async {
         // In a task: the evaluation blocks its thread, which only tasks of the runtime may.
-        let demo = Demo { questions, corrected, anchors, hostile, trust_hostile, images, seed, page };
+        let demo = Demo { questions, corrected, anchors, hostile, trust_hostile, images, seed, device, page };
         tokio::spawn(demo::run(demo)).await.context("the demonstration panicked")?
     })?;
     super::print(&if json { serde_json::to_string_pretty(&outcome).context("no JSON")? } else { outcome.table })

@@ -9,6 +9,7 @@ use clap::Args;
 use reground_learner::bootstrap::distort::Distortion;
 use reground_learner::eval::offline::evaluate;
 use reground_learner::eval::{Bootstrap, Offline, Reader};
+use reground_learner::model::DeviceChoice;
 use reground_learner::pocket::shipped;
 
 #[derive(Clone, Debug, PartialEq, Args)]
@@ -49,6 +50,9 @@ pub(super) struct EvalArgs {
     /// Questions asked at once.
     #[arg(long, value_name = "QUESTIONS", default_value_t = 16)]
     pub(super) batch: usize,
+    /// Where it runs: auto, cpu, cuda:N, metal.
+    #[arg(long, default_value = "auto")]
+    pub(super) device: DeviceChoice,
     /// Threads; 0 for all cores.
     #[arg(long, default_value_t = 0)]
     pub(super) threads: usize,
@@ -79,7 +83,8 @@ pub(super) fn run(arguments: EvalArgs) -> Result<ExitCode> {
 }
 
 fn settings(arguments: EvalArgs) -> Offline {
-    let EvalArgs { model, adapter, sets, amber, images, pope, limit, max_tokens, batch, threads, seed, .. } = arguments;
+    let EvalArgs { model, adapter, sets, amber, images, pope, limit, max_tokens, batch, device, threads, seed, .. } =
+        arguments;
     let reader = match arguments.synonyms {
         Some(file) => Reader::Synonyms(file),
         None if arguments.pocket_captions => Reader::Pocket,
@@ -98,6 +103,7 @@ fn settings(arguments: EvalArgs) -> Offline {
         limit,
         max_tokens,
         batch,
+        device,
         threads,
         bootstrap: Bootstrap { seed, ..Bootstrap::default() },
     }

@@ -87,7 +87,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::config::{Device, Dtype, EngineKind, Isq, LogFormat};
+    use crate::config::{DeviceChoice, Dtype, EngineKind, Isq, LogFormat};
 
     #[derive(Parser)]
     struct Line {
@@ -111,7 +111,10 @@ mod tests {
         .unwrap();
         let model = &config.model;
         assert_eq!((model.source.as_str(), model.name.as_str(), model.revision.as_str()), ("org/name", "mine", "7"));
-        assert_eq!((model.engine, model.device, model.dtype), (EngineKind::Mistralrs, Device::Cuda(3), Dtype::Bf16));
+        assert_eq!(
+            (model.engine, model.device, model.dtype),
+            (EngineKind::Mistralrs, DeviceChoice::Cuda(3), Dtype::Bf16)
+        );
         assert_eq!((model.isq, model.max_len, model.max_parallel), (Isq::Off, 9, 4));
         assert_eq!(model.adapter_root, PathBuf::from("/adapters"));
         assert_eq!((config.server.bind.to_string().as_str(), config.server.port), ("::1", 0));

@@ -12,6 +12,7 @@ use reground_learner::bpo::data::blobs::BlobDir;
 use reground_learner::bpo::data::{self, ReadOptions};
 use reground_learner::bpo::trainer::{Control, Outcome};
 use reground_learner::bpo::{dataset, launch, progress};
+use reground_learner::model::DeviceChoice;
 use reground_learner::pocket::shipped;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,6 +35,9 @@ pub(super) struct TrainArgs {
     /// Lower this process's priority by so much, 0 to 19; with 19 Linux lets it run only while nobody else wants the core.
     #[arg(long, value_name = "STEPS", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=19))]
     pub(super) nice: u8,
+    /// Where it runs: auto, cpu, cuda:N, metal.
+    #[arg(long, default_value = "auto")]
+    pub(super) device: DeviceChoice,
 }
 
 /// Exit code when the supervisor went away.
@@ -51,7 +55,8 @@ pub(super) fn run(arguments: &TrainArgs) -> Result<ExitCode> {
     if arguments.supervised {
         obey(control.clone())?;
     }
-    let outcome = launch::train(&arguments.run, &|| Some(shipped::source()), &control, progress::automatic().as_mut())?;
+    let pocket = || Some(shipped::source());
+    let outcome = launch::train(&arguments.run, arguments.device, &pocket, &control, progress::automatic().as_mut())?;
     if let Outcome::Finished { .. } = outcome {
         writeln!(io::stderr(), "The adapter is in {}.", arguments.run.join("adapter").display())?;
     }

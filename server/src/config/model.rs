@@ -1,10 +1,9 @@
 //! `[model]`.
 
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use reground_learner::model::{DeviceChoice, Dtype};
+use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 
@@ -21,7 +20,7 @@ pub struct ModelConfig {
     /// Which engine serves it.
     pub engine: EngineKind,
     /// Where it runs.
-    pub device: Device,
+    pub device: DeviceChoice,
     /// Number format of weights and activations.
     pub dtype: Dtype,
     /// In-situ quantisation while loading. Not together with adapters: the merge would miss quantised layers.
@@ -30,7 +29,12 @@ pub struct ModelConfig {
     pub max_len: usize,
     /// Sequences inside the engine at once; 0: 16 for the native engine, 1 for mistralrs.
     pub max_parallel: usize,
-    /// Bytes that keys and values of all running answers may take. Whoever does not fit waits. mistralrs manages its own.
+    /// Keys and values of mistralrs in pages of `kv_cache_bytes`. CUDA only.
+    pub paged_attention: bool,
+    /// Let `max_parallel` go beyond what mistralrs is proven for on an accelerator: for the run that is to prove it.
+    pub unproven_parallel: bool,
+    /// Bytes that keys and values of all running answers may take. Whoever does not fit waits. mistralrs manages its own unless
+    /// `paged_attention` is on.
     pub kv_cache_bytes: usize,
     /// Bytes of image features that are kept for the next question about the same image; 0: none. Native engine only.
     pub vision_cache_bytes: usize,
@@ -48,11 +52,13 @@ impl Default for ModelConfig {
             source: "builtin".into(),
             revision: String::new(),
             engine: EngineKind::Auto,
-            device: Device::Auto,
+            device: DeviceChoice::Auto,
             dtype: Dtype::Auto,
             isq: Isq::Off,
             max_len: 0,
             max_parallel: 0,
+            paged_attention: false,
+            unproven_parallel: false,
             kv_cache_bytes: 2 << 30,
             vision_cache_bytes: 256 << 20,
             prefix_cache_bytes: 256 << 20,
@@ -107,76 +113,6 @@ pub enum EngineKind {
     Native,
     /// mistralrs.
     Mistralrs,
-}
-
-/// Where the model runs: `auto`, `cpu`, `cuda:N` or `metal`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Device {
-    /// The first accelerator this build knows, else the CPU.
-    #[default]
-    Auto,
-    /// All cores.
-    Cpu,
-    /// The CUDA device with this number.
-    Cuda(usize),
-    /// Apple's GPU.
-    Metal,
-}
-
-impl FromStr for Device {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "metal" => Ok(Self::Metal),
-            "cuda" => Ok(Self::Cuda(0)),
-            other => other
-                .strip_prefix("cuda:")
-                .and_then(|number| number.parse().ok())
-                .map(Self::Cuda)
-                .ok_or_else(|| "there are `auto`, `cpu`, `cuda:N` (N counts from 0) and `metal`".into()),
-        }
-    }
-}
-
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(number) => write!(f, "cuda:{number}"),
-            Self::Metal => f.write_str("metal"),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Device {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-    }
-}
-
-impl Serialize for Device {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-/// Number format of weights and activations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Dtype {
-    /// f32 on a CPU (bf16 fails there and f16 is slower), bf16 on an accelerator.
-    #[default]
-    Auto,
-    /// 32 bits.
-    F32,
-    /// 16 bits, 5 of exponent.
-    F16,
-    /// 16 bits, 8 of exponent.
-    Bf16,
 }
 
 /// In-situ quantisation.

@@ -111,7 +111,7 @@ fn variables_are_read_by_the_type_of_the_setting() {
     )
     .unwrap();
     assert_eq!((config.model.revision.as_str(), config.model.name.as_str()), ("0123456", "true"));
-    assert_eq!(config.model.device, Device::Cuda(1));
+    assert_eq!(config.model.device, DeviceChoice::Cuda(1));
     assert_eq!(config.model.adapter_root, Path::new("/srv/adapters, old"));
     assert_eq!(config.server.bind.to_string(), "::1");
     assert_eq!(config.server.cors_origins, ["https://a.example", "http://b.example:81"]);

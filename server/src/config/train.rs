@@ -1,5 +1,6 @@
 //! `[train]`.
 
+use reground_learner::model::DeviceChoice;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
@@ -46,8 +47,8 @@ pub struct TrainConfig {
     pub threads: usize,
     /// Steps by which its priority is lower than the server's; 19: on Linux it runs only while nobody else wants the core.
     pub nice: u8,
-    /// Where it runs: `auto`, `cpu`, or the number of a CUDA device.
-    pub device: String,
+    /// Where it runs.
+    pub device: DeviceChoice,
     /// Times that a training process that died is started again, before its run fails.
     pub max_resumes: u32,
     /// Largest file that can be uploaded, bytes.
@@ -76,7 +77,7 @@ impl Default for TrainConfig {
             checkpoint_every: 20,
             threads: 0,
             nice: 19,
-            device: "auto".into(),
+            device: DeviceChoice::Auto,
             max_resumes: 5,
             max_file_bytes: 512 << 20,
         }
@@ -97,10 +98,6 @@ impl TrainConfig {
         ConfigError::range("train.held_out", self.held_out, 0.0..=0.9)?;
         ConfigError::range("train.nice", self.nice, 0..=19)?;
         ConfigError::range("train.max_file_bytes", self.max_file_bytes, 1024..=1 << 40)?;
-        let known = matches!(self.device.as_str(), "auto" | "cpu") || self.device.parse::<u32>().is_ok();
-        if !known {
-            return Err(ConfigError::value("train.device", &self.device, "auto, cpu, or the number of a CUDA device"));
-        }
         Ok(())
     }
 }

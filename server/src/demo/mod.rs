@@ -30,7 +30,7 @@ use serde_json::json;
 use self::measure::{Measured, measure};
 use self::user::User;
 use self::world::Occasion;
-use crate::config::{ChosenSource, Config, KeyConfig};
+use crate::config::{ChosenSource, Config, DeviceChoice, KeyConfig};
 use crate::serve;
 
 /// How large the demonstration is.
@@ -50,6 +50,8 @@ pub struct Demo {
     pub images: usize,
     /// Decides pictures, questions and training.
     pub seed: u64,
+    /// Where it serves and trains.
+    pub device: DeviceChoice,
     /// Where the page with pictures and answers is written.
     pub page: PathBuf,
 }
@@ -108,6 +110,7 @@ fn config(demo: &Demo, data: &Path) -> Config {
     // One run, when everything that was asked has been looked at: the demonstration asks for it.
     config.train.min_pairs = 0;
     config.train.seed = demo.seed;
+    (config.model.device, config.train.device) = (demo.device, demo.device);
     // Nobody waits for an answer while it trains.
     config.train.nice = 0;
     // Everything that users correct here is about unusual pictures: more than usually is needed to hold the others.

@@ -63,16 +63,12 @@ impl Child {
             .arg(directory)
             .arg("--supervised")
             .args(["--nice", &train.nice.to_string()])
+            .args(["--device", &train.device.to_string()])
             .env("RAYON_NUM_THREADS", threads(train).to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        match train.device.as_str() {
-            "auto" => &mut command,
-            "cpu" => command.env("CUDA_VISIBLE_DEVICES", ""),
-            device => command.env("CUDA_VISIBLE_DEVICES", device),
-        };
         let mut process = command.spawn()?;
         let missing = || io::Error::other("the process has no pipes");
         let output = BufReader::new(process.stdout.take().ok_or_else(missing)?).split(b'\n');

@@ -26,7 +26,11 @@ pub(super) fn run_config(
 ) -> RunConfig {
     let mut config = RunConfig {
         seed: request.seed.unwrap_or(train.seed),
-        model: ModelSection { base: base.to_owned(), adapter: adapter.map(Path::to_owned).unwrap_or_default() },
+        model: ModelSection {
+            base: base.to_owned(),
+            adapter: adapter.map(Path::to_owned).unwrap_or_default(),
+            ..ModelSection::default()
+        },
         lora: LoraSection { rank: train.rank, alpha: train.alpha, ..LoraSection::default() },
         loss: LossSection {
             preset: match request.method {

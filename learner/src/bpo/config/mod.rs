@@ -14,6 +14,7 @@ use super::guard::GuardConfig;
 use super::loss::LossError;
 use super::schedule::{Schedule, ScheduleError};
 use crate::bootstrap::distort::DistortError;
+use crate::model::Dtype;
 
 pub use self::sections::{
     CheckpointSection, DataSection, EvaluationSection, LoraSection, LossSection, ModelSection, Preset, Reference,
@@ -123,6 +124,12 @@ impl RunConfig {
         let number = |key, value: f64, ok, allowed| (key, value.to_string(), ok, allowed);
         let count = |key, value: usize, ok, allowed| (key, value.to_string(), ok, allowed);
         let checks = [
+            (
+                "model.dtype",
+                format!("{:?}", self.model.dtype).to_lowercase(),
+                self.model.dtype != Dtype::F16,
+                "auto, f32 or bf16: small gradients are zero in f16",
+            ),
             number(
                 "loss.max_length_ratio",
                 ratio,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::bootstrap::distort::{Distortion, DistortionKind};
 use crate::bpo::data::OnError;
 use crate::bpo::loss::Loss;
+use crate::model::Dtype;
 
 /// Section `[model]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,11 +19,13 @@ pub struct ModelSection {
     /// PEFT directory of the adapter to continue from, relative to the run's directory; empty starts a new one. Default
     /// empty.
     pub adapter: PathBuf,
+    /// Number format of the base: `auto` (f32 on a CPU, bf16 on an accelerator), `f32` or `bf16`. Default `auto`.
+    pub dtype: Dtype,
 }
 
 impl Default for ModelSection {
     fn default() -> Self {
-        Self { base: "pocket".to_owned(), adapter: PathBuf::new() }
+        Self { base: "pocket".to_owned(), adapter: PathBuf::new(), dtype: Dtype::Auto }
     }
 }
 

@@ -1,6 +1,6 @@
-//! Checks a gradient against differences of the function itself.
+//! Checks a gradient against differences of the function itself, and an operation's two forms against each other.
 
-use candle_core::{Device, Result, Shape, Tensor, Var};
+use candle_core::{DType, Device, Result, Shape, Tensor, Var};
 use rand::{Rng, SeedableRng};
 
 /// Values in −1 … 1 that depend on the seed alone.
@@ -44,6 +44,35 @@ pub(crate) fn check(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>)
                 error < 1e-2 * difference.abs().max(0.1),
                 "input {index}, direction {seed}: gradient {product}, difference {difference}"
             );
+        }
+    }
+}
+
+/// Checks that both forms of an operation give the same values and gradients: the kernel, which f32 on the CPU takes, and the one
+/// composed of candle's operations, which everything else takes: f64 here, and a GPU.
+pub(crate) fn forms_agree(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
+    let run = |dtype: DType| {
+        let variables: Vec<Var> =
+            inputs.iter().map(|input| Var::from_tensor(&input.to_dtype(dtype).unwrap()).unwrap()).collect();
+        let tracked: Vec<Tensor> = variables.iter().map(|variable| variable.as_tensor().clone()).collect();
+        let value = f(&tracked).unwrap().to_dtype(dtype).unwrap();
+        let weights = random(value.shape(), 99).to_dtype(dtype).unwrap();
+        let gradients = (&value * weights).unwrap().sum_all().unwrap().backward().unwrap();
+        let single = |tensor: &Tensor| tensor.to_dtype(DType::F32).unwrap();
+        let gradients: Vec<Option<Tensor>> =
+            variables.iter().map(|variable| gradients.get(variable).map(single)).collect();
+        (single(&value), gradients)
+    };
+    let ((kernel, kernel_gradients), (composed, composed_gradients)) = (run(DType::F32), run(DType::F64));
+    assert!(distance(&kernel, &composed) < 1e-5, "values differ by {}", distance(&kernel, &composed));
+    for (index, pair) in kernel_gradients.iter().zip(&composed_gradients).enumerate() {
+        match pair {
+            (Some(kernel), Some(composed)) => {
+                let difference = distance(kernel, composed);
+                assert!(difference < 5e-5, "gradients of input {index} differ by {difference}");
+            }
+            (None, None) => {}
+            _ => panic!("one form has a gradient of input {index}, the other has not"),
         }
     }
 }

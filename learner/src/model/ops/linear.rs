@@ -168,7 +168,7 @@ mod tests {
     use candle_core::{DType, Device, Var};
 
     use super::*;
-    use crate::model::ops::finite_difference::{check, distance, random};
+    use crate::model::ops::finite_difference::{check, distance, forms_agree, random};
 
     #[test]
     fn both_forms_agree_and_differentiate() {
@@ -176,6 +176,8 @@ mod tests {
         let w = random((3, 7), 2);
         let b = random(3, 3);
         check(&[&x], |t| linear(&t[0], &w, Some(&b)));
+        forms_agree(&[&x, &w, &b], |t| linear(&t[0], &t[1].detach(), Some(&t[2])));
+        forms_agree(&[&x, &w], |t| linear(&t[0], &t[1].detach(), None));
         check(&[&x, &w, &b], |t| {
             let trainable = Var::from_tensor(&t[1])?;
             linear(&t[0], if t[1].is_variable() { &t[1] } else { trainable.as_tensor() }, Some(&t[2]))
@@ -189,6 +191,7 @@ mod tests {
         let fused = linear_gelu_tanh(&x, &w, &b).unwrap();
         assert!(distance(&plain, &fused) < 1e-6);
         check(&[&x, &b], |t| linear_gelu_tanh(&t[0], &w, &t[1]));
+        forms_agree(&[&x, &w, &b], |t| linear_gelu_tanh(&t[0], &t[1].detach(), &t[2]));
     }
 
     #[test]

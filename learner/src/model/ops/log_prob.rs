@@ -142,7 +142,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::model::ops::finite_difference::{check as differentiate, distance, random};
+    use crate::model::ops::finite_difference::{check as differentiate, distance, forms_agree, random};
 
     #[test]
     fn the_normaliser_of_many_logits() {
@@ -161,6 +161,7 @@ mod tests {
         let logits = (random((3, 37), 1) * 4.0).unwrap();
         let targets = [0, 36, 7];
         differentiate(&[&logits], |t| log_prob(&t[0], &targets));
+        forms_agree(&[&logits], |t| log_prob(&t[0], &targets));
 
         let expected = candle_nn::ops::log_softmax(&logits, D::Minus1).unwrap();
         let (log_probs, gradient) = with_gradient(&logits, &targets).unwrap();
@@ -171,6 +172,10 @@ mod tests {
         let softmax = (gradient.neg().unwrap() - expected.exp().unwrap()).unwrap();
         let sums = softmax.sum(1).unwrap().to_vec1::<f32>().unwrap();
         assert!(sums.iter().all(|sum| (sum + 1.0).abs() < 1e-5), "only the target differs, by one: {sums:?}");
+
+        let (composed, wide) = with_gradient(&logits.to_dtype(DType::F64).unwrap(), &targets).unwrap();
+        assert!(log_probs.iter().zip(&composed).all(|(kernel, composed)| (kernel - composed).abs() < 1e-5));
+        assert!(distance(&gradient, &wide.to_dtype(DType::F32).unwrap()) < 1e-5);
 
         let even = Tensor::zeros((1, 4), DType::F32, &Device::Cpu).unwrap();
         let value = log_prob(&even, &[2]).unwrap().to_vec1::<f32>().unwrap()[0];

@@ -145,20 +145,27 @@ mod tests {
     use candle_core::Var;
 
     use super::*;
-    use crate::model::ops::finite_difference::{check, distance, random};
+    use crate::model::ops::finite_difference::{check, distance, forms_agree, random};
 
     #[test]
     fn gradients_and_both_forms() {
         let x = random((4, 24), 1);
         let w = random(24, 2);
         check(&[&x, &w], |t| rms_norm(&t[0], &t[1], 1e-5));
-        check(&[&x, &w], |t| composed(&t[0], &t[1], 1e-5));
+        forms_agree(&[&x, &w], |t| rms_norm(&t[0], &t[1], 1e-5));
         assert!(distance(&forward(&x, &w, 1e-5).unwrap(), &composed(&x, &w, 1e-5).unwrap()) < 1e-6);
 
         let dy = random((4, 24), 3);
         let variable = Var::from_tensor(&x).unwrap();
         let loss = (composed(&variable, &w, 1e-5).unwrap() * &dy).unwrap().sum_all().unwrap();
         let expected = loss.backward().unwrap().remove(&variable).unwrap();
-        assert!(distance(&backward(&x, &w, 1e-5, &dy).unwrap(), &expected) < 1e-5);
+        let fused = backward(&x, &w, 1e-5, &dy).unwrap();
+        assert!(distance(&fused, &expected) < 1e-5);
+        let wide = [&x, &w, &dy].map(|tensor| tensor.to_dtype(DType::F64).unwrap());
+        let [forward_wide, backward_wide] =
+            [forward(&wide[0], &wide[1], 1e-5).unwrap(), backward(&wide[0], &wide[1], 1e-5, &wide[2]).unwrap()]
+                .map(|tensor| tensor.to_dtype(DType::F32).unwrap());
+        assert!(distance(&forward(&x, &w, 1e-5).unwrap(), &forward_wide) < 1e-5);
+        assert!(distance(&fused, &backward_wide) < 1e-5);
     }
 }

@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use mistralrs::core::Request;
-use mistralrs::{DType, GgufModelBuilder, IsqBits, Model, ModelBuilder, ModelDType};
+use mistralrs::{
+    DType, GgufModelBuilder, IsqBits, MemoryGpuConfig, Model, ModelBuilder, ModelDType, PagedAttentionConfig,
+    PagedAttentionMetaBuilder,
+};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -16,11 +19,17 @@ use super::{EngineError, ModelFiles};
 use crate::config::{Isq, ModelConfig};
 use crate::engine::device;
 
+/// Sequences inside at once that are proven to answer alike alone and in company. A batch above 1 gives wrong answers on a CPU; on
+/// CUDA, where other code attends, `tests/gpu/run` is the proof, which no GPU has run yet.
+const PROVEN: usize = 1;
+
 /// Everything that loading needs, checked.
 pub(super) struct Settings {
     pub(super) files: ModelFiles,
     pub(super) isq: Isq,
     pub(super) max_parallel: usize,
+    /// Bytes of keys and values in pages; `None` for a cache of each sequence's own.
+    pub(super) paged_bytes: Option<usize>,
     pub(super) device: Device,
     pub(super) dtype: DType,
 }
@@ -28,15 +37,27 @@ pub(super) struct Settings {
 impl Settings {
     pub(super) fn new(config: &ModelConfig, files: ModelFiles) -> Result<Self, EngineError> {
         let (device, dtype) = device::choose(config)?;
-        // A batch above 1 gives wrong answers on a CPU; on an accelerator no run of the equality test has allowed more yet.
-        let proven = 1;
-        if config.max_parallel > proven {
+        let is_proven = config.max_parallel <= PROVEN;
+        if !is_proven && (device.is_cpu() || !config.unproven_parallel) {
             return Err(EngineError::Load(format!(
-                "model.max_parallel = {}: mistralrs 0.8.1 is only proven to answer alike alone and in company with {proven}",
+                "model.max_parallel = {}: mistralrs 0.8.1 is only proven to answer alike alone and in company with {PROVEN}",
                 config.max_parallel
             )));
         }
-        Ok(Self { files, isq: config.isq, max_parallel: proven, device, dtype })
+        if config.paged_attention && !device.is_cuda() {
+            return Err(EngineError::Load("model.paged_attention: mistralrs has it on CUDA only".into()));
+        }
+        let paged_bytes = config.paged_attention.then_some(config.kv_cache_bytes);
+        Ok(Self { files, isq: config.isq, max_parallel: config.max_parallel.max(PROVEN), paged_bytes, device, dtype })
+    }
+
+    /// Pages for keys and values, if there are to be any. Their number is fixed, because beside this engine there is room for the
+    /// next one.
+    fn pages(&self) -> anyhow::Result<Option<PagedAttentionConfig>> {
+        let pages = |bytes: usize| {
+            PagedAttentionMetaBuilder::default().with_gpu_memory(MemoryGpuConfig::MbAmount(bytes >> 20)).build()
+        };
+        self.paged_bytes.map(pages).transpose()
     }
 
     async fn build(&self) -> anyhow::Result<Model> {
@@ -48,6 +69,10 @@ impl Settings {
                 .with_device(self.device.clone())
                 .with_max_num_seqs(self.max_parallel)
                 .with_prefix_cache_n(None);
+            let builder = match self.pages()? {
+                Some(pages) => builder.with_paged_attn(pages),
+                None => builder,
+            };
             return builder.build().await;
         }
         let dtype = match self.dtype {
@@ -60,6 +85,10 @@ impl Settings {
             .with_dtype(dtype)
             .with_max_num_seqs(self.max_parallel)
             .with_prefix_cache_n(None);
+        let builder = match self.pages()? {
+            Some(pages) => builder.with_paged_attn(pages),
+            None => builder,
+        };
         let builder = match self.isq {
             Isq::Off => builder,
             Isq::Q8 => builder.with_auto_isq(IsqBits::Eight),

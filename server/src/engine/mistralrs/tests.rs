@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::MistralrsEngine;
-use crate::config::ModelConfig;
+use crate::config::{DeviceChoice, ModelConfig};
 use crate::engine::conformance::{answer, conforms_to_all, golden_files, load, pairs, pocket_files, question};
 use crate::engine::sampler::LETHAL_SEED;
 use crate::engine::source::ModelFiles;
@@ -20,6 +20,19 @@ fn engine(files: ModelFiles) -> MistralrsEngine {
 }
 
 conforms_to_all!(async { engine(golden_files().await) }, async { engine(pocket_files().await) });
+
+#[tokio::test]
+async fn what_a_cpu_cannot_is_refused_whatever_is_allowed() {
+    for (max_parallel, paged_attention, key) in [(2, false, "model.max_parallel"), (1, true, "model.paged_attention")] {
+        let device = DeviceChoice::Cpu;
+        let config =
+            ModelConfig { device, max_parallel, paged_attention, unproven_parallel: true, ..ModelConfig::default() };
+        match MistralrsEngine::new(&config, golden_files().await) {
+            Err(EngineError::Load(reason)) => assert!(reason.contains(key), "{reason}"),
+            _ => panic!("{key} was taken"),
+        }
+    }
+}
 
 /// A place, and what is ready once it is free.
 fn place() -> (Place, oneshot::Receiver<()>) {

@@ -284,10 +284,11 @@ impl Lane {
 }
 
 impl Work {
-    /// Computes on all threads where the model's products are worth more than one.
+    /// Computes on all threads where the model's products are worth more than one. A GPU needs none of them.
     fn together<T>(&self, compute: impl FnOnce() -> T) -> T {
-        let config = self.model.decoder().config();
-        if config.hidden_size * config.intermediate_size < WIDE { compute() } else { with_others_awake(compute) }
+        let decoder = self.model.decoder();
+        let is_wide = decoder.config().hidden_size * decoder.config().intermediate_size >= WIDE;
+        if is_wide && decoder.device().is_cpu() { with_others_awake(compute) } else { compute() }
     }
 
     /// Chooses a token; `None` if the answer ended with it.
