@@ -8,6 +8,7 @@ use reground_learner::bootstrap::distort::Distortion;
 use reground_learner::bootstrap::filter::Rejection;
 use reground_learner::bpo::pair::{ImageRef, Message, NegativeKind, Part, PreferencePair, Role, Source};
 use reground_learner::pocket::world::SIDE;
+use serde_json::{Value, json};
 
 use super::row::{Negatives, Row};
 
@@ -19,8 +20,8 @@ pub(super) struct Annotation {
     pub(super) digest: String,
     pub(super) question: String,
     pub(super) chosen: String,
-    pub(super) weakened: Vec<(String, Distortion)>,
-    pub(super) injected: Vec<String>,
+    pub(super) weakened: Option<(String, Distortion)>,
+    pub(super) injected: Option<String>,
 }
 
 /// Annotations that all have both negatives, and what was rejected on the way.
@@ -35,27 +36,48 @@ impl Annotations {
     pub(crate) fn examples(&self) -> impl Iterator<Item = (&str, &str, &str)> {
         let first = |one| {
             let Annotation { chosen, weakened, injected, .. }: &Annotation = one;
-            Some((chosen.as_str(), weakened.first()?.0.as_str(), injected.first()?.as_str()))
+            Some((chosen.as_str(), weakened.as_ref()?.0.as_str(), injected.as_deref()?))
         };
         self.all.iter().filter_map(first)
     }
 
-    /// `count` pairs of `row`: the annotations in turn, again and again, each time with the next of their negatives. Where
-    /// there are both kinds they take turns, too. So the rows of a block see the same chosen answers equally often.
+    /// Their pairs with one kind of negative, a JSON line each, as `reground eval` reads them; images are named by their path
+    /// among the blobs.
+    pub(crate) fn preference_data(&self, kind: NegativeKind) -> String {
+        let line = |one: &Annotation| {
+            let rejected = match kind {
+                NegativeKind::ImageWeakened => &one.weakened.as_ref()?.0,
+                _ => one.injected.as_ref()?,
+            };
+            let image =
+                json!({"type": "image_url", "image_url": {"url": format!("{}/{}", &one.digest[..2], one.digest)}});
+            let content = json!([image, {"type": "text", "text": one.question}]);
+            let said = |text: &str| -> Value { json!([{"role": "assistant", "content": text}]) };
+            let input = json!({"messages": [{"role": "user", "content": content}]});
+            let preferred = (said(&one.chosen), said(rejected));
+            Some(
+                json!({"input": input, "preferred_output": preferred.0, "non_preferred_output": preferred.1})
+                    .to_string()
+                    + "\n",
+            )
+        };
+        self.all.iter().filter_map(line).collect()
+    }
+
+    /// `count` pairs of `row`: the annotations in turn, again and again; where there are both kinds of negatives they take
+    /// turns. So the rows of a block see the same chosen answers equally often.
     pub(crate) fn pairs(&self, row: Row, count: usize) -> Vec<PreferencePair> {
-        let Negatives { weakened, injected, each } = row.negatives();
+        let Negatives { weakened, injected } = row.negatives();
         let both = weakened && injected;
         (0..count)
             .map(|number| {
                 let (nth, round) = (number % self.all.len(), number / self.all.len());
                 let one = &self.all[nth];
                 let use_weakened = weakened && (!both || (nth + round).is_multiple_of(2));
-                let turn = if both { round / 2 } else { round };
-                let of = |made: usize| turn % made.min(each);
-                let noisy = &one.weakened[of(one.weakened.len())];
+                let misled = one.weakened.as_ref();
                 let (rejected, negative) = match (use_weakened, injected) {
-                    (true, _) => (Some(noisy.0.clone()), Some(NegativeKind::ImageWeakened)),
-                    (false, true) => (Some(one.injected[of(one.injected.len())].clone()), Some(NegativeKind::Injected)),
+                    (true, _) => (misled.map(|(text, _)| text.clone()), Some(NegativeKind::ImageWeakened)),
+                    (false, true) => (one.injected.clone(), Some(NegativeKind::Injected)),
                     (false, false) => (None, None),
                 };
                 PreferencePair {
@@ -67,7 +89,7 @@ impl Annotations {
                     }],
                     chosen: one.chosen.clone(),
                     rejected,
-                    distortion: Some(noisy.1),
+                    distortion: misled.map(|(_, distortion)| *distortion),
                     source: Source::Annotation,
                     negative,
                 }

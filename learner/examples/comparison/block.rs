@@ -56,20 +56,10 @@ impl Block {
     /// Its rows.
     pub(crate) fn rows(self) -> &'static [Row] {
         match self.kind {
-            Kind::Balanced if self.few() => &[
-                Row::Base,
-                Row::Sft,
-                Row::Weakened,
-                Row::Injected,
-                Row::Anchored,
-                Row::Conditional,
-                Row::Strict,
-                Row::Several,
-                Row::Paper,
-            ],
-            Kind::Balanced | Kind::Typical => {
+            Kind::Balanced => {
                 &[Row::Base, Row::Sft, Row::Weakened, Row::Injected, Row::Anchored, Row::Conditional, Row::Paper]
             }
+            Kind::Typical => &[Row::Base, Row::Sft, Row::Anchored, Row::Paper],
             Kind::OneObject => {
                 &[Row::Base, Row::Sft, Row::Anchored, Row::StrictPaper, Row::StrictWeakened, Row::StrictInjected]
             }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p reground-learner --example comparison -- --out DIR
-//!     [--model DIR] [--annotations 1600,100] [--rows sft,anchored] [--seeds 3] [--steps 100] [--images 1000] [--threads 0]
+//!     [--model DIR] [--annotations 1600,100] [--rows sft,anchored] [--seeds 3] [--steps 100] [--images 1000] [--threads 0] [--unseen 0]
 //! ```
 //!
 //! Every row of a block sees the same chosen answers in the same order for the same number of steps; with few annotations a run
@@ -12,6 +12,9 @@
 //! interrupted goes on where it was when it is repeated, and commands with other annotations or rows may work in the same DIR
 //! at once. The table is written after every column of cells, so that an interrupted study is a smaller one. Figures repeat
 //! with the same number of threads (0: all cores), which decides dropout.
+//!
+//! `--unseen N` instead makes N annotations of the first block that no seed is trained on, and leaves their pairs in DIR:
+//! `unseen-image_weakened.jsonl` and `unseen-injected.jsonl`, for `reground eval --images DIR/blobs`.
 
 mod annotations;
 mod block;
@@ -29,6 +32,7 @@ use std::rc::Rc;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use reground_learner::bpo::data::blobs::BlobDir;
+use reground_learner::bpo::pair::NegativeKind;
 use reground_learner::model::{Model, Source, Workers};
 use reground_learner::pocket::shipped;
 
@@ -38,7 +42,7 @@ use cell::{Bench, Cell, Split};
 use maker::Maker;
 use row::Row;
 
-const USAGE: &str = "usage: comparison --out DIR [--model DIR] [--annotations 1600,100] [--rows sft,anchored] [--seeds 3] [--steps 100] [--images 1000] [--threads 0]";
+const USAGE: &str = "usage: comparison --out DIR [--model DIR] [--annotations 1600,100] [--rows sft,anchored] [--seeds 3] [--steps 100] [--images 1000] [--threads 0] [--unseen 0]";
 
 struct Options {
     out: PathBuf,
@@ -50,6 +54,8 @@ struct Options {
     steps: u64,
     images: usize,
     threads: usize,
+    /// Annotations that are only written down; 0: a study.
+    unseen: usize,
 }
 
 impl Options {
@@ -58,7 +64,7 @@ impl Options {
         let mut source = shipped::source();
         let mut blocks = [1600, 100].map(|annotations| Block { annotations, kind: Kind::Balanced }).to_vec();
         let mut rows = Vec::new();
-        let (mut seeds, mut steps, mut images, mut threads) = (3, 100, 1000, 0);
+        let (mut seeds, mut steps, mut images, mut threads, mut unseen) = (3, 100, 1000, 0, 0);
         while let Some(name) = arguments.next() {
             let value = arguments.next().with_context(|| format!("{name} needs a value\n{USAGE}"))?;
             match name.as_str() {
@@ -70,21 +76,33 @@ impl Options {
                 "--steps" => steps = value.parse()?,
                 "--images" => images = value.parse()?,
                 "--threads" => threads = value.parse()?,
+                "--unseen" => unseen = value.parse()?,
                 _ => bail!("unknown option {name}\n{USAGE}"),
             }
         }
-        Ok(Self { out: out.context(USAGE)?, source, blocks, rows, seeds, steps, images, threads })
+        Ok(Self { out: out.context(USAGE)?, source, blocks, rows, seeds, steps, images, threads, unseen })
     }
 }
 
 fn main() -> Result<()> {
-    let Options { out, source, blocks, rows, seeds, steps, images, threads } =
+    let Options { out, source, blocks, rows, seeds, steps, images, threads, unseen } =
         Options::parse(std::env::args().skip(1))?;
     fs_err::create_dir_all(&out)?;
     let weights = source.weights(DType::F32, &Device::Cpu)?;
     let model = Model::build(&source, &weights)?;
     let workers = Workers::new(threads)?;
     let blobs = BlobDir::new(out.join("blobs"));
+    if unseen > 0 {
+        let block = Block { annotations: unseen, ..*blocks.first().context("no block")? };
+        let maker = Maker { model: &model, workers: &workers, blobs: &blobs, seed: seeds };
+        let annotations = maker.make(block)?;
+        for kind in [NegativeKind::ImageWeakened, NegativeKind::Injected] {
+            let name = serde_json::to_value(kind)?;
+            let name = format!("unseen-{}.jsonl", name.as_str().context("a word")?);
+            fs_err::write(out.join(name), annotations.preference_data(kind))?;
+        }
+        return Ok(());
+    }
     let bench = Bench { source: &source, model: &model, workers: &workers, out: &out, steps, images };
 
     let made: RefCell<BTreeMap<(Block, u64), Rc<Annotations>>> = RefCell::default();
@@ -92,8 +110,7 @@ fn main() -> Result<()> {
         if let Some(known) = made.borrow().get(&(block, seed)) {
             return Ok(Rc::clone(known));
         }
-        let most = block.rows().iter().map(|row| row.negatives().each).max().unwrap_or(1);
-        let maker = Maker { model: &model, workers: &workers, blobs: &blobs, seed, negatives: most as u64 };
+        let maker = Maker { model: &model, workers: &workers, blobs: &blobs, seed };
         let new = Rc::new(maker.make(block)?);
         eprintln!("{} of seed {seed}; given up {}, rejected {:?}", block.title(), new.given_up, new.rejections);
         for (chosen, weakened, injected) in new.examples().take(3) {

@@ -37,35 +37,16 @@ const MAX_TOKENS: usize = 64;
 /// Share of the annotations that describe the whole picture; the others answer a question.
 const DESCRIPTIONS: f64 = 0.75;
 
-/// The `trial`th try (from 0) for the `wanted`th negative (from 1).
-#[derive(Clone, Copy, Debug)]
-struct Attempt {
-    wanted: u64,
-    trial: u64,
-}
-
-impl Attempt {
-    /// More than any number of attempts for one annotation.
-    const MOST: u64 = 1024;
-
-    /// A number that no other attempt for any annotation has.
-    fn stream(self, annotation: &Annotation) -> u64 {
-        annotation.index * Self::MOST + (self.wanted - 1) * TRIES + self.trial
-    }
-}
-
 /// What generates the negatives.
 pub(crate) struct Maker<'a> {
     pub(crate) model: &'a Model,
     pub(crate) workers: &'a Workers,
     pub(crate) blobs: &'a dyn Blobs,
     pub(crate) seed: u64,
-    /// Negatives of each kind to make for an annotation; some annotations get fewer, all get one.
-    pub(crate) negatives: u64,
 }
 
 impl Maker<'_> {
-    /// The annotations of `block`; asking for more of them, or more negatives, gives the same ones and more.
+    /// The annotations of `block`; asking for more of them gives the same ones and more.
     pub(crate) fn make(&self, block: Block) -> Result<Annotations> {
         let Block { annotations: count, kind } = block;
         let mut filter = PairFilter::new(Limits::default());
@@ -75,14 +56,11 @@ impl Maker<'_> {
             let mut block = (start..start + BLOCK).map(|index| self.draw(index, kind)).collect::<Result<Vec<_>>>()?;
             start += BLOCK;
             let drawn = block.len();
-            for wanted in 1..=self.negatives {
-                for trial in 0..TRIES {
-                    let attempt = Attempt { wanted, trial };
-                    self.weaken(&mut block, attempt, &mut filter)?;
-                    self.inject(&mut block, attempt, &mut filter)?;
-                }
-                block.retain(|one| !one.weakened.is_empty() && !one.injected.is_empty());
+            for trial in 0..TRIES {
+                self.weaken(&mut block, trial, &mut filter)?;
+                self.inject(&mut block, trial, &mut filter)?;
             }
+            block.retain(|one| one.weakened.is_some() && one.injected.is_some());
             given_up += drawn - block.len();
             all.append(&mut block);
         }
@@ -105,28 +83,19 @@ impl Maker<'_> {
         let mut png = std::io::Cursor::new(Vec::new());
         image.write_to(&mut png, image::ImageFormat::Png)?;
         let digest = self.blobs.put(png.get_ref())?;
-        Ok(Annotation {
-            index,
-            image: Arc::new(image),
-            digest,
-            question,
-            chosen,
-            weakened: Vec::new(),
-            injected: Vec::new(),
-        })
+        Ok(Annotation { index, image: Arc::new(image), digest, question, chosen, weakened: None, injected: None })
     }
 
-    fn distortion(&self, one: &Annotation, attempt: Attempt) -> Distortion {
-        let mut random = stream(self.seed, "comparison blur", attempt.stream(one));
-        let strength = random.random_range(BLUR) + MORE_BLUR * attempt.trial as f64;
+    fn distortion(&self, one: &Annotation, trial: u64) -> Distortion {
+        let mut random = stream(self.seed, "comparison blur", attempt(one, trial));
+        let strength = random.random_range(BLUR) + MORE_BLUR * trial as f64;
         Distortion { kind: DistortionKind::Blur, strength, seed: random.random() }
     }
 
-    fn weaken(&self, block: &mut [Annotation], attempt: Attempt, filter: &mut PairFilter) -> Result<()> {
-        let few = |one: &&mut Annotation| (one.weakened.len() as u64) < attempt.wanted;
-        let mut missing: Vec<&mut Annotation> = block.iter_mut().filter(few).collect();
+    fn weaken(&self, block: &mut [Annotation], trial: u64, filter: &mut PairFilter) -> Result<()> {
+        let mut missing: Vec<&mut Annotation> = block.iter_mut().filter(|one| one.weakened.is_none()).collect();
         let weakening = |one: &Annotation| Weakening {
-            distortion: self.distortion(one, attempt),
+            distortion: self.distortion(one, trial),
             edge: SIDE as u32,
             normalisation: Normalisation::default(),
             temperature: weaken::TEMPERATURE,
@@ -142,24 +111,23 @@ impl Maker<'_> {
             .collect::<Result<Vec<_>>>()?;
         for (one, answer) in missing.iter_mut().zip(self.answers(&asked)?) {
             if admitted(filter, one, &answer) {
-                let distortion = self.distortion(one, attempt);
-                one.weakened.push((answer, distortion));
+                let distortion = self.distortion(one, trial);
+                one.weakened = Some((answer, distortion));
             }
         }
         Ok(())
     }
 
-    fn inject(&self, block: &mut [Annotation], attempt: Attempt, filter: &mut PairFilter) -> Result<()> {
-        let few = |one: &&mut Annotation| (one.injected.len() as u64) < attempt.wanted;
-        let mut missing: Vec<&mut Annotation> = block.iter_mut().filter(few).collect();
+    fn inject(&self, block: &mut [Annotation], trial: u64, filter: &mut PairFilter) -> Result<()> {
+        let mut missing: Vec<&mut Annotation> = block.iter_mut().filter(|one| one.injected.is_none()).collect();
         let injection = Injection { wording: Wording::Pocket, max_tokens: MAX_TOKENS, ..Injection::default() };
-        let seed = |one: &Annotation| stream(self.seed, "comparison injection", attempt.stream(one)).random();
+        let seed = |one: &Annotation| stream(self.seed, "comparison injection", attempt(one, trial)).random();
         let asked: Vec<_> =
             missing.iter().map(|one| inject::question(&one.question, &one.chosen, &injection, seed(one))).collect();
         for (one, answer) in missing.iter_mut().zip(self.answers(&asked)?) {
             let answer = inject::cleaned(&answer);
             if admitted(filter, one, &answer) {
-                one.injected.push(answer);
+                one.injected = Some(answer);
             }
         }
         Ok(())
@@ -188,6 +156,12 @@ impl Maker<'_> {
         let text = |ids: &[u32]| Ok(self.model.tokenizer().decode(ids)?.trim().to_owned());
         completions.iter().map(|completion| text(&completion.ids)).collect()
     }
+}
+
+/// A number that no other try for any annotation has.
+fn attempt(one: &Annotation, trial: u64) -> u64 {
+    const MOST: u64 = 1024;
+    one.index * MOST + trial
 }
 
 /// What the annotator describes of `scene`, whose groups stand in no order.

@@ -15,10 +15,8 @@ const SIDE: f64 = 300.0;
 /// Between two lines of the grid, and what the axes end at a multiple of.
 const GRID: f64 = 0.05;
 /// Colours that stay apart for colour-blind eyes (Okabe and Ito).
-const COLOURS: [&str; 12] = [
-    "#000000", "#e69f00", "#009e73", "#0072b2", "#d55e00", "#cc79a7", "#56b4e9", "#999999", "#8b4513", "#f0e442",
-    "#004d40", "#7b1fa2",
-];
+const COLOURS: [&str; 10] =
+    ["#000000", "#e69f00", "#009e73", "#0072b2", "#d55e00", "#cc79a7", "#56b4e9", "#999999", "#8b4513", "#f0e442"];
 
 pub(crate) fn svg(cells: &[Cell], blocks: &[Block]) -> String {
     let measured = |row: &Row| blocks.iter().any(|&block| mean(cells, *row, block, "CHAIR_i").is_some());

@@ -22,10 +22,6 @@ pub(crate) enum Row {
     Anchored,
     /// Both negatives, `anchored` and the conditional term.
     Conditional,
-    /// Both negatives, `anchored` with β = 1.
-    Strict,
-    /// [`Row::Strict`] with several negatives of each kind for an annotation.
-    Several,
     /// Both negatives, the paper's loss with β = 1.
     StrictPaper,
     /// Image weakening alone, the paper's loss with β = 1.
@@ -39,20 +35,16 @@ pub(crate) enum Row {
 pub(crate) struct Negatives {
     pub(crate) weakened: bool,
     pub(crate) injected: bool,
-    /// Most of each kind for an annotation.
-    pub(crate) each: usize,
 }
 
 impl Row {
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Base,
         Self::Sft,
         Self::Weakened,
         Self::Injected,
         Self::Anchored,
         Self::Conditional,
-        Self::Strict,
-        Self::Several,
         Self::Paper,
         Self::StrictPaper,
         Self::StrictWeakened,
@@ -69,8 +61,6 @@ impl Row {
             Self::Paper => "paper",
             Self::Anchored => "anchored",
             Self::Conditional => "conditional",
-            Self::Strict => "strict",
-            Self::Several => "several",
             Self::StrictPaper => "strict-paper",
             Self::StrictWeakened => "strict-weakened",
             Self::StrictInjected => "strict-injected",
@@ -87,8 +77,6 @@ impl Row {
             Self::Paper => "BPO, both, `paper`",
             Self::Anchored => "BPO, both, `anchored`",
             Self::Conditional => "BPO, both, `anchored` + conditional",
-            Self::Strict => "BPO, both, `anchored`, β = 1",
-            Self::Several => "BPO, both, `anchored`, β = 1, up to 8 of each",
             Self::StrictPaper => "BPO, both, `paper`, β = 1",
             Self::StrictWeakened => "BPO, image-weakened only, `paper`, β = 1",
             Self::StrictInjected => "BPO, injected only, `paper`, β = 1",
@@ -102,7 +90,7 @@ impl Row {
             Self::Injected | Self::StrictInjected => (false, true),
             _ => (true, true),
         };
-        Negatives { weakened, injected, each: if self == Self::Several { 8 } else { 1 } }
+        Negatives { weakened, injected }
     }
 
     pub(crate) fn loss(self) -> LossSection {
@@ -116,7 +104,6 @@ impl Row {
             }
             Self::Weakened | Self::Injected | Self::Anchored => preset(Preset::Anchored),
             Self::Conditional => LossSection { conditional: Some(1.0), ..preset(Preset::Anchored) },
-            Self::Strict | Self::Several => LossSection { beta: Some(1.0), ..preset(Preset::Anchored) },
         }
     }
 }

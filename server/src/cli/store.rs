@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
-use reground_learner::store::{Options, Store};
+use reground_learner::store::Store;
 use serde::Serialize;
 use serde_json::json;
 
@@ -60,7 +60,7 @@ pub(super) fn run(arguments: StoreArgs) -> Result<ExitCode> {
         let there = ["store", "store.old"].iter().any(|name| directory.join(name).is_dir());
         ensure!(there, "there is no store in {}; --data names the data directory", directory.display());
     }
-    let options = Options { min_free_bytes: config.data.min_free_bytes, ..Options::default() };
+    let options = config.data.options();
     let store = Store::open(directory, options)?;
     match arguments.command {
         StoreCommand::Verify { repair } => {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use reground_learner::store::Options;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
@@ -15,11 +16,13 @@ pub struct DataConfig {
     pub dir: PathBuf,
     /// Bytes of the disk that stay free: with less, nothing is recorded, and serving goes on.
     pub min_free_bytes: u64,
+    /// Bytes of memory in which rows of the store are kept that were read or written last. It fills up as rows come.
+    pub cache_bytes: u64,
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { dir: "reground-data".into(), min_free_bytes: 64 << 20 }
+        Self { dir: "reground-data".into(), min_free_bytes: 64 << 20, cache_bytes: 64 << 20 }
     }
 }
 
@@ -28,7 +31,13 @@ impl DataConfig {
         if self.dir.as_os_str().is_empty() {
             return Err(ConfigError::value("data.dir", "", "a directory"));
         }
-        Ok(())
+        ConfigError::range("data.cache_bytes", self.cache_bytes, 1 << 20..=1 << 40)
+    }
+
+    /// How the store is opened.
+    #[must_use]
+    pub fn options(&self) -> Options {
+        Options { min_free_bytes: self.min_free_bytes, cache_bytes: self.cache_bytes, ..Options::default() }
     }
 }
 

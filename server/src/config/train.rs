@@ -67,7 +67,7 @@ impl Default for TrainConfig {
             epochs: 4.0,
             max_steps: 0,
             batch: 16,
-            learning_rate: 5e-4,
+            learning_rate: 3e-4,
             beta: 0.1,
             sft: 8.0,
             rank: 16,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use llguidance::Matcher;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use reground_learner::model::ops::log_prob::log_sum_exp;
 
 use super::{EngineError, Generate, Sampling, Token, Vocabulary};
 
@@ -194,13 +195,6 @@ fn argmax(logits: &[f32]) -> u32 {
         }
     }
     best as u32
-}
-
-/// ln Σ exp(logit), summed in f64.
-fn log_sum_exp(logits: &[f32]) -> f64 {
-    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&logit| f64::from((logit - highest).exp())).sum();
-    f64::from(highest) + sum.ln()
 }
 
 /// The ids of the `count` highest logits, highest first.

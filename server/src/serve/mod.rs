@@ -8,7 +8,7 @@ use actix_web::{App as ActixApp, HttpServer, web};
 use anyhow::Context;
 use reground_learner::bpo::launch::POCKET;
 use reground_learner::model::Model;
-use reground_learner::store::{Options, Store};
+use reground_learner::store::Store;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -165,7 +165,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
 
 /// Opens the store before anything large is loaded: a directory in use is found at once.
 async fn recorder(config: &Config) -> anyhow::Result<Arc<Recorder>> {
-    let options = Options { min_free_bytes: config.data.min_free_bytes, ..Options::default() };
+    let options = config.data.options();
     let directory = config.data.dir.clone();
     let store = tokio::task::spawn_blocking(move || Store::open(directory, options))
         .await

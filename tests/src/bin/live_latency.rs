@@ -1,5 +1,5 @@
 //! What learning costs those who ask: how long live queries take beside a server that makes pairs, and beside one that trains as
-//! well, over a server that does neither. `cargo run --release -p reground-tests --bin live_latency [rounds]`
+//! well, over a server that does neither. `target/release/live_latency [rounds]` after `cargo build --release --workspace --bins`
 //!
 //! Three processes serve the built-in model, and all but one of them are stopped at any moment: they take turns in short blocks,
 //! so that whatever else the machine does falls on each alike. The load is light: one asks, waits for the answer, and asks again

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::config::DecoderConfig;
-use crate::model::ops::attention::Heads;
+use crate::model::ops::attention::{Heads, one_step};
 use crate::model::ops::cpu::{self, Floats};
 
 /// Keys and values of one sequence, all layers: `[capacity, key heads · head dimension]` each, filled up to a length.
@@ -88,6 +88,7 @@ impl KeyValues {
 }
 
 /// What one sequence's query sees in a layer.
+#[derive(Clone, Copy)]
 struct Kept<'a> {
     k: &'a [f32],
     v: &'a [f32],
@@ -115,57 +116,20 @@ pub(crate) fn attend(q: &Tensor, caches: &[&mut KeyValues], layer: usize, heads:
             kept.push((Floats::of(k)?, Floats::of(v)?, cache.length + 1));
         }
         let kept: Vec<Kept<'_>> = kept.iter().map(|(k, v, keys)| Kept { k, v, keys: *keys }).collect();
-        let attend = |((q, out), kept): ((&[f32], &mut [f32]), &Kept<'_>)| {
-            one(q, kept.k, kept.v, kept.keys, heads, &mut Vec::new(), out);
+        // The query heads of a key head are neighbours.
+        let group = width / heads.key;
+        let attend = |(at, (q, out)): (usize, (&[f32], &mut [f32]))| {
+            let Kept { k, v, keys } = kept[at / heads.key];
+            one_step::attend(q, k, v, keys, heads, at % heads.key, out);
         };
         let keys: usize = kept.iter().map(|kept| kept.keys).sum();
         if keys * width < ALONE {
-            q.chunks_exact(width).zip(out.chunks_exact_mut(width)).zip(&kept).for_each(attend);
+            q.chunks_exact(group).zip(out.chunks_exact_mut(group)).enumerate().for_each(attend);
         } else {
-            q.par_chunks_exact(width).zip(out.par_chunks_exact_mut(width)).zip(&kept).for_each(attend);
+            q.par_chunks_exact(group).zip(out.par_chunks_exact_mut(group)).enumerate().for_each(attend);
         }
     }
     cpu::tensor(out, &[sequences, width])
-}
-
-cpu::kernel! {
-    fn one(
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
-    keys: usize,
-    heads: Heads,
-    scores: &'a mut Vec<f32>,
-    out: &'a mut [f32],
-) {
-        let (d, row) = (heads.width, heads.key * heads.width);
-        let group = heads.query / heads.key;
-        let scale = 1.0 / (d as f32).sqrt();
-        for head in 0..heads.query {
-            let (at, key_at) = (head * d, head / group * d);
-            let q = &q[at..at + d];
-            scores.clear();
-            let mut largest = f32::NEG_INFINITY;
-            for j in 0..keys {
-                let score = cpu::dot(q, &k[j * row + key_at..j * row + key_at + d]) * scale;
-                largest = largest.max(score);
-                scores.push(score);
-            }
-            let mut sum = 0.0;
-            for score in scores.iter_mut() {
-                *score = cpu::exp(*score - largest);
-                sum += *score;
-            }
-            let inverse = 1.0 / sum;
-            for (j, score) in scores.iter().enumerate() {
-                cpu::axpy(
-                    score * inverse,
-                    &v[j * row + key_at..j * row + key_at + d],
-                    &mut out[at..at + d],
-                );
-            }
-        }
-    }
 }
 
 fn composed(q: &Tensor, caches: &[&mut KeyValues], layer: usize, heads: Heads) -> Result<Tensor> {

@@ -134,6 +134,37 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
+/// The largest value; −∞ of none. NaN counts as smallest. Sixteen at a time, as in [`dot`].
+#[inline(always)]
+pub(crate) fn largest(values: &[f32]) -> f32 {
+    let mut largest = [f32::NEG_INFINITY; 16];
+    let blocks = values.chunks_exact(16);
+    let rest = blocks.remainder();
+    for block in blocks {
+        for lane in 0..16 {
+            largest[lane] = if block[lane] > largest[lane] { block[lane] } else { largest[lane] };
+        }
+    }
+    largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// Σ exp(x − shift), in sixteen partial sums.
+#[inline(always)]
+pub(crate) fn sum_exp(values: &[f32], shift: f32) -> f32 {
+    let mut sums = [0.0_f32; 16];
+    let blocks = values.chunks_exact(16);
+    let mut rest = 0.0;
+    for x in blocks.remainder() {
+        rest += exp(*x - shift);
+    }
+    for block in blocks {
+        for lane in 0..16 {
+            sums[lane] += exp(block[lane] - shift);
+        }
+    }
+    sums.iter().sum::<f32>() + rest
+}
+
 /// `y += α·x`.
 #[inline(always)]
 pub(crate) fn axpy(alpha: f32, x: &[f32], y: &mut [f32]) {
@@ -157,6 +188,18 @@ mod tests {
         assert!(worst < 3e-7, "relative error {worst}");
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(f32::NEG_INFINITY) < 1e-37);
+    }
+
+    #[test]
+    fn largest_and_sum_of_every_length() {
+        for length in [0, 1, 15, 16, 17, 40] {
+            let values: Vec<f32> = (0..length).map(|i| ((i * 7) % 11) as f32 - 12.0).collect();
+            let expected = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            assert_eq!(largest(&values), expected);
+            let sum: f64 = values.iter().map(|x| f64::from(*x + 3.0).exp()).sum();
+            assert!((f64::from(sum_exp(&values, -3.0)) - sum).abs() <= 1e-6 * sum);
+        }
+        assert_eq!(largest(&[f32::NAN, -1.0]), -1.0);
     }
 
     #[test]

@@ -2,8 +2,11 @@
 //!
 //! A general product first copies the weight into an order of its own, which for a few rows costs more than the product. Here
 //! each row of the weight is read once from memory, where it is, and multiplied with all rows of `x`. Memory is the limit, so
-//! the weight is read as one stream, which is what processors fetch ahead; blocks of it stay in the second cache and rows of `x`
-//! in the first. A row's result does not depend on how many others there are, to the last bit.
+//! the weight is read as one stream, which is what processors fetch ahead; a piece of it stays in the caches while it is
+//! multiplied with some rows of `x` after the other. A row's result does not depend on how many others there are, to the last
+//! bit.
+
+use std::ops::Range;
 
 use pulp::Simd;
 use rayon::prelude::*;
@@ -12,41 +15,74 @@ use super::cpu;
 
 /// Up to this many rows this is faster than the general product.
 pub(crate) const MOST: usize = 32;
-/// Multiplications that are worth a thread.
-pub(crate) const PIECE: usize = 1 << 17;
+/// Multiplications that are worth a second thread.
+pub(crate) const WORTH_THREADS: usize = 1 << 17;
+/// Multiplications of the smallest piece that a thread takes.
+const PIECE: usize = 1 << 15;
+/// Pieces for each thread: who finishes early, or began late, takes fewer or more of them.
+const PIECES: usize = 4;
 /// Rows of the weight that are multiplied with one group of rows of `x` after the other.
 const BLOCK: usize = 16;
-/// Rows of `x`, and columns, that the first cache holds beside a row of the weight.
-const GROUP: usize = 8;
+/// Columns of them at a time.
 const COLUMNS: usize = 768;
-/// Rows of `x` whose products are made side by side.
+/// Rows of `x` whose products are made in one pass over rows of the weight.
 const TILE: usize = 4;
-/// Vectors of a row that are summed side by side: with those of [`TILE`] rows they fill the vector registers.
+/// Vectors of a row that are summed side by side: with those of [`TILE`] rows they keep the multipliers busy.
 const UNROLLED: usize = 2;
 
 /// `x` is `[rows, inputs]`, `weight` `[outputs, inputs]`; the result `[rows, outputs]`.
 pub(super) fn product(x: &[f32], weight: &[f32], rows: usize, outputs: usize, inputs: usize) -> Vec<f32> {
-    // By output first, so that threads write to pieces of their own.
-    let mut by_output = vec![0.0_f32; rows * outputs];
-    let piece = outputs.div_ceil(rayon::current_num_threads()).max(PIECE / (rows * inputs).max(1)).max(1);
-    if piece >= outputs {
-        outputs_of(x, weight, &mut by_output, rows, inputs);
-    } else {
-        by_output
-            .par_chunks_mut(piece * rows)
-            .zip(weight.par_chunks(piece * inputs))
-            .for_each(|(y, weight)| outputs_of(x, weight, y, rows, inputs));
-    }
-    if rows == 1 {
-        return by_output;
-    }
     let mut y = vec![0.0_f32; rows * outputs];
-    for (row, y) in y.chunks_exact_mut(outputs).enumerate() {
-        for (y, values) in y.iter_mut().zip(by_output.chunks_exact(rows)) {
-            *y = values[row];
+    let (threads, of_output) = (rayon::current_num_threads(), (rows * inputs).max(1));
+    let piece = if threads == 1 || outputs * of_output < WORTH_THREADS {
+        outputs
+    } else {
+        outputs.div_ceil(threads * PIECES).max(PIECE.div_ceil(of_output))
+    }
+    .max(1);
+    // The same columns of all rows belong to a piece.
+    let mut pieces: Vec<Vec<&mut [f32]>> = Vec::new();
+    pieces.resize_with(outputs.div_ceil(piece), || Vec::with_capacity(rows));
+    for row in y.chunks_exact_mut(outputs.max(1)) {
+        for (piece, part) in pieces.iter_mut().zip(row.chunks_mut(piece)) {
+            piece.push(part);
         }
     }
+    let x = Aligned::new(x, inputs);
+    let multiply =
+        |(mut y, weight): (Vec<&mut [f32]>, &[f32])| add_product(x.values(), x.stride, weight, &mut y, inputs);
+    if piece == outputs {
+        pieces.into_iter().zip(weight.chunks(piece * inputs)).for_each(multiply);
+    } else {
+        pieces.into_par_iter().zip(weight.par_chunks(piece * inputs)).for_each(multiply);
+    }
     y
+}
+
+/// A copy of some rows, each from the beginning of a cache line on: a vector that lies in two takes as long to load as two.
+struct Aligned {
+    values: Vec<f32>,
+    start: usize,
+    stride: usize,
+}
+
+impl Aligned {
+    fn new(rows: &[f32], width: usize) -> Self {
+        const LINE: usize = 64;
+        let floats = LINE / size_of::<f32>();
+        let stride = width.next_multiple_of(floats);
+        let mut values = vec![0.0_f32; rows.len() / width * stride + floats];
+        let start = values.as_ptr().align_offset(LINE).min(floats);
+        for (to, row) in values[start..].chunks_mut(stride).zip(rows.chunks_exact(width)) {
+            to[..width].copy_from_slice(row);
+        }
+        Self { values, start, stride }
+    }
+
+    fn values(&self) -> &[f32] {
+        let whole = (self.values.len() - self.start) / self.stride * self.stride;
+        &self.values[self.start..][..whole]
+    }
 }
 
 /// One adapter's part of a step: rows of `x`, `[rows, inputs]`, A `[rank, inputs]`, B `[outputs, rank]`.
@@ -61,56 +97,66 @@ pub(crate) struct LowRank<'a> {
 }
 
 /// `y += scale · x·Aᵀ·Bᵀ` for each of several adapters, side by side.
-pub(crate) fn add_low_rank(mut parts: Vec<LowRank<'_>>) {
-    let work: usize = parts.iter().map(|part| part.x.len() * part.rank + part.y.len() * part.rank).sum();
-    if work < PIECE {
-        parts.iter_mut().for_each(LowRank::add);
+pub(crate) fn add_low_rank(parts: Vec<LowRank<'_>>) {
+    let work: usize = parts.iter().map(|part| (part.x.len() + part.y.len()) * part.rank).sum();
+    if work < WORTH_THREADS {
+        parts.into_iter().for_each(LowRank::add);
     } else {
-        parts.par_iter_mut().for_each(LowRank::add);
+        let each = (work / (2 * rayon::current_num_threads())).max(PIECE);
+        parts.into_iter().flat_map(|part| part.split(each)).collect::<Vec<_>>().into_par_iter().for_each(LowRank::add);
     }
 }
 
-impl LowRank<'_> {
-    fn add(&mut self) {
-        let inputs = self.a.len() / self.rank;
-        let outputs = self.b.len() / self.rank;
+impl<'a> LowRank<'a> {
+    fn inputs(&self) -> usize {
+        self.a.len() / self.rank
+    }
+
+    fn outputs(&self) -> usize {
+        self.b.len() / self.rank
+    }
+
+    /// Parts of whole rows with about `work` multiplications.
+    fn split(self, work: usize) -> Vec<LowRank<'a>> {
+        let (inputs, outputs) = (self.inputs(), self.outputs());
+        let rows = (work / ((inputs + outputs) * self.rank)).max(1);
+        let Self { x, a, b, scale, rank, y } = self;
+        x.chunks(rows * inputs)
+            .zip(y.chunks_mut(rows * outputs))
+            .map(|(x, y)| LowRank { x, a, b, scale, rank, y })
+            .collect()
+    }
+
+    fn add(self) {
+        let (inputs, outputs) = (self.inputs(), self.outputs());
         let rows = self.x.len() / inputs;
-        let mut by_rank = vec![0.0_f32; self.rank * rows];
-        outputs_of(self.x, self.a, &mut by_rank, rows, inputs);
         let mut middle = vec![0.0_f32; rows * self.rank];
-        for (row, middle) in middle.chunks_exact_mut(self.rank).enumerate() {
-            for (middle, values) in middle.iter_mut().zip(by_rank.chunks_exact(rows)) {
-                *middle = values[row] * self.scale;
-            }
-        }
-        let mut by_output = vec![0.0_f32; outputs * rows];
-        outputs_of(&middle, self.b, &mut by_output, rows, self.rank);
-        for (row, y) in self.y.chunks_exact_mut(outputs).enumerate() {
-            for (y, values) in y.iter_mut().zip(by_output.chunks_exact(rows)) {
-                *y += values[row];
-            }
-        }
+        add_product(self.x, inputs, self.a, &mut middle.chunks_exact_mut(self.rank).collect::<Vec<_>>(), inputs);
+        middle.iter_mut().for_each(|value| *value *= self.scale);
+        add_product(&middle, self.rank, self.b, &mut self.y.chunks_exact_mut(outputs).collect::<Vec<_>>(), self.rank);
     }
 }
 
 cpu::kernel! {
-    /// `[outputs, rows]`, on this thread.
-    fn outputs_of<S>(
+    /// Adds `x·Wᵀ` to the rows `y`, on this thread. Rows of `x` are `stride` apart.
+    fn add_product<S>(
         simd;
         x: &'a [f32],
+        stride: usize,
         weight: &'a [f32],
-        y: &'a mut [f32],
-        rows: usize,
+        y: &'a mut [&'a mut [f32]],
         inputs: usize,
     ) {
-        y.fill(0.0);
-        for (weight, y) in weight.chunks(BLOCK * inputs).zip(y.chunks_mut(BLOCK * rows)) {
+        for (block, weight) in weight.chunks(BLOCK * inputs).enumerate() {
             for start in (0..inputs).step_by(COLUMNS) {
-                let end = (start + COLUMNS).min(inputs);
-                for first in (0..rows).step_by(GROUP) {
-                    let last = (first + GROUP).min(rows);
-                    for (w, y) in weight.chunks_exact(inputs).zip(y.chunks_exact_mut(rows)) {
-                        add_dots::<S>(simd, &w[start..end], x, &mut y[first..last], first, inputs, start);
+                let columns = start..(start + COLUMNS).min(inputs);
+                for (x, y) in x.chunks(TILE * stride).zip(y.chunks_mut(TILE)) {
+                    let place = Place { stride, inputs, columns: columns.clone(), first: block * BLOCK };
+                    match y.len() {
+                        1 => add_dots::<S, 1>(simd, weight, x, y, place),
+                        2 => add_dots::<S, 2>(simd, weight, x, y, place),
+                        3 => add_dots::<S, 3>(simd, weight, x, y, place),
+                        _ => add_dots::<S, TILE>(simd, weight, x, y, place),
                     }
                 }
             }
@@ -118,87 +164,128 @@ cpu::kernel! {
     }
 }
 
-/// Adds the products of columns `start…` of the rows `first…` of `x` with a piece of a row of the weight.
+/// What of the product is added.
+struct Place {
+    stride: usize,
+    inputs: usize,
+    columns: Range<usize>,
+    /// The output of the first row of the weight.
+    first: usize,
+}
+
+/// Adds the products of some columns of `X` rows of `x` with those of rows of the weight.
 #[inline(always)]
-fn add_dots<S: Simd>(simd: S, w: &[f32], x: &[f32], y: &mut [f32], first: usize, inputs: usize, start: usize) {
-    let mut row = 0;
-    while row + TILE <= y.len() {
-        let mut rows: [&[f32]; TILE] = [&[]; TILE];
-        for (at, x_row) in rows.iter_mut().enumerate() {
-            let from = (first + row + at) * inputs + start;
-            *x_row = &x[from..from + w.len()];
-        }
-        let sums = dots(simd, w, rows);
-        for (y, sum) in y[row..row + TILE].iter_mut().zip(sums) {
-            *y += sum;
-        }
-        row += TILE;
+fn add_dots<S: Simd, const X: usize>(simd: S, weight: &[f32], x: &[f32], y: &mut [&mut [f32]], place: Place) {
+    let Place { stride, inputs, columns, first } = place;
+    let mut rows: [&[f32]; X] = [&[]; X];
+    for (row, x) in rows.iter_mut().zip(x.chunks(stride)) {
+        *row = &x[columns.clone()];
     }
-    while row < y.len() {
-        let from = (first + row) * inputs + start;
-        y[row] += dots(simd, w, [&x[from..from + w.len()]])[0];
-        row += 1;
+    let x = Rows::<S, X>::new(rows);
+    for (output, w) in (first..).zip(weight.chunks_exact(inputs)) {
+        let sums = x.dots(simd, &w[columns.clone()]);
+        for (y, sum) in y.iter_mut().zip(sums) {
+            y[output] += sum;
+        }
     }
 }
 
-/// `sums[j] = w·x[j]`. The order of each sum is the same for every `X`.
-#[inline(always)]
-fn dots<S: Simd, const X: usize>(simd: S, w: &[f32], x: [&[f32]; X]) -> [f32; X] {
-    let mut sums = [[simd.splat_f32s(0.0); X]; UNROLLED];
-    let whole = UNROLLED * size_of::<S::f32s>() / size_of::<f32>();
-    let whole = w.len() / whole * whole;
-    let (w, w_rest) = w.split_at(whole);
-    let w = S::as_simd_f32s(w).0;
-    let mut vectors: [&[S::f32s]; X] = [&[]; X];
-    for (vectors, x) in vectors.iter_mut().zip(x) {
-        *vectors = &S::as_simd_f32s(&x[..whole]).0[..w.len()];
+/// `X` rows of one length: their whole vectors, and what is left of each.
+pub(crate) struct Rows<'a, S: Simd, const X: usize> {
+    vectors: [&'a [S::f32s]; X],
+    rests: [&'a [f32]; X],
+}
+
+impl<'a, S: Simd, const X: usize> Rows<'a, S, X> {
+    #[inline(always)]
+    pub(crate) fn new(rows: [&'a [f32]; X]) -> Self {
+        let (mut vectors, mut rests): ([&[S::f32s]; X], [&[f32]; X]) = ([&[]; X], [&[]; X]);
+        for row in 0..X {
+            (vectors[row], rests[row]) = S::as_simd_f32s(rows[row]);
+        }
+        Self { vectors, rests }
     }
-    let mut at = 0;
-    while at + UNROLLED <= w.len() {
-        for unrolled in 0..UNROLLED {
-            let w = w[at + unrolled];
-            for j in 0..X {
-                sums[unrolled][j] = simd.mul_add_f32s(w, vectors[j][at + unrolled], sums[unrolled][j]);
+
+    /// The product of each row with `w`, which has their length. The order of each sum is the same for every `X`.
+    #[inline(always)]
+    pub(crate) fn dots(&self, simd: S, w: &[f32]) -> [f32; X] {
+        let (w, rest) = S::as_simd_f32s(w);
+        let mut rows: [&[S::f32s]; X] = [&[]; X];
+        for (row, vectors) in rows.iter_mut().zip(self.vectors) {
+            *row = &vectors[..w.len()];
+        }
+        let mut sums = [[simd.splat_f32s(0.0); X]; UNROLLED];
+        let mut at = 0;
+        while at + UNROLLED <= w.len() {
+            for unrolled in 0..UNROLLED {
+                for row in 0..X {
+                    sums[unrolled][row] =
+                        simd.mul_add_f32s(w[at + unrolled], rows[row][at + unrolled], sums[unrolled][row]);
+                }
             }
+            at += UNROLLED;
         }
-        at += UNROLLED;
-    }
-    let mut totals = [0.0; X];
-    for j in 0..X {
-        let mut sum = sums[0][j];
-        for more in &sums[1..] {
-            sum = simd.add_f32s(sum, more[j]);
+        while at < w.len() {
+            for row in 0..X {
+                sums[0][row] = simd.mul_add_f32s(w[at], rows[row][at], sums[0][row]);
+            }
+            at += 1;
         }
-        let rest: f32 = w_rest.iter().zip(&x[j][whole..]).map(|(w, x)| w * x).sum();
-        totals[j] = simd.reduce_sum_f32s(sum) + rest;
+        let mut totals = [0.0; X];
+        for row in 0..X {
+            let mut sum = sums[0][row];
+            for more in &sums[1..] {
+                sum = simd.add_f32s(sum, more[row]);
+            }
+            let rest: f32 = rest.iter().zip(self.rests[row]).map(|(w, x)| w * x).sum();
+            totals[row] = simd.reduce_sum_f32s(sum) + rest;
+        }
+        totals
     }
-    totals
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::model::ops::cpu::Floats;
     use crate::model::ops::finite_difference::{distance, random};
 
-    #[test]
-    fn equals_the_general_product_and_rows_do_not_see_each_other() {
-        for (outputs, inputs) in [(1, 1), (5, 3), (33, 16), (700, 577), (40, 1700)] {
-            let w = random((outputs, inputs), 2);
-            let weight = Floats::of(&w).unwrap();
-            for rows in 1..=MOST {
-                let x = random((rows, inputs), rows as u64);
-                let values = Floats::of(&x).unwrap();
-                let y = product(&values, &weight, rows, outputs, inputs);
-                let general = x.matmul(&w.t().unwrap()).unwrap();
-                let tensor = cpu::tensor(y.clone(), &[rows, outputs]).unwrap();
-                assert!(distance(&tensor, &general) < 2e-4, "{rows} rows, {outputs} × {inputs}");
-                for row in 0..rows {
-                    let alone = product(&values[row * inputs..(row + 1) * inputs], &weight, 1, outputs, inputs);
-                    assert_eq!(alone, y[row * outputs..(row + 1) * outputs], "row {row} of {rows}");
+    fn exact(x: &[f32], w: &[f32]) -> f64 {
+        x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Against sums in f64, on pools of several sizes, and each row against itself alone.
+        #[test]
+        fn rows_are_products_and_do_not_see_each_other(
+            (rows, outputs, inputs) in prop_oneof![
+                (1..=MOST, 1..40_usize, 1..80_usize),
+                (1..=MOST, 1..300_usize, 550..600_usize),
+                (1..=MOST, 1..40_usize, 760..1700_usize),
+            ],
+            threads in 1..4_usize,
+            seed in 0..1000_u64,
+        ) {
+            let (x, w) = (random((rows, inputs), seed), random((outputs, inputs), seed + 1));
+            let (x, w) = (Floats::of(&x).unwrap().to_vec(), Floats::of(&w).unwrap().to_vec());
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let y = pool.install(|| product(&x, &w, rows, outputs, inputs));
+            for (row, (x, y)) in x.chunks_exact(inputs).zip(y.chunks_exact(outputs)).enumerate() {
+                for (w, y) in w.chunks_exact(inputs).zip(y) {
+                    prop_assert!((f64::from(*y) - exact(x, w)).abs() < 1e-6 * inputs as f64, "row {row}");
                 }
+                prop_assert_eq!(product(x, &w, 1, outputs, inputs), y, "row {} of {}", row, rows);
             }
         }
+    }
+
+    #[test]
+    fn of_nothing_it_is_nothing() {
+        assert!(product(&[1.0, 2.0], &[], 1, 0, 2).is_empty());
     }
 
     #[test]

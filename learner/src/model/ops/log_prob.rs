@@ -81,23 +81,29 @@ impl CustomOp1 for LogProb {
 /// Largest logit and Σ exp(z − largest).
 #[inline(always)]
 fn partition(z: &[f32]) -> (f32, f32) {
-    let mut largest = [f32::NEG_INFINITY; 16];
-    let blocks = z.chunks_exact(16);
-    let rest = blocks.remainder();
-    for block in blocks.clone() {
-        for lane in 0..16 {
-            largest[lane] = if block[lane] > largest[lane] { block[lane] } else { largest[lane] };
+    let largest = cpu::largest(z);
+    (largest, cpu::sum_exp(z, largest))
+}
+
+/// `ln Σ exp(z)` of one row of logits; not finite if one of them is NaN or none is finite.
+pub fn log_sum_exp(logits: &[f32]) -> f64 {
+    let mut out = 0.0;
+    log_sum_exp_of(logits, &mut out);
+    out
+}
+
+cpu::kernel! {
+    fn log_sum_exp_of(logits: &'a [f32], out: &'a mut f64) {
+        // Pieces whose sum in f32 is exact enough, and their sum in f64: a vocabulary may have 250,000 tokens.
+        const PIECE: usize = 1024;
+        let largest = cpu::largest(logits);
+        let mut sum = 0.0;
+        // No closure: it would be compiled for the oldest machine.
+        for piece in logits.chunks(PIECE) {
+            sum += f64::from(cpu::sum_exp(piece, largest));
         }
+        *out = f64::from(largest) + sum.ln();
     }
-    let largest = largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sums = [0.0_f32; 16];
-    for block in blocks {
-        for lane in 0..16 {
-            sums[lane] += cpu::exp(block[lane] - largest);
-        }
-    }
-    let tail: f32 = rest.iter().map(|z| cpu::exp(*z - largest)).sum();
-    (largest, sums.iter().sum::<f32>() + tail)
 }
 
 cpu::kernel! {
@@ -137,6 +143,18 @@ mod tests {
 
     use super::*;
     use crate::model::ops::finite_difference::{check as differentiate, distance, forms_agree, random};
+
+    #[test]
+    fn the_normaliser_of_many_logits() {
+        let logits: Vec<f32> = (0..49_281).map(|i| ((i * 37) % 1009) as f32 / 60.0 - 8.0).collect();
+        let exact = logits.iter().map(|z| f64::from(*z).exp()).sum::<f64>().ln();
+        assert!((log_sum_exp(&logits) - exact).abs() < 1e-6);
+        let few = [0.125_f32.ln(), f32::NEG_INFINITY, 0.875_f32.ln()];
+        assert!(log_sum_exp(&few).abs() < 1e-6);
+        for broken in [&[1.0, f32::NAN][..], &[f32::NEG_INFINITY; 40], &[f32::INFINITY, 0.0], &[]] {
+            assert!(!log_sum_exp(broken).is_finite(), "{broken:?}");
+        }
+    }
 
     #[test]
     fn gradients_and_numbers_by_hand() {

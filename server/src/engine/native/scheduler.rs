@@ -269,14 +269,17 @@ impl Lane {
             return;
         }
         let mut sequences = std::mem::take(&mut self.answering);
-        match guarded(|| work.together(|| step(&work.model, &mut sequences))) {
-            Err(error) => sequences.into_iter().for_each(|sequence| sequence.fail(error.clone())),
+        self.answering = work.together(|| match guarded(|| step(&work.model, &mut sequences)) {
+            Err(error) => {
+                sequences.into_iter().for_each(|sequence| sequence.fail(error.clone()));
+                Vec::new()
+            }
             Ok(logits) => {
                 let chosen =
                     sequences.into_par_iter().zip(logits).map(|(sequence, logits)| work.choose(sequence, &logits));
-                self.answering = chosen.flatten_iter().collect();
+                chosen.flatten_iter().collect()
             }
-        }
+        });
     }
 }
 

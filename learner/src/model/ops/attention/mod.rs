@@ -5,6 +5,7 @@
 
 mod forward;
 mod kernel;
+pub(crate) mod one_step;
 
 use std::ops::Range;
 use std::sync::Arc;
