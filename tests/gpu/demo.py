@@ -11,7 +11,8 @@ def cases(bench):
 
 
 def check(bench):
-    size = ["--questions", "120", "--anchors", "120", "--images", "40"] if bench.is_dry else []
+    # With fewer questions than it asks by itself the gate, rightly, lets nothing through.
+    size = ["--images", "40"] if bench.is_dry else []
     command = [str(bench.program), "demo", "--json", "--device", bench.device, *size]
     run = subprocess.run(command, cwd=bench.work, env=bench.environment, capture_output=True, text=True)
     ensure(run.returncode == 0, f"reground demo: {run.stderr[-2000:]}")
