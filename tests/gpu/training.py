@@ -14,33 +14,9 @@ from pathlib import Path
 import checkpoint
 from memory import Peak, resident
 from report import NotRun, ensure
+from settings import RUN
 
 BATCH = 16
-RUN = """\
-[model]
-base = "{fixture}/model"
-adapter = "{fixture}/new"
-[loss]
-preset = "paper"
-[optimizer]
-learning_rate = 1e-3
-[schedule]
-decay = "constant"
-warmup = 0.0
-[train]
-epochs = 2.0
-batch = {batch}
-micro_batch = {micro}
-max_steps = {most}
-[data]
-held_out = 0.0
-blobs = "blobs"
-[checkpoint]
-every = 0
-[guard]
-chosen_drop = 0.0
-loss_ratio = 0.0
-"""
 # TRL's settings on a GPU; the fastest counts for speed, the smallest for memory.
 TRL = {
     "forward passes of 16": ["--bf16", "--bf16-weights", "--micro", "16"],
@@ -64,7 +40,7 @@ def cases(bench):
 def ours(bench, shape, pairs, here, micro=16, most=0):
     fixture = checkpoint.write(bench, shape, pairs)
     directory = bench.work / f"run-{shape}"
-    settings = RUN.format(fixture=fixture, batch=BATCH, micro=micro, most=most)
+    settings = RUN.format(fixture=fixture, adapter="new", epochs=2.0, batch=BATCH, micro=micro, most=most, threads=0)
     with Peak(bench.gpu.used if bench.gpu else children) as memory:
         events = bench.train(directory, settings, fixture / "pairs.jsonl", fixture)
     shutil.rmtree(directory)

@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from settings import RUN
+
 HERE = Path(__file__).parent
 OURS = "this project"
 # What could make TRL faster or smaller on a CPU.
@@ -41,36 +43,13 @@ BEST = {
         "TRL, bf16, base in bf16, forward passes of 1",
     ]),
 }
-RUN = """\
-[model]
-base = "{fixture}/model"
-adapter = "{fixture}/adapter"
-[loss]
-preset = "paper"
-[optimizer]
-learning_rate = 1e-3
-[schedule]
-decay = "constant"
-warmup = 0.0
-[train]
-epochs = {epochs}
-batch = {batch}
-micro_batch = {micro}
-threads = {threads}
-[data]
-held_out = 0.0
-blobs = "blobs"
-[checkpoint]
-every = 0
-[guard]
-chosen_drop = 0.0
-loss_ratio = 0.0
-"""
 
 
 def ours(arguments, command, fixture, epochs):
     with tempfile.TemporaryDirectory(dir=fixture) as run:
-        values = {"fixture": fixture, "epochs": float(epochs), "micro": BEST[arguments.shape][0]}
+        values = {
+            "fixture": fixture, "adapter": "adapter", "epochs": float(epochs), "micro": BEST[arguments.shape][0], "most": 0,
+        }
         (Path(run) / "run.toml").write_text(RUN.format(**{**vars(arguments), **values}))
         out = subprocess.run([*command, "train", run, str(fixture / "pairs.jsonl")], check=True, capture_output=True, text=True)
     events = [json.loads(line) for line in out.stdout.splitlines()]

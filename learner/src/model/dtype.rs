@@ -1,5 +1,7 @@
 //! The number format of a base and its activations.
 
+use std::fmt;
+
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
@@ -32,10 +34,21 @@ impl Dtype {
             (Self::F16, false) => Ok(DType::F16),
             (Self::Bf16 | Self::F16, true) => Err(ModelError::OutOfRange {
                 key: "dtype",
-                value: if self == Self::F16 { "f16" } else { "bf16" }.to_owned(),
+                value: self.to_string(),
                 expected: "f32 on a CPU: candle 0.10 has no other matrix product there that is fast",
             }),
         }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        })
     }
 }
 

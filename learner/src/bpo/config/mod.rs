@@ -126,7 +126,7 @@ impl RunConfig {
         let checks = [
             (
                 "model.dtype",
-                format!("{:?}", self.model.dtype).to_lowercase(),
+                self.model.dtype.to_string(),
                 self.model.dtype != Dtype::F16,
                 "auto, f32 or bf16: small gradients are zero in f16",
             ),

@@ -124,6 +124,7 @@ mod tests {
         check(&[&x], |t| rope(&t[0], &angles));
         forms_agree(&[&x], |t| rope(&t[0], &angles));
         let turned = rope(&x, &angles).unwrap();
+        assert!(distance(&turned, &composed(&x, &angles, false).unwrap()) < 1e-6);
         assert!(distance(&backward(&turned, &angles).unwrap(), &x) < 1e-6);
         assert!(distance(&composed(&turned, &angles, true).unwrap(), &x) < 1e-6);
     }
