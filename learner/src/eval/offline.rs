@@ -30,7 +30,7 @@ use crate::adapter::{AdapterConfig, PeftAdapter, TargetModules};
 use crate::bootstrap::distort::Distortion;
 use crate::bpo::config::RunConfig;
 use crate::bpo::launch::POCKET;
-use crate::model::{ALL_LINEAR, DeviceChoice, Dtype, Lora, LoraPolicy, Model, PolicyOptions, Source};
+use crate::model::{ALL_LINEAR, DeviceChoice, Dtype, Lora, LoraPolicy, Model, PolicyOptions, Quantisation, Source};
 use crate::pocket::held_out::PocketReader;
 
 /// How captions are read.
@@ -50,6 +50,8 @@ pub enum Reader {
 pub struct Offline {
     /// Checkpoint directory, or [`POCKET`].
     pub model: PathBuf,
+    /// In how many bits its linear layers are held, as `model.isq` serves it; `None` measures it in full precision. On the CPU.
+    pub isq: Option<Quantisation>,
     /// PEFT directory of an adapter on it.
     pub adapter: Option<PathBuf>,
     /// The sets' files.
@@ -82,6 +84,7 @@ impl Default for Offline {
     fn default() -> Self {
         Self {
             model: PathBuf::from(POCKET),
+            isq: None,
             adapter: None,
             sets: Vec::new(),
             amber: None,
@@ -279,8 +282,15 @@ fn load(settings: &Offline, pocket: &dyn Fn() -> Option<Source>) -> Result<(Lora
     };
     let device = settings.device.open().map_err(|error| failed(error.into()))?;
     let dtype = Dtype::Auto.on(&device).map_err(|error| failed(error.into()))?;
-    let weights = source.weights(dtype, &device).map_err(|error| failed(error.into()))?;
-    let model = Arc::new(Model::build(&source, &weights).map_err(|error| failed(error.into()))?);
+    let model = match settings.isq {
+        None => source.weights(dtype, &device).and_then(|weights| Model::build(&source, &weights)),
+        Some(quantisation) if device.is_cpu() => Model::quantised(&source, quantisation),
+        Some(quantisation) => {
+            let device = settings.device;
+            return Err(failed(format!("isq = {quantisation} is for the CPU only, and the device is {device}").into()));
+        }
+    };
+    let model = Arc::new(model.map_err(|error| failed(error.into()))?);
     let lora = match &settings.adapter {
         Some(path) => {
             let failed = |source: Box<dyn std::error::Error + Send + Sync>| EvalError::Load {

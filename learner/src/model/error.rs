@@ -1,5 +1,7 @@
 //! Why a model could not be loaded or used.
 
+use super::weight::Quantisation;
+
 /// A failure of loading, prompting or running a model.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -103,6 +105,21 @@ pub enum ModelError {
         /// Size of the vocabulary.
         vocabulary: usize,
     },
+    /// A weight cannot be held in so few bits.
+    #[error("tensor {name} has rows of {width} values; {quantisation} needs whole blocks of {block}")]
+    Unquantisable {
+        /// Its name.
+        name: String,
+        /// What was asked for.
+        quantisation: Quantisation,
+        /// Values in a row.
+        width: usize,
+        /// Values in a block.
+        block: usize,
+    },
+    /// An adapter is to be trained on rounded weights.
+    #[error("an adapter is trained on a base in full precision, and this one is quantised")]
+    QuantisedBase,
     /// A setting of a LoRA or of generation is out of range.
     #[error("{key} = {value} is out of range: {expected}")]
     OutOfRange {

@@ -32,6 +32,7 @@
 //!
 //! # Layout
 //! - [`Model`]: a whole model (`multimodal`); [`Source`]: its files, in a directory or in memory; [`Weights`]: its tensors.
+//! - [`Quantisation`]: linear layers in 8 or 4 bits, for answering and scoring (`weight`).
 //! - [`Family`]: what differs between families; [`idefics3`]: Idefics3 / SmolVLM. A new family is a folder beside it.
 //! - [`Decoder`], [`Packed`]: the language model over packed batches (`decoder`).
 //! - [`Lora`], [`Adapters`]: adapters on the decoder (`lora`, `adapters`, `dropout`).
@@ -60,6 +61,7 @@ mod sampler;
 mod source;
 mod template;
 mod tokenizer;
+mod weight;
 mod weights;
 mod workers;
 
@@ -78,5 +80,6 @@ pub use sampler::{Sampler, Sampling};
 pub use source::Source;
 pub use template::ChatTemplate;
 pub use tokenizer::TextTokenizer;
+pub use weight::Quantisation;
 pub use weights::Weights;
 pub use workers::Workers;

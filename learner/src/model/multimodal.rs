@@ -17,6 +17,7 @@ use super::idefics3::{self, Idefics3};
 use super::source::Source;
 use super::template::ChatTemplate;
 use super::tokenizer::TextTokenizer;
+use super::weight::Quantisation;
 use super::weights::Weights;
 use crate::bpo::policy::Group;
 
@@ -38,6 +39,16 @@ impl Model {
         let source = Source::directory(directory);
         let weights = source.weights(dtype, device)?;
         Self::build(&source, &weights)
+    }
+
+    /// A model whose decoder has the weights of its linear layers in fewer bits, everything else f32, on the CPU. It answers and
+    /// scores, with adapters too; it is not trained on.
+    ///
+    /// # Errors
+    /// As [`Model::load`]; rows of a weight that are no whole blocks.
+    pub fn quantised(source: &Source, quantisation: Quantisation) -> Result<Self, ModelError> {
+        let weights = source.quantised_weights(quantisation, |name| Decoder::is_linear(idefics3::DECODER, name))?;
+        Self::build(source, &weights)
     }
 
     /// Whether checkpoints of this `model_type` (config.json) are known.

@@ -127,6 +127,9 @@ impl Policy for LoraPolicy {
     type Tape = Tape;
 
     fn forward(&self, groups: &[Group], seed: Option<u64>) -> Result<(Vec<Vec<f64>>, Tape)> {
+        if self.model.decoder().is_quantised() {
+            return Err(candle(ModelError::QuantisedBase));
+        }
         let scored = self.run(groups, Training { lora: Some(&self.lora), seed }, true)?;
         let mut sums = vec![Vec::new(); groups.len()];
         let mut parts = Vec::with_capacity(scored.len());

@@ -4,11 +4,13 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::Metadata;
 
 use super::error::ModelError;
+use super::weight::Quantisation;
 use super::weights::Weights;
 use crate::adapter::checkpoint_files;
 
@@ -68,26 +70,61 @@ impl Source {
     /// No file, or a damaged one.
     pub fn weights(&self, dtype: DType, device: &Device) -> Result<Weights, ModelError> {
         let mut tensors = BTreeMap::new();
+        self.each(dtype, device, &mut |name, tensor| {
+            tensors.insert(name, tensor);
+            Ok(())
+        })?;
+        Ok(Weights::new(tensors))
+    }
+
+    /// As [`Source::weights`] in f32 on the CPU, the tensors that `few` names in fewer bits. A tensor is rounded before the
+    /// next is read, so that there are never two of them whole.
+    ///
+    /// # Errors
+    /// As [`Source::weights`]; a tensor that cannot be held in so few bits.
+    pub(super) fn quantised_weights(
+        &self,
+        quantisation: Quantisation,
+        few: impl Fn(&str) -> bool,
+    ) -> Result<Weights, ModelError> {
+        let (mut tensors, mut quantised) = (BTreeMap::new(), BTreeMap::new());
+        self.each(DType::F32, &Device::Cpu, &mut |name, tensor| {
+            if few(&name) {
+                let blocks = quantisation.quantise(&name, &tensor)?;
+                quantised.insert(name, Arc::new(blocks));
+            } else {
+                tensors.insert(name, tensor);
+            }
+            Ok(())
+        })?;
+        Ok(Weights::with_quantised(tensors, quantised))
+    }
+
+    /// Gives every tensor of every safetensors file to `keep`, one after the other.
+    fn each(&self, dtype: DType, device: &Device, keep: &mut Keep<'_>) -> Result<(), ModelError> {
         match self {
             Self::Directory(directory) => {
                 for path in checkpoint_files(directory)? {
                     let file = fs_err::File::open(&path)?;
                     let length = file.metadata()?.len();
                     let reader = BufReader::with_capacity(1 << 20, file);
-                    load(&path.display().to_string(), reader, length, dtype, device, &mut tensors)?;
+                    load(&path.display().to_string(), reader, length, dtype, device, keep)?;
                 }
             }
             Self::Memory(files) => {
                 for (name, bytes) in files {
                     if Path::new(name).extension().is_some_and(|extension| extension == "safetensors") {
-                        load(name, bytes.as_ref(), bytes.len() as u64, dtype, device, &mut tensors)?;
+                        load(name, bytes.as_ref(), bytes.len() as u64, dtype, device, keep)?;
                     }
                 }
             }
         }
-        Ok(Weights::new(tensors))
+        Ok(())
     }
 }
+
+/// What takes a tensor by its name.
+type Keep<'a> = dyn FnMut(String, Tensor) -> Result<(), ModelError> + 'a;
 
 /// The format's own limit, bytes; without one a damaged length would be allocated.
 const MAX_HEADER: u64 = 100 << 20;
@@ -99,7 +136,7 @@ fn load(
     length: u64,
     dtype: DType,
     device: &Device,
-    tensors: &mut BTreeMap<String, Tensor>,
+    keep: &mut Keep<'_>,
 ) -> Result<(), ModelError> {
     let damaged = |reason: String| ModelError::Safetensors { file: file.to_owned(), reason };
     let mut prefix = [0; 8];
@@ -124,7 +161,7 @@ fn load(
         let tensor = Tensor::from_raw_buffer(&buffer, stored, &info.shape, device)?;
         // Integer buffers (position ids in old checkpoints) stay what they are.
         let tensor = if stored.is_float() { tensor.to_dtype(dtype)? } else { tensor };
-        tensors.insert(name, tensor);
+        keep(name, tensor)?;
     }
     Ok(())
 }
@@ -135,7 +172,11 @@ mod tests {
 
     fn read(bytes: &[u8], length: usize) -> Result<BTreeMap<String, Tensor>, ModelError> {
         let mut tensors = BTreeMap::new();
-        load("m.safetensors", bytes, length as u64, DType::F32, &Device::Cpu, &mut tensors).map(|()| tensors)
+        load("m.safetensors", bytes, length as u64, DType::F32, &Device::Cpu, &mut |name, tensor| {
+            tensors.insert(name, tensor);
+            Ok(())
+        })?;
+        Ok(tensors)
     }
 
     #[test]

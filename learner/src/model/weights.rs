@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 
+use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::error::ModelError;
+use super::weight::Weight;
 use crate::adapter::{ModuleShapes, module_shapes};
 
 /// Tensors by checkpoint name. They may be variables: layers built from variables are trainable, since the operations in
@@ -13,19 +16,24 @@ use crate::adapter::{ModuleShapes, module_shapes};
 #[derive(Clone, Debug, Default)]
 pub struct Weights {
     tensors: BTreeMap<String, Tensor>,
+    /// Those that are held in fewer bits; no other module than the decoder takes such.
+    quantised: BTreeMap<String, Arc<QTensor>>,
 }
 
 impl Weights {
     /// Tensors by name.
     pub fn new(tensors: BTreeMap<String, Tensor>) -> Self {
-        Self { tensors }
+        Self::with_quantised(tensors, BTreeMap::new())
+    }
+
+    /// Tensors by name, some of them weights of linear layers in fewer bits. What saves or trains tensors does not see those.
+    pub(super) fn with_quantised(tensors: BTreeMap<String, Tensor>, quantised: BTreeMap<String, Arc<QTensor>>) -> Self {
+        Self { tensors, quantised }
     }
 
     /// The tensors behind variables. An optimiser that sets a variable changes every layer built from it.
     pub fn from_variables(variables: &BTreeMap<String, Var>) -> Self {
-        Self {
-            tensors: variables.iter().map(|(name, variable)| (name.clone(), variable.as_tensor().clone())).collect(),
-        }
+        Self::new(variables.iter().map(|(name, variable)| (name.clone(), variable.as_tensor().clone())).collect())
     }
 
     /// A variable of each tensor, for training every weight.
@@ -42,14 +50,22 @@ impl Weights {
     /// It is missing or has another shape.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
         let tensor = self.tensors.get(name).ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
-        if tensor.dims() != shape {
-            return Err(ModelError::Shape {
-                name: name.to_owned(),
-                found: tensor.dims().to_vec(),
-                expected: shape.to_vec(),
-            });
-        }
+        fits(name, tensor.dims(), shape)?;
         Ok(tensor.clone())
+    }
+
+    /// The weight of a linear layer, `[out, in]`, however it is held.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub(super) fn linear(&self, name: &str, shape: [usize; 2]) -> Result<Weight, ModelError> {
+        match self.quantised.get(name) {
+            Some(blocks) => {
+                fits(name, blocks.shape().dims(), &shape)?;
+                Ok(Weight::Quantised(blocks.clone()))
+            }
+            None => Ok(Weight::Full(self.get(name, &shape)?)),
+        }
     }
 
     /// Whether there is a tensor of that name.
@@ -96,4 +112,11 @@ impl Weights {
             reason: error.to_string(),
         })
     }
+}
+
+fn fits(name: &str, found: &[usize], expected: &[usize]) -> Result<(), ModelError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(ModelError::Shape { name: name.to_owned(), found: found.to_vec(), expected: expected.to_vec() })
 }

@@ -9,7 +9,7 @@ use clap::Args;
 use reground_learner::bootstrap::distort::Distortion;
 use reground_learner::eval::offline::evaluate;
 use reground_learner::eval::{Bootstrap, Offline, Reader};
-use reground_learner::model::DeviceChoice;
+use reground_learner::model::{DeviceChoice, Quantisation};
 use reground_learner::pocket::shipped;
 
 #[derive(Clone, Debug, PartialEq, Args)]
@@ -17,6 +17,9 @@ pub(super) struct EvalArgs {
     /// Checkpoint directory of the model, or `pocket` for the model inside the binary.
     #[arg(long, value_name = "DIRECTORY")]
     pub(super) model: PathBuf,
+    /// Hold the linear layers of its decoder in fewer bits, as `model.isq` does with the native engine: q8, q4. On the CPU only.
+    #[arg(long, value_name = "BITS")]
+    pub(super) isq: Option<Quantisation>,
     /// PEFT directory of an adapter on it.
     #[arg(long, value_name = "DIRECTORY")]
     pub(super) adapter: Option<PathBuf>,
@@ -83,8 +86,22 @@ pub(super) fn run(arguments: EvalArgs) -> Result<ExitCode> {
 }
 
 fn settings(arguments: EvalArgs) -> Offline {
-    let EvalArgs { model, adapter, sets, amber, images, pope, limit, max_tokens, batch, device, threads, seed, .. } =
-        arguments;
+    let EvalArgs {
+        model,
+        isq,
+        adapter,
+        sets,
+        amber,
+        images,
+        pope,
+        limit,
+        max_tokens,
+        batch,
+        device,
+        threads,
+        seed,
+        ..
+    } = arguments;
     let reader = match arguments.synonyms {
         Some(file) => Reader::Synonyms(file),
         None if arguments.pocket_captions => Reader::Pocket,
@@ -93,6 +110,7 @@ fn settings(arguments: EvalArgs) -> Offline {
     let defaults = Offline::default();
     Offline {
         model,
+        isq,
         adapter,
         sets,
         amber,

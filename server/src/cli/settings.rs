@@ -126,7 +126,7 @@ mod tests {
     fn a_wrong_value_says_that_it_came_from_the_command_line() {
         let error = settings("--isq q5").load().unwrap_err().to_string();
         assert_eq!(error, "model.isq is `q5` on the command line; it must be one of off, q8, q4");
-        let error = settings("--isq q4 --adapter-root /adapters").load().unwrap_err().to_string();
+        let error = settings("--engine mistralrs --isq q4 --adapter-root /adapters").load().unwrap_err().to_string();
         assert!(
             error.starts_with("model.adapter_root is `/adapters` on the command line; it must be empty"),
             "{error}"

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use reground_learner::model::{DeviceChoice, Dtype};
+use reground_learner::model::{DeviceChoice, Dtype, Quantisation};
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
@@ -23,7 +23,8 @@ pub struct ModelConfig {
     pub device: DeviceChoice,
     /// Number format of weights and activations.
     pub dtype: Dtype,
-    /// In-situ quantisation while loading. Not together with adapters: the merge would miss quantised layers.
+    /// Bits of the decoder's linear layers. The native engine holds them so on a CPU, with adapters in f32 beside; mistralrs
+    /// takes no adapters then, because the merge would miss quantised layers.
     pub isq: Isq,
     /// Most tokens of prompt and answer together; 0: the model's own limit.
     pub max_len: usize,
@@ -79,11 +80,11 @@ impl ModelConfig {
         if self.source.is_empty() {
             return Err(ConfigError::value("model.source", &self.source, "`builtin`, a directory or a hub id"));
         }
-        if self.isq != Isq::Off && !self.adapter_root.as_os_str().is_empty() {
+        if self.engine == EngineKind::Mistralrs && self.isq != Isq::Off && !self.adapter_root.as_os_str().is_empty() {
             return Err(ConfigError::value(
                 "model.adapter_root",
                 self.adapter_root.display(),
-                "empty while `model.isq` is not `off`: a quantised layer would miss the adapter",
+                "empty while mistralrs serves with a `model.isq` that is not `off`: a quantised layer would miss the adapter",
             ));
         }
         ConfigError::range("model.max_len", self.max_len, 0..=1 << 24)?;
@@ -91,13 +92,6 @@ impl ModelConfig {
         ConfigError::range("model.kv_cache_bytes", self.kv_cache_bytes, 1 << 20..=1 << 42)?;
         ConfigError::range("model.vision_cache_bytes", self.vision_cache_bytes, 0..=1 << 42)?;
         ConfigError::range("model.prefix_cache_bytes", self.prefix_cache_bytes, 0..=1 << 42)?;
-        if self.isq != Isq::Off && self.engine == EngineKind::Native {
-            return Err(ConfigError::value(
-                "model.engine",
-                "native",
-                "`auto` or `mistralrs` while `model.isq` is not `off`",
-            ));
-        }
         Ok(())
     }
 }
@@ -106,7 +100,7 @@ impl ModelConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineKind {
-    /// Native where the learner knows the family and `isq` is off, mistralrs otherwise.
+    /// Native where the learner knows the family, and, for an `isq` that is not off, on a CPU; mistralrs otherwise.
     #[default]
     Auto,
     /// Our own decode loop over the learner's model.
@@ -115,7 +109,7 @@ pub enum EngineKind {
     Mistralrs,
 }
 
-/// In-situ quantisation.
+/// In-situ quantisation: the weights of the decoder's linear layers are rounded while they are loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Isq {
@@ -126,4 +120,15 @@ pub enum Isq {
     Q8,
     /// 4 bits.
     Q4,
+}
+
+impl Isq {
+    /// What the native engine makes of it; `None` for weights as they are.
+    pub fn quantisation(self) -> Option<Quantisation> {
+        match self {
+            Self::Off => None,
+            Self::Q8 => Some(Quantisation::Q8),
+            Self::Q4 => Some(Quantisation::Q4),
+        }
+    }
 }

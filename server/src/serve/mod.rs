@@ -16,7 +16,7 @@ use tracing::info;
 use crate::answer::{Answerer, BackgroundGenerator, ShadowTask};
 use crate::api;
 use crate::bootstrapper::{Bootstrapper, Models};
-use crate::config::{Config, EngineKind, Isq};
+use crate::config::{Config, EngineKind, Isq, ModelConfig};
 use crate::engine::Engine;
 use crate::engine::native::NativeEngine;
 use crate::engine::source::{BUILTIN, ModelFiles};
@@ -185,14 +185,26 @@ fn base(files: &ModelFiles) -> anyhow::Result<Base> {
     Ok(Base { checkpoint, source: files.source.clone() })
 }
 
+/// Whether the native engine can hold weights as `model.isq` says.
+fn native_can_hold(model: &ModelConfig) -> anyhow::Result<bool> {
+    let is_cpu = || Ok(model.device.open().with_context(|| format!("model.device = {}", model.device))?.is_cpu());
+    if model.isq == Isq::Off { Ok(true) } else { is_cpu() }
+}
+
 fn engine(config: &Config, files: ModelFiles) -> anyhow::Result<Arc<dyn Engine>> {
     let native = match config.model.engine {
         EngineKind::Native => true,
         EngineKind::Mistralrs => false,
-        EngineKind::Auto => config.model.isq == Isq::Off && Model::knows(&files.model_type()?),
+        EngineKind::Auto => Model::knows(&files.model_type()?) && native_can_hold(&config.model)?,
     };
     if native {
         return Ok(Arc::new(NativeEngine::new(&config.model, files)?));
+    }
+    if config.model.isq != Isq::Off && !config.model.adapter_root.as_os_str().is_empty() {
+        anyhow::bail!(
+            "`model.adapter_root` must be empty: {} is served by mistralrs, whose quantised layers (`model.isq`) take no adapter",
+            files.source
+        );
     }
     mistralrs(config, files)
 }

@@ -8,15 +8,15 @@ use crate::model::error::ModelError;
 use crate::model::lora::Slot;
 use crate::model::ops::activation::swiglu;
 use crate::model::ops::attention::attention;
-use crate::model::ops::linear;
 use crate::model::ops::rms_norm::rms_norm;
 use crate::model::ops::rope::rope;
+use crate::model::weight::Weight;
 use crate::model::weights::Weights;
 
 pub(crate) struct Block {
     pub(crate) norm1: Tensor,
     pub(crate) norm2: Tensor,
-    weights: [Tensor; 7],
+    weights: [Weight; 7],
 }
 
 impl Block {
@@ -31,7 +31,7 @@ impl Block {
                 Slot::Gate | Slot::Up => [inner, width],
                 Slot::Down => [width, inner],
             };
-            weights.get(&format!("{name}.{}.weight", slot.name()), &shape)
+            weights.linear(&format!("{name}.{}.weight", slot.name()), shape)
         };
         Ok(Self {
             norm1: weights.get(&format!("{name}.input_layernorm.weight"), &[width])?,
@@ -48,12 +48,12 @@ impl Block {
         })
     }
 
-    pub(crate) fn weight(&self, slot: Slot) -> &Tensor {
+    pub(crate) fn weight(&self, slot: Slot) -> &Weight {
         &self.weights[slot as usize]
     }
 
     fn project(&self, layer: usize, slot: Slot, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        pass.adapters.add(layer, slot, x, linear(x, self.weight(slot), None)?)
+        pass.adapters.add(layer, slot, x, self.weight(slot).apply(x)?)
     }
 
     /// Queries, keys (both with their positions) and values.

@@ -14,7 +14,7 @@ use crate::model::dropout::dropout;
 use crate::model::lora::{Lora, Slot};
 use crate::model::ops::attention::{self, attention};
 use crate::model::ops::rope::{self, Angles, rope};
-use crate::model::ops::{activation, linear, rms_norm};
+use crate::model::ops::{activation, rms_norm};
 
 /// The adapter being trained or scored, and its dropout.
 #[derive(Clone, Copy)]
@@ -80,7 +80,7 @@ impl Training<'_> {
         x: &Tensor,
         middles: &mut [Option<Tensor>; 7],
     ) -> Result<Tensor> {
-        let y = linear(x, block.weight(slot), None)?;
+        let y = block.weight(slot).apply(x)?;
         let Some(weights) = self.weights(layer, slot) else {
             return Ok(y);
         };
@@ -105,7 +105,7 @@ impl Training<'_> {
         dy: &Tensor,
         gradients: &mut LayerGradients,
     ) -> Result<Tensor> {
-        let dx = dy.matmul(block.weight(slot))?;
+        let dx = dy.matmul(block.weight(slot).full()?)?;
         let (Some(weights), Some(mid)) = (self.weights(layer, slot), &middles[slot as usize]) else {
             return Ok(dx);
         };

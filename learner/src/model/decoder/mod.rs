@@ -37,6 +37,7 @@ use super::ops::attention::{Heads, Span};
 use super::ops::linear;
 use super::ops::rms_norm::rms_norm;
 use super::ops::rope::Angles;
+use super::weight::Weight;
 use super::weights::Weights;
 use crate::adapter::ModuleShapes;
 
@@ -102,6 +103,19 @@ impl Decoder {
         self.embedding.dtype()
     }
 
+    /// Whether its linear layers are held in fewer bits than its activations. Nothing is trained on such a base.
+    pub fn is_quantised(&self) -> bool {
+        let quantised = |block: &Block| Slot::ALL.map(|slot| matches!(block.weight(slot), Weight::Quantised(_)));
+        self.blocks.iter().flat_map(quantised).any(|quantised| quantised)
+    }
+
+    /// Whether a tensor of the checkpoint is the weight of a linear layer of the decoder under `prefix`.
+    pub(crate) fn is_linear(prefix: &str, name: &str) -> bool {
+        let in_block = name.strip_prefix(prefix).and_then(|name| name.strip_prefix(".layers."));
+        let layer = in_block.and_then(|name| name.split_once('.')?.1.strip_suffix(".weight"));
+        layer.is_some_and(|layer| Slot::ALL.into_iter().any(|slot| slot.name() == layer))
+    }
+
     /// Paths of the linear layers of each block, as in the checkpoint.
     pub(crate) fn module_names(&self) -> Vec<[String; 7]> {
         (0..self.config.layers)
@@ -111,7 +125,7 @@ impl Decoder {
 
     /// `(out, in)` of a linear layer.
     pub(crate) fn shape(&self, layer: usize, slot: Slot) -> candle_core::Result<(usize, usize)> {
-        self.blocks[layer].weight(slot).dims2()
+        self.blocks[layer].weight(slot).shape()
     }
 
     /// Shapes of the linear layers that an adapter may change.

@@ -28,6 +28,9 @@ use super::weights::Weights;
 /// `model_type` values of this family.
 pub(super) const MODEL_TYPES: [&str; 1] = ["idefics3"];
 
+/// Where its tensors have the decoder.
+pub(super) const DECODER: &str = "model.text_model";
+
 /// The vision side of an Idefics3.
 pub struct Idefics3 {
     config: Idefics3Config,
@@ -56,7 +59,7 @@ impl Idefics3 {
             });
         }
         let head = Some("lm_head.weight").filter(|name| !config.tied_head && weights.contains(name));
-        let decoder = Decoder::new(config.text.clone(), "model.text_model", head, weights)?;
+        let decoder = Decoder::new(config.text.clone(), DECODER, head, weights)?;
         let vision = Vision::new(&config, weights)?;
         Ok((Self { config, preprocessor, vision, tokens_per_tile }, decoder))
     }

@@ -5,6 +5,8 @@
 //! the weight is read as one stream, which is what processors fetch ahead; a piece of it stays in the caches while it is
 //! multiplied with some rows of `x` after the other. A row's result does not depend on how many others there are, to the last
 //! bit.
+//!
+//! A weight in blocks of few bits ([`Blocks`]) is read as the blocks are, and made f32 in the first cache.
 
 use std::ops::Range;
 
@@ -12,6 +14,7 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::cpu;
+use super::quantised::Blocks;
 
 /// Up to this many rows this is faster than the general product.
 pub(crate) const MOST: usize = 32;
@@ -23,15 +26,34 @@ const PIECE: usize = 1 << 15;
 const PIECES: usize = 4;
 /// Rows of the weight that are multiplied with one group of rows of `x` after the other.
 const BLOCK: usize = 16;
-/// Columns of them at a time.
+/// Columns of them at a time; whole blocks of every format.
 const COLUMNS: usize = 768;
+/// Rows of a weight in blocks that are made f32 at a time: with the rows of `x` they fit into a first cache.
+const BLOCK_READ: usize = 4;
 /// Rows of `x` whose products are made in one pass over rows of the weight.
 const TILE: usize = 4;
 /// Vectors of a row that are summed side by side: with those of [`TILE`] rows they keep the multipliers busy.
 const UNROLLED: usize = 2;
 
+/// A weight where it is, row-major.
+#[derive(Clone, Copy)]
+pub(super) enum Matrix<'a> {
+    Floats(&'a [f32]),
+    Blocks(Blocks<'a>),
+}
+
+impl Matrix<'_> {
+    /// Whole rows of a matrix of this width.
+    fn rows(self, rows: Range<usize>, width: usize) -> Self {
+        match self {
+            Self::Floats(values) => Self::Floats(&values[rows.start * width..rows.end * width]),
+            Self::Blocks(blocks) => Self::Blocks(blocks.rows(rows, width)),
+        }
+    }
+}
+
 /// `x` is `[rows, inputs]`, `weight` `[outputs, inputs]`; the result `[rows, outputs]`.
-pub(super) fn product(x: &[f32], weight: &[f32], rows: usize, outputs: usize, inputs: usize) -> Vec<f32> {
+pub(super) fn product(x: &[f32], weight: Matrix<'_>, rows: usize, outputs: usize, inputs: usize) -> Vec<f32> {
     let mut y = vec![0.0_f32; rows * outputs];
     let (threads, of_output) = (rayon::current_num_threads(), (rows * inputs).max(1));
     let piece = if threads == 1 || outputs * of_output < WORTH_THREADS {
@@ -49,12 +71,14 @@ pub(super) fn product(x: &[f32], weight: &[f32], rows: usize, outputs: usize, in
         }
     }
     let x = Aligned::new(x, inputs);
-    let multiply =
-        |(mut y, weight): (Vec<&mut [f32]>, &[f32])| add_product(x.values(), x.stride, weight, &mut y, inputs);
+    let multiply = |(at, mut y): (usize, Vec<&mut [f32]>)| {
+        let weight = weight.rows(at * piece..((at + 1) * piece).min(outputs), inputs);
+        add_product(x.values(), x.stride, weight, &mut y, inputs);
+    };
     if piece == outputs {
-        pieces.into_iter().zip(weight.chunks(piece * inputs)).for_each(multiply);
+        pieces.into_iter().enumerate().for_each(multiply);
     } else {
-        pieces.into_par_iter().zip(weight.par_chunks(piece * inputs)).for_each(multiply);
+        pieces.into_par_iter().enumerate().for_each(multiply);
     }
     y
 }
@@ -131,9 +155,21 @@ impl<'a> LowRank<'a> {
         let (inputs, outputs) = (self.inputs(), self.outputs());
         let rows = self.x.len() / inputs;
         let mut middle = vec![0.0_f32; rows * self.rank];
-        add_product(self.x, inputs, self.a, &mut middle.chunks_exact_mut(self.rank).collect::<Vec<_>>(), inputs);
+        add_product(
+            self.x,
+            inputs,
+            Matrix::Floats(self.a),
+            &mut middle.chunks_exact_mut(self.rank).collect::<Vec<_>>(),
+            inputs,
+        );
         middle.iter_mut().for_each(|value| *value *= self.scale);
-        add_product(&middle, self.rank, self.b, &mut self.y.chunks_exact_mut(outputs).collect::<Vec<_>>(), self.rank);
+        add_product(
+            &middle,
+            self.rank,
+            Matrix::Floats(self.b),
+            &mut self.y.chunks_exact_mut(outputs).collect::<Vec<_>>(),
+            self.rank,
+        );
     }
 }
 
@@ -143,20 +179,31 @@ cpu::kernel! {
         simd;
         x: &'a [f32],
         stride: usize,
-        weight: &'a [f32],
+        weight: Matrix<'a>,
         y: &'a mut [&'a mut [f32]],
         inputs: usize,
     ) {
-        for (block, weight) in weight.chunks(BLOCK * inputs).enumerate() {
-            for start in (0..inputs).step_by(COLUMNS) {
-                let columns = start..(start + COLUMNS).min(inputs);
-                for (x, y) in x.chunks(TILE * stride).zip(y.chunks_mut(TILE)) {
-                    let place = Place { stride, inputs, columns: columns.clone(), first: block * BLOCK };
-                    match y.len() {
-                        1 => add_dots::<S, 1>(simd, weight, x, y, place),
-                        2 => add_dots::<S, 2>(simd, weight, x, y, place),
-                        3 => add_dots::<S, 3>(simd, weight, x, y, place),
-                        _ => add_dots::<S, TILE>(simd, weight, x, y, place),
+        let outputs = y.first().map_or(0, |y| y.len());
+        match weight {
+            Matrix::Floats(values) => {
+                for (block, values) in values.chunks(BLOCK * inputs).enumerate() {
+                    for start in (0..inputs).step_by(COLUMNS) {
+                        let columns = start..(start + COLUMNS).min(inputs);
+                        let piece = Piece { values, width: inputs, skip: start, columns, first: block * BLOCK };
+                        add_piece(simd, x, stride, &piece, y);
+                    }
+                }
+            }
+            Matrix::Blocks(blocks) => {
+                let mut read = Read([0.0; BLOCK_READ * COLUMNS]);
+                for first in (0..outputs).step_by(BLOCK_READ) {
+                    let rows = first..(first + BLOCK_READ).min(outputs);
+                    for start in (0..inputs).step_by(COLUMNS) {
+                        let columns = start..(start + COLUMNS).min(inputs);
+                        let values = &mut read.0[..rows.len() * columns.len()];
+                        blocks.read(rows.clone(), columns.clone(), inputs, values);
+                        let piece = Piece { values, width: columns.len(), skip: 0, columns, first };
+                        add_piece(simd, x, stride, &piece, y);
                     }
                 }
             }
@@ -164,26 +211,46 @@ cpu::kernel! {
     }
 }
 
-/// What of the product is added.
-struct Place {
-    stride: usize,
-    inputs: usize,
+/// Values made of blocks, from the beginning of a cache line on.
+#[repr(align(64))]
+struct Read([f32; BLOCK_READ * COLUMNS]);
+
+/// Some columns of some rows of a weight.
+struct Piece<'a> {
+    /// Whole rows, `width` apart; what is multiplied begins `skip` values after the beginning of each.
+    values: &'a [f32],
+    width: usize,
+    skip: usize,
+    /// The columns of `x` that belong to it.
     columns: Range<usize>,
-    /// The output of the first row of the weight.
+    /// The output of the first of the rows.
     first: usize,
 }
 
-/// Adds the products of some columns of `X` rows of `x` with those of rows of the weight.
+/// Adds the products of a piece with all rows of `x`.
 #[inline(always)]
-fn add_dots<S: Simd, const X: usize>(simd: S, weight: &[f32], x: &[f32], y: &mut [&mut [f32]], place: Place) {
-    let Place { stride, inputs, columns, first } = place;
+fn add_piece<S: Simd>(simd: S, x: &[f32], stride: usize, piece: &Piece<'_>, y: &mut [&mut [f32]]) {
+    for (x, y) in x.chunks(TILE * stride).zip(y.chunks_mut(TILE)) {
+        match y.len() {
+            1 => add_dots::<S, 1>(simd, piece, x, stride, y),
+            2 => add_dots::<S, 2>(simd, piece, x, stride, y),
+            3 => add_dots::<S, 3>(simd, piece, x, stride, y),
+            _ => add_dots::<S, TILE>(simd, piece, x, stride, y),
+        }
+    }
+}
+
+/// Adds the products of a piece with `X` rows of `x`.
+#[inline(always)]
+fn add_dots<S: Simd, const X: usize>(simd: S, piece: &Piece<'_>, x: &[f32], stride: usize, y: &mut [&mut [f32]]) {
     let mut rows: [&[f32]; X] = [&[]; X];
     for (row, x) in rows.iter_mut().zip(x.chunks(stride)) {
-        *row = &x[columns.clone()];
+        *row = &x[piece.columns.clone()];
     }
     let x = Rows::<S, X>::new(rows);
-    for (output, w) in (first..).zip(weight.chunks_exact(inputs)) {
-        let sums = x.dots(simd, &w[columns.clone()]);
+    let within = piece.skip..piece.skip + piece.columns.len();
+    for (output, w) in (piece.first..).zip(piece.values.chunks_exact(piece.width)) {
+        let sums = x.dots(simd, &w[within.clone()]);
         for (y, sum) in y.iter_mut().zip(sums) {
             y[output] += sum;
         }
@@ -273,19 +340,19 @@ mod tests {
             let (x, w) = (random((rows, inputs), seed), random((outputs, inputs), seed + 1));
             let (x, w) = (Floats::of(&x).unwrap().to_vec(), Floats::of(&w).unwrap().to_vec());
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let y = pool.install(|| product(&x, &w, rows, outputs, inputs));
+            let y = pool.install(|| product(&x, Matrix::Floats(&w), rows, outputs, inputs));
             for (row, (x, y)) in x.chunks_exact(inputs).zip(y.chunks_exact(outputs)).enumerate() {
                 for (w, y) in w.chunks_exact(inputs).zip(y) {
                     prop_assert!((f64::from(*y) - exact(x, w)).abs() < 1e-6 * inputs as f64, "row {row}");
                 }
-                prop_assert_eq!(product(x, &w, 1, outputs, inputs), y, "row {} of {}", row, rows);
+                prop_assert_eq!(product(x, Matrix::Floats(&w), 1, outputs, inputs), y, "row {} of {}", row, rows);
             }
         }
     }
 
     #[test]
     fn of_nothing_it_is_nothing() {
-        assert!(product(&[1.0, 2.0], &[], 1, 0, 2).is_empty());
+        assert!(product(&[1.0, 2.0], Matrix::Floats(&[]), 1, 0, 2).is_empty());
     }
 
     #[test]

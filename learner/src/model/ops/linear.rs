@@ -8,7 +8,8 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, Layout, MetalSt
 use rayon::prelude::*;
 
 use super::activation::{gelu_tanh, gelu_tanh_backward, gelu_values};
-use super::{cpu, few_rows};
+use super::cpu;
+use super::few_rows::{self, Matrix};
 
 /// `x·Wᵀ + b`. `x` is `[rows, in]`, `weight` `[out, in]`, `bias` `[out]`; the result `[rows, out]`.
 ///
@@ -64,7 +65,10 @@ fn on_cpu(x: &CpuStorage, x_layout: &Layout, w: &CpuStorage, w_layout: &Layout) 
         && inputs > 0
     {
         let (x, w) = (&x[x_range.0..x_range.1], &w[w_range.0..w_range.1]);
-        return Ok((CpuStorage::F32(few_rows::product(x, w, rows, outputs, inputs)), (rows, outputs).into()));
+        return Ok((
+            CpuStorage::F32(few_rows::product(x, Matrix::Floats(w), rows, outputs, inputs)),
+            (rows, outputs).into(),
+        ));
     }
     product(x, x_layout, w, w_layout)
 }

@@ -8,6 +8,7 @@
 //! # Layout
 //! - `cpu`: slices of tensors, runtime choice of vector instructions, an exponential that vectorises.
 //! - [`linear()`]: products with weights that may be frozen; `few_rows`: those of a step of generation, and of adapters in it.
+//! - [`quantised_linear`]: products with weights in 8 or 4 bits (`quantised`).
 //! - [`rms_norm`], [`layer_norm`]: normalisations.
 //! - [`rope`]: rotary positions.
 //! - [`attention`]: softmax attention over packed sequences.
@@ -21,10 +22,12 @@ pub(crate) mod few_rows;
 pub mod layer_norm;
 mod linear;
 pub mod log_prob;
+mod quantised;
 pub mod rms_norm;
 pub mod rope;
 
 pub use linear::{linear, linear_gelu_tanh};
+pub use quantised::quantised_linear;
 
 #[cfg(test)]
-mod finite_difference;
+pub(in crate::model) mod finite_difference;

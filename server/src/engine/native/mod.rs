@@ -31,9 +31,9 @@ use std::thread::JoinHandle;
 use futures::future::BoxFuture;
 use rayon::ThreadPoolBuilder;
 use reground_learner::adapter::PeftAdapter;
-use reground_learner::model::{KeyValues, Lora, Model};
+use reground_learner::model::{KeyValues, Lora, Model, Source};
 use tokio_util::task::TaskTracker;
-use tracing::warn;
+use tracing::{info, warn};
 
 use self::features::FeatureCache;
 use self::generation::NativeGeneration;
@@ -42,7 +42,7 @@ use self::scheduler::{Scheduler, Work};
 use self::sequence::Sequence;
 use super::source::ModelFiles;
 use super::{Engine, EngineError, EngineInfo, Generation, GenerationId, checkpoint, device};
-use crate::config::{Isq, ModelConfig};
+use crate::config::ModelConfig;
 
 /// Sequences inside at once where `model.max_parallel` is 0.
 const MAX_PARALLEL: usize = 16;
@@ -72,23 +72,36 @@ impl NativeEngine {
     /// # Errors
     /// A file of the checkpoint is missing or malformed, its family is not the learner's, or a setting does not go with it.
     pub fn new(config: &ModelConfig, files: ModelFiles) -> Result<Self, EngineError> {
-        if config.isq != Isq::Off {
-            return Err(EngineError::Load("the native engine does not quantise: set model.isq = \"off\"".into()));
-        }
         let (device, dtype) = device::choose(config)?;
+        let quantisation = config.isq.quantisation();
+        if let Some(quantisation) = quantisation
+            && !device.is_cpu()
+        {
+            return Err(EngineError::Load(format!(
+                "model.isq = \"{quantisation}\": the native engine holds weights so on a CPU only, and the device is {}; set \
+                 model.device = \"cpu\", or model.isq = \"off\"",
+                device::device_name(&device)
+            )));
+        }
         let max_parallel = if config.max_parallel == 0 { MAX_PARALLEL } else { config.max_parallel };
-        let mut info = checkpoint::info(config, &files, "native", (&device, dtype), (max_parallel, 0))?;
-        info.one_batch = true;
-        let model = Model::load(&files.directory, dtype, &device)
-            .map_err(|error| EngineError::Load(format!("{}: {error}", files.source)))?;
+        let mut about = checkpoint::info(config, &files, "native", (&device, dtype), (max_parallel, 0))?;
+        about.one_batch = true;
+        let model = match quantisation {
+            None => Model::load(&files.directory, dtype, &device),
+            Some(quantisation) => Model::quantised(&Source::directory(&files.directory), quantisation),
+        };
+        let model = model.map_err(|error| EngineError::Load(format!("{}: {error}", files.source)))?;
+        if let Some(quantisation) = quantisation {
+            info!(model.isq = %quantisation, "The weights of the decoder's linear layers were rounded; adapters come in f32 beside them.");
+        }
         let bytes_per_token = KeyValues::bytes_per_token(model.decoder().config(), dtype);
         let fitting = config.kv_cache_bytes / bytes_per_token;
-        if fitting < info.max_len {
+        if fitting < about.max_len {
             warn!(
                 "model.kv_cache_bytes = {} holds {fitting} tokens, so prompt and answer together are limited to them instead of {}.",
-                config.kv_cache_bytes, info.max_len
+                config.kv_cache_bytes, about.max_len
             );
-            info.max_len = fitting;
+            about.max_len = fitting;
         }
         let model = Arc::new(model);
         let features = Arc::new(FeatureCache::new(config.vision_cache_bytes));
@@ -96,7 +109,7 @@ impl NativeEngine {
         let (arrivals, received) = mpsc::channel();
         let work = Work {
             model: model.clone(),
-            vocabulary: info.vocabulary.clone(),
+            vocabulary: about.vocabulary.clone(),
             features: features.clone(),
             prefixes: prefixes.clone(),
         };
@@ -112,7 +125,9 @@ impl NativeEngine {
             .spawn(move || pool.install(|| scheduler.run()))
             .map_err(|error| EngineError::Load(format!("no thread for the engine: {error}")))?;
         let tasks = TaskTracker::new();
-        Ok(Self { core: Arc::new(Core { info, model, features, prefixes, arrivals, thread, tasks, _files: files }) })
+        Ok(Self {
+            core: Arc::new(Core { info: about, model, features, prefixes, arrivals, thread, tasks, _files: files }),
+        })
     }
 }
 
