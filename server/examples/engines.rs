@@ -21,7 +21,7 @@ use clap::Parser;
 use image::{DynamicImage, Rgb, RgbImage};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use reground::config::ModelConfig;
+use reground::config::{Isq, ModelConfig};
 #[cfg(feature = "mistralrs")]
 use reground::engine::mistralrs::MistralrsEngine;
 use reground::engine::native::NativeEngine;
@@ -42,6 +42,9 @@ struct Options {
     /// Where the checkpoint is made, and found again by the next run.
     #[arg(long)]
     keep: Option<PathBuf>,
+    /// Bits of the decoder's linear layers, native only: off, q8, q4.
+    #[arg(long, default_value = "off", value_parser = isq)]
+    isq: Isq,
     /// Tokens of each answer.
     #[arg(long, default_value_t = 64)]
     tokens: usize,
@@ -108,7 +111,7 @@ async fn main() -> Result<()> {
     if !directory.join("model.safetensors").is_file() {
         write_checkpoint(&directory, &shape)?;
     }
-    let config = ModelConfig { max_len: 1024, ..ModelConfig::default() };
+    let config = ModelConfig { max_len: 1024, isq: options.isq, ..ModelConfig::default() };
     let files = ModelFiles::open(directory.to_str().context("a path in UTF-8")?, "").await?;
     let began = Instant::now();
     let engine: Arc<dyn Engine> = match options.engine.as_str() {
@@ -118,7 +121,8 @@ async fn main() -> Result<()> {
         other => bail!("`{other}` is neither native nor mistralrs, or this program was built without it"),
     };
     let base = engine.load(GenerationId::base(), None).await?;
-    println!("{}: loaded in {:.2} s", options.engine, began.elapsed().as_secs_f64());
+    let loaded = began.elapsed().as_secs_f64();
+    println!("{}: loaded in {loaded:.2} s, {} MiB resident", options.engine, memory("VmRSS")?);
     let edge = shape.edge as u32;
     // Warm: code and weights are in memory.
     measure(&engine, &base, 1, options.tokens, |_| picture(edge, 1_000_000)).await?;
@@ -145,7 +149,7 @@ async fn main() -> Result<()> {
         );
     }
     second_question(&engine, &base, &options, edge).await?;
-    println!("peak memory {} MiB", peak()?);
+    println!("peak memory {} MiB", memory("VmHWM")?);
     if options.engine == "native" {
         adapters(&engine, &base, &directory, &options, edge).await?;
     }
@@ -328,11 +332,20 @@ fn picture(edge: u32, seed: u32) -> DynamicImage {
     DynamicImage::ImageRgb8(RgbImage::from_fn(edge, edge, |_, _| Rgb(rng.random())))
 }
 
-/// `VmHWM` of this process, MiB.
-fn peak() -> Result<u64> {
+/// What the system says of this process's memory, MiB: resident now (`VmRSS`) or at most (`VmHWM`).
+fn memory(what: &str) -> Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()? / 1024)
+    let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
+    Ok(line.context("the system does not say")?.trim().trim_end_matches("kB").trim().parse::<u64>()? / 1024)
+}
+
+fn isq(text: &str) -> Result<Isq, String> {
+    match text {
+        "off" => Ok(Isq::Off),
+        "q8" => Ok(Isq::Q8),
+        "q4" => Ok(Isq::Q4),
+        _ => Err("one of off, q8, q4".into()),
+    }
 }
 
 /// A random checkpoint of this shape with the golden one's tokenizer, whose 342 tokens are the first of the vocabulary.

@@ -19,6 +19,7 @@ mod models;
 mod overload;
 mod pairs;
 mod poison;
+mod quantised;
 mod readme;
 mod records;
 mod rollout;

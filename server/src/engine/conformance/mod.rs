@@ -10,7 +10,7 @@ use image::DynamicImage;
 use serde_json::Value;
 
 pub(super) use served_as_trained::{
-    a_hundred_pocket_pictures_are_served_as_trained, every_size_is_served_as_trained, noise,
+    a_hundred_pocket_pictures_are_served_as_trained, every_size_is_served_as, every_size_is_served_as_trained, noise,
 };
 
 use super::source::{ModelFiles, golden, read_json};

@@ -70,12 +70,16 @@ const SIZES: [(u32, u32); 10] =
 
 /// On the golden checkpoint, whose images are split and padded in every way.
 pub(in crate::engine) async fn every_size_is_served_as_trained(engine: &dyn Engine) {
-    let learner = Model::load(&golden("model"), DType::F32, &Device::Cpu).unwrap();
+    every_size_is_served_as(&Model::load(&golden("model"), DType::F32, &Device::Cpu).unwrap(), engine).await;
+}
+
+/// The same with a model in the learner's place that has the golden checkpoint's shape.
+pub(in crate::engine) async fn every_size_is_served_as(learner: &Model, engine: &dyn Engine) {
     let lora = Lora::load(learner.decoder(), &PeftAdapter::read(&golden("adapter")).unwrap()).unwrap();
     let asked = |(width, height)| Asked { image: noise(width, height), question: "describe the image".to_owned() };
     let asked = SIZES.map(asked);
     for (name, adapter) in [(None, None), (Some("adapter"), Some(&lora))] {
-        check(&load(engine, name).await, &asked, &trained(&learner, adapter, &asked, 12)).await;
+        check(&load(engine, name).await, &asked, &trained(learner, adapter, &asked, 12)).await;
     }
 }
 

@@ -18,6 +18,8 @@ mod features;
 mod generation;
 mod prefixes;
 mod prompt;
+#[cfg(test)]
+mod quantised_tests;
 mod scheduler;
 mod sequence;
 #[cfg(test)]

@@ -25,7 +25,7 @@ async fn engine() -> NativeEngine {
     engine_with(ModelConfig::default()).await
 }
 
-async fn engine_with(config: ModelConfig) -> NativeEngine {
+pub(super) async fn engine_with(config: ModelConfig) -> NativeEngine {
     NativeEngine::new(&config, golden_files().await).unwrap()
 }
 
@@ -81,7 +81,11 @@ fn assert_same(at: usize, greedy: bool, alone: &[Token], together: &[Token]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sixty_four_at_once_answer_as_each_does_alone() {
-    let engine = engine_with(ModelConfig { max_parallel: REQUESTS, ..ModelConfig::default() }).await;
+    together_is_alone(ModelConfig::default(), ROUNDS).await;
+}
+
+pub(super) async fn together_is_alone(config: ModelConfig, rounds: usize) {
+    let engine = engine_with(ModelConfig { max_parallel: REQUESTS, ..config }).await;
     let mut generations = Vec::new();
     for adapter in [None, Some("adapter"), Some("train_start"), Some("train_end")] {
         generations.push(load(&engine, adapter).await);
@@ -96,7 +100,7 @@ async fn sixty_four_at_once_answer_as_each_does_alone() {
     different.sort();
     different.dedup();
     assert!(different.len() > REQUESTS * 3 / 4, "{} different answers: a mix-up would not show", different.len());
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let order: Vec<usize> = (0..REQUESTS).map(|at| (at * (2 * round + 1) + round) % REQUESTS).collect();
         let answers = join_all(order.iter().map(|&at| answer(generation(at), request(at)))).await;
         for (&at, (prompt, tokens, finish)) in order.iter().zip(&answers) {
@@ -264,8 +268,12 @@ fn about(picture: u32, at: usize) -> Generate {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kept_prefix_gives_the_same_answer_on_every_generation() {
-    let (kept, none) =
-        (engine().await, engine_with(ModelConfig { prefix_cache_bytes: 0, ..ModelConfig::default() }).await);
+    kept_is_read(ModelConfig::default()).await;
+}
+
+pub(super) async fn kept_is_read(config: ModelConfig) {
+    let kept = engine_with(config.clone()).await;
+    let none = engine_with(ModelConfig { prefix_cache_bytes: 0, ..config }).await;
     let mut found = 0;
     for adapter in [None, Some("adapter")] {
         let mut asked = Vec::new();
