@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use reground_learner::eval::offline::evaluate;
 use reground_learner::eval::{Bootstrap, EvalError, Offline, Reader, Report};
+use reground_learner::model::Quantisation;
 use serde_json::{Value, json};
 
 fn golden(name: &str) -> PathBuf {
@@ -182,4 +183,19 @@ fn what_cannot_be_measured_is_named() {
     assert!(refused(Offline { model: "pocket".into(), ..fine.clone() }).contains("no pocket model inside"));
     assert!(refused(Offline { adapter: Some("no/such".into()), ..fine.clone() }).contains("cannot load no/such"));
     assert!(refused(Offline { reader: Reader::Synonyms("no.txt".into()), ..fine }).contains("no.txt"));
+}
+
+/// What rounded weights cost is seen with the same sets.
+#[test]
+fn weights_in_fewer_bits_are_measured() {
+    let directory = tempfile::tempdir().unwrap();
+    let exact = settings(&[pairs(directory.path())]);
+    let value = |settings: &Offline| {
+        let report = measure(settings).unwrap();
+        report.estimate("pairs", "chosen log-probability").unwrap().value.unwrap()
+    };
+    let full = value(&exact);
+    let rounded = [Quantisation::Q8, Quantisation::Q4].map(|isq| value(&Offline { isq: Some(isq), ..exact.clone() }));
+    let [eight, four] = rounded.map(|value| (value - full).abs());
+    assert!(0.0 < eight && eight < 0.02 && eight < four && four < 4.0, "{full}, off by {eight} and {four}");
 }
