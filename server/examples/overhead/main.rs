@@ -30,7 +30,7 @@ use self::statistics::{Round, added, bare, endpoint, estimate, latencies, percen
 const STARTS: usize = 3;
 /// Askers, and the requests of one block: few, so that the sides of a round meet the same machine, and enough that most are
 /// asked while the other askers wait.
-const BLOCKS: [(usize, usize); 3] = [(1, 8), (8, 24), (32, 96)];
+const BLOCKS: [(usize, usize); 3] = [(1, 8), (8, 24), (32, 64)];
 /// Uncounted requests after a start.
 const WARM: usize = 50;
 /// Tokens of each answer.
