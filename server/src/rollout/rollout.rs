@@ -2,12 +2,14 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use reground_learner::store::{Store, StoreError};
 use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
+use super::agree::agree;
 use super::change::{By, Step};
 use super::error::RolloutError;
 use super::generations::Generations;
@@ -37,6 +39,8 @@ pub struct Rollout {
     pub(super) reference: OnceCell<Vec<(u32, f32)>>,
     /// A change that has begun ends, also when the caller leaves.
     tasks: TaskTracker,
+    /// Whether [`Self::agree`] is at work.
+    pub(super) agreeing: AtomicBool,
 }
 
 impl Rollout {
@@ -55,6 +59,7 @@ impl Rollout {
             watched: Mutex::default(),
             reference: OnceCell::new(),
             tasks: TaskTracker::new(),
+            agreeing: AtomicBool::new(false),
         }
     }
 
@@ -77,6 +82,7 @@ impl Rollout {
         let (me, id, expected, by) = (self.clone(), id.clone(), expected.cloned(), by.into());
         self.to_the_end(async move {
             me.expect_other(&id, expected.as_ref(), &by)?;
+            me.generations.can_bring_up(&id)?;
             if !me.recreates() {
                 // Loading takes long, and a rollback must not wait for it: what is live is compared again after.
                 me.admit(&id).await?;
@@ -262,16 +268,25 @@ impl Rollout {
         match percent {
             0 => Ok(()),
             _ if self.recreates() => Err(RolloutError::OneAtATime),
-            _ => self.admit(id).await,
+            _ => {
+                self.generations.can_bring_up(id)?;
+                self.admit(id).await
+            }
         }
     }
 
     /// Does a change to its end, also when the caller leaves.
     async fn to_the_end<T: Send + 'static>(
-        &self,
+        self: &Arc<Self>,
         change: impl Future<Output = Result<T, RolloutError>> + Send + 'static,
     ) -> Result<T, RolloutError> {
-        self.tasks.spawn(change).await.unwrap_or(Err(RolloutError::Broken))
+        let done = self.tasks.spawn(change).await.unwrap_or(Err(RolloutError::Broken));
+        if let Err(RolloutError::Ledger(_)) = &done
+            && !self.agreeing.swap(true, Ordering::AcqRel)
+        {
+            self.tasks.spawn(agree(Arc::downgrade(self)));
+        }
+        done
     }
 
     pub(super) async fn stored<T: Send + 'static>(
