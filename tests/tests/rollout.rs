@@ -1,8 +1,9 @@
 //! Adapters go live and come back while clients keep asking.
 //!
-//! - `recreate`: one generation at a time is loaded. `watch`: what is worse is taken back by itself, unless it is pinned. `shadow`: a second
+//! - `loads`: how many engines a process may load. `recreate`: one generation at a time is loaded. `watch`: what is worse is taken back by itself, unless it is pinned. `shadow`: a second
 //!   answer that nobody gets.
 
+mod loads;
 mod recreate;
 mod shadow;
 mod watch;
