@@ -1,6 +1,6 @@
 //! Many activations and rollbacks and some canaries under eight streams: nobody notices, and nothing grows.
 //!
-//! A hundred activations and rollbacks by default, `REGROUND_SWAPS` sets another number. What every answer says, who gets which
+//! A hundred activations and rollbacks and eight clients by default; `REGROUND_SWAPS` and `REGROUND_CLIENTS` set other numbers. What every answer says, who gets which
 //! generation and how many threads there are is always held to; times and memory are printed, and held to their limits with
 //! `REGROUND_LIMITS=1`, which wants a quiet machine and a thousand changes. Stretches with and without changes alternate, so that
 //! whatever else the machine does falls on both.
@@ -21,7 +21,7 @@ use anyhow::{Context, Result, ensure};
 use reground_tests::{Client, Server, Settings, say};
 use serde_json::{Value, json};
 
-use self::asker::{Answer, CLIENTS, Phase, Seen, Shared, ask, keep_asking, question};
+use self::asker::{Answer, Phase, Seen, Shared, ask, keep_asking, question};
 use self::route::Routes;
 use self::size::{SPARE_THREADS, is_mistralrs, size, threads_at_rest};
 
@@ -39,12 +39,9 @@ const MOST_BETWEEN: f64 = 1.1;
 const MOST_MEMORY: f64 = 1.02;
 const MOST_ROLLBACK_S: f64 = 0.01;
 
-fn swaps() -> Result<usize> {
-    let swaps = std::env::var("REGROUND_SWAPS").map_or(Ok(100), |count| count.parse());
-    swaps
-        .ok()
-        .filter(|swaps| *swaps >= STRETCHES)
-        .with_context(|| format!("REGROUND_SWAPS is no number from {STRETCHES}"))
+fn number(variable: &str, default: usize, least: usize) -> Result<usize> {
+    let number = std::env::var(variable).map_or(Ok(default), |count| count.parse());
+    number.ok().filter(|number| *number >= least).with_context(|| format!("{variable} is no number from {least} on"))
 }
 
 /// Takes in an adapter of the golden checkpoint.
@@ -129,7 +126,8 @@ async fn compare_with_alone(client: &Client, answers: &[Answer]) -> Result<BTree
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_notice_nothing_of_many_activations_rollbacks_and_canaries() -> Result<()> {
-    let swaps = swaps()?;
+    let swaps = number("REGROUND_SWAPS", 100, STRETCHES)?;
+    let clients = number("REGROUND_CLIENTS", 8, 1)?;
     let has_limits = std::env::var("REGROUND_LIMITS").as_deref() == Ok("1");
     let data = tempfile::tempdir()?;
     let server = Server::start(settings(data.path())).await?;
@@ -146,8 +144,8 @@ async fn streams_notice_nothing_of_many_activations_rollbacks_and_canaries() -> 
     let threads_before = threads_at_rest(&server).await?;
 
     let shared = Arc::new(Shared::default());
-    let askers: Vec<_> = (0..CLIENTS)
-        .map(|from| tokio::spawn(keep_asking(server.client(), from, shared.clone(), routes.clone())))
+    let askers: Vec<_> = (0..clients)
+        .map(|from| tokio::spawn(keep_asking(server.client(), (from, clients), shared.clone(), routes.clone())))
         .collect();
     shared.enter(Phase::WarmUp);
     // Allocator and thread pools reach their size with the first changes, the cache of the store with some 1,300; mistralrs loads an
@@ -190,7 +188,7 @@ async fn streams_notice_nothing_of_many_activations_rollbacks_and_canaries() -> 
     let switches = Switches::read(&client).await?;
     let table = Table::new(&mut seen, &mut changer, &switches, users);
     say!(
-        "swaps: {swaps} activations, {swaps} rollbacks, {STRETCHES} canaries, {CLIENTS} streams\n{table}",
+        "swaps: {swaps} activations, {swaps} rollbacks, {STRETCHES} canaries, {clients} streams\n{table}",
         table = table.text
     );
 

@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 
 use super::route::Routes;
 
-pub(super) const CLIENTS: usize = 8;
 /// Users that the clients ask for, in turn.
 pub(super) const USERS: usize = 24;
 /// Questions that clients ask in turn.
@@ -108,9 +107,15 @@ pub(super) async fn ask(
     Ok((prints.into_iter().next().unwrap_or_default(), text))
 }
 
-pub(super) async fn keep_asking(client: Client, from: usize, shared: Arc<Shared>, routes: Arc<Routes>) -> Result<Seen> {
+/// Asks the questions from `from` on, in steps.
+pub(super) async fn keep_asking(
+    client: Client,
+    (from, step): (usize, usize),
+    shared: Arc<Shared>,
+    routes: Arc<Routes>,
+) -> Result<Seen> {
     let mut seen = Seen::default();
-    for at in (from..).step_by(CLIENTS) {
+    for at in (from..).step_by(step) {
         if shared.phase() == Phase::Over as u8 {
             break;
         }
