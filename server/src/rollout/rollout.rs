@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use reground_learner::store::{Store, StoreError};
-use tokio::sync::OnceCell;
+use tokio::sync::{MutexGuard, OnceCell};
 use tokio_util::task::TaskTracker;
 
 use super::agree::agree;
@@ -81,17 +81,22 @@ impl Rollout {
     ) -> Result<Route, RolloutError> {
         let (me, id, expected, by) = (self.clone(), id.clone(), expected.cloned(), by.into());
         self.to_the_end(async move {
-            me.expect_other(&id, expected.as_ref(), &by)?;
-            me.generations.can_bring_up(&id)?;
-            if !me.recreates() {
-                // Loading takes long, and a rollback must not wait for it: what is live is compared again after.
-                me.admit(&id).await?;
+            loop {
+                me.expect_other(&id, expected.as_ref(), &by)?;
+                me.generations.can_bring_up(&id)?;
+                if !me.recreates() {
+                    // Loading takes long, and a rollback must not wait for it: what is live is compared again after.
+                    me.admit(&id).await?;
+                }
+                let _one_at_a_time = me.change.lock().await;
+                let before = me.expect_other(&id, expected.as_ref(), &by)?;
+                if !me.recreates() && me.was_unloaded(&id) {
+                    continue;
+                }
+                let watched = me.watch(&id, &before.live, Trial::Live);
+                let step = Step { watched, ..Step::new("activate", by, Route::of(id, Some(before.live.clone()))) };
+                return me.switch(&before, step).await;
             }
-            let _one_at_a_time = me.change.lock().await;
-            let before = me.expect_other(&id, expected.as_ref(), &by)?;
-            let watched = me.watch(&id, &before.live, Trial::Live);
-            let step = Step { watched, ..Step::new("activate", by, Route::of(id, Some(before.live.clone()))) };
-            me.switch(&before, step).await
         })
         .await
     }
@@ -110,8 +115,7 @@ impl Rollout {
         let (me, id, expected, by) = (self.clone(), id.clone(), expected.cloned(), by.into());
         self.to_the_end(async move {
             me.expect_other(&id, expected.as_ref(), &by)?;
-            me.make_room_for_a_trial(&id, percent).await?;
-            let _one_at_a_time = me.change.lock().await;
+            let _one_at_a_time = me.make_room_for_a_trial(&id, percent).await?;
             let before = me.expect_other(&id, expected.as_ref(), &by)?;
             let mut watched = me.watched();
             let goes_on = percent > 0 && before.canary.as_ref().is_some_and(|canary| canary.generation == id);
@@ -147,8 +151,7 @@ impl Rollout {
                 route => Ok(route),
             };
             check()?;
-            me.make_room_for_a_trial(&id, percent).await?;
-            let _one_at_a_time = me.change.lock().await;
+            let _one_at_a_time = me.make_room_for_a_trial(&id, percent).await?;
             let before = check()?;
             let shadow = (percent > 0).then(|| Share { generation: id.clone(), percent });
             let after = Route { shadow, ..before.clone() };
@@ -248,7 +251,7 @@ impl Rollout {
             let _one_at_a_time = self.change.lock().await;
             let before = check(self)?;
             let live = previous(before.clone())?;
-            if live != target {
+            if live != target || !self.recreates() && self.was_unloaded(&target) {
                 continue;
             }
             // Not what was rolled back: a second rollback must not bring it before callers again.
@@ -263,16 +266,27 @@ impl Rollout {
         if self.recreates() { self.replace(before, step).await } else { self.make(before, step).await }
     }
 
-    /// Loads what is to be tried beside the live generation.
-    async fn make_room_for_a_trial(&self, id: &GenerationId, percent: u8) -> Result<(), RolloutError> {
-        match percent {
-            0 => Ok(()),
-            _ if self.recreates() => Err(RolloutError::OneAtATime),
-            _ => {
-                self.generations.can_bring_up(id)?;
-                self.admit(id).await
+    /// Loads what is to be tried beside the live generation, and lets nobody else change anything.
+    async fn make_room_for_a_trial(&self, id: &GenerationId, percent: u8) -> Result<MutexGuard<'_, ()>, RolloutError> {
+        loop {
+            match percent {
+                0 => return Ok(self.change.lock().await),
+                _ if self.recreates() => return Err(RolloutError::OneAtATime),
+                _ => {
+                    self.generations.can_bring_up(id)?;
+                    self.admit(id).await?;
+                }
+            }
+            let alone = self.change.lock().await;
+            if !self.was_unloaded(id) {
+                return Ok(alone);
             }
         }
+    }
+
+    /// Whether another change took out again, before this one had its turn, what had been loaded for it.
+    fn was_unloaded(&self, id: &GenerationId) -> bool {
+        self.generations.get(id).is_none()
     }
 
     /// Does a change to its end, also when the caller leaves.
