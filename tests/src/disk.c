@@ -1,12 +1,13 @@
 /* A disk that misbehaves, for one process: preloaded before the C library.
  *
- * Only what is below REGROUND_DISK_ROOT is touched. REGROUND_DISK_CONTROL is a file of five 64-bit numbers that the test changes
+ * Only what is below REGROUND_DISK_ROOT is touched. REGROUND_DISK_CONTROL is a file of six 64-bit numbers that the test changes
  * while the process runs:
  *   0  full: what would take space fails with ENOSPC. After this many bytes more, where it is above 1.
  *   1  read only: what would change anything fails with EROFS
  *   2  seconds that the system's clock is off
  *   3  power: the process is killed before the n-th flush from now; 0: never
  *   4  flushes so far
+ *   5  errors: flushes fail with EIO and keep nothing (1), so does what would change anything (2)
  * With REGROUND_DISK_MIRROR, what a power cut would leave is kept there, by POSIX's letter: a file's bytes as they were when it
  * was last flushed (fN, N its inode), and a directory's entries as they were when the directory was last flushed (dN). What is
  * removed stays alive in grave/, so that no inode is used twice. sync_file_range is no flush: it leaves out the length of the
@@ -30,7 +31,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { FULL, READ_ONLY, CLOCK, POWER, FLUSHES, NUMBERS };
+enum { FULL, READ_ONLY, CLOCK, POWER, FLUSHES, ERRORS, NUMBERS };
 
 static volatile int64_t nothing[NUMBERS];
 static volatile int64_t *control = nothing;
@@ -114,7 +115,11 @@ static size_t room(size_t bytes) {
     return taken;
 }
 
+/* Whether a change may be refused. */
+static int is_sick(void) { return control[FULL] || control[READ_ONLY] || control[ERRORS] > 1; }
+
 static int refused(int takes_space) {
+    if (control[ERRORS] > 1) return EIO;
     if (control[READ_ONLY]) return EROFS;
     return takes_space && control[FULL] == 1 ? ENOSPC : 0;
 }
@@ -164,6 +169,7 @@ static void keep_entries(int file, uint64_t inode) {
 
 static int flush(int file, int (*flush_file)(int)) {
     if (!is_ours(file)) return flush_file(file);
+    if (control[ERRORS]) return fails(EIO);
     __sync_fetch_and_add(&control[FLUSHES], 1);
     if (control[POWER] && __sync_sub_and_fetch(&control[POWER], 1) == 0) {
         raise(SIGKILL);
@@ -196,7 +202,7 @@ static void bury(int at, const char *path) {
 
 static int open_at(int at, const char *path, int flags, mode_t mode) {
     if ((flags & (O_CREAT | O_TRUNC)) || (flags & O_ACCMODE) != O_RDONLY) {
-        if ((control[FULL] || control[READ_ONLY]) && is_ours_at(at, path)) {
+        if (is_sick() && is_ours_at(at, path)) {
             int creates = (flags & O_CREAT) && faccessat(at, path, F_OK, 0);
             int error = refused(creates);
             if (error) return fails(error);
@@ -227,8 +233,8 @@ int open(const char *path, int flags, ...) __attribute__((alias("open64")));
 int openat(int at, const char *path, int flags, ...) __attribute__((alias("openat64")));
 
 ssize_t write(int file, const void *bytes, size_t count) {
-    if ((control[FULL] || control[READ_ONLY]) && is_ours(file)) {
-        if (control[READ_ONLY]) return fails(EROFS);
+    if (is_sick() && is_ours(file)) {
+        if (refused(0)) return fails(refused(0));
         size_t fits = room(count);
         if (fits == 0 && count > 0) return fails(ENOSPC);
         count = fits;
@@ -237,14 +243,14 @@ ssize_t write(int file, const void *bytes, size_t count) {
 }
 
 ssize_t writev(int file, const struct iovec *pieces, int count) {
-    if ((control[FULL] || control[READ_ONLY]) && is_ours(file)) return count ? write(file, pieces->iov_base, pieces->iov_len) : 0;
+    if (is_sick() && is_ours(file)) return count ? write(file, pieces->iov_base, pieces->iov_len) : 0;
     return REAL(writev)(file, pieces, count);
 }
 
 ssize_t pwrite64(int file, const void *bytes, size_t count, off64_t at) {
-    if ((control[FULL] || control[READ_ONLY]) && is_ours(file)) {
+    if (is_sick() && is_ours(file)) {
         struct stat64 found;
-        if (control[READ_ONLY]) return fails(EROFS);
+        if (refused(0)) return fails(refused(0));
         /* Bytes that the file has already take no room. */
         size_t has = fstat64(file, &found) || at >= found.st_size ? 0 : (size_t)(found.st_size - at);
         size_t fits = count <= has ? count : has + room(count - has);
@@ -257,7 +263,7 @@ ssize_t pwrite64(int file, const void *bytes, size_t count, off64_t at) {
 ssize_t pwrite(int file, const void *bytes, size_t count, off_t at) __attribute__((alias("pwrite64")));
 
 int ftruncate64(int file, off64_t length) {
-    int error = (control[FULL] || control[READ_ONLY]) && is_ours(file) ? refused(1) : 0;
+    int error = is_sick() && is_ours(file) ? refused(1) : 0;
     return error ? fails(error) : REAL(ftruncate64)(file, length);
 }
 
@@ -265,14 +271,14 @@ int ftruncate(int file, off_t length) __attribute__((alias("ftruncate64")));
 
 ssize_t copy_file_range(int from, off64_t *from_at, int to, off64_t *to_at, size_t length, unsigned flags) {
     /* The caller goes on with reading and writing. */
-    if ((control[FULL] || control[READ_ONLY]) && is_ours(to)) return fails(ENOSYS);
+    if (is_sick() && is_ours(to)) return fails(ENOSYS);
     return REAL(copy_file_range)(from, from_at, to, to_at, length, flags);
 }
 
 /* ---- names ---- */
 
 #define CHECK(at, path, takes_space)                                                            \
-    if ((control[FULL] || control[READ_ONLY]) && is_ours_at(at, path) && refused(takes_space)) \
+    if (is_sick() && is_ours_at(at, path) && refused(takes_space)) \
         return fails(refused(takes_space))
 
 int mkdir(const char *path, mode_t mode) {

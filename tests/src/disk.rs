@@ -19,6 +19,18 @@ enum Number {
     Clock,
     Power,
     Flushes,
+    Errors,
+}
+
+/// What fails with EIO.
+#[derive(Clone, Copy, Debug)]
+pub enum Errors {
+    /// Nothing.
+    None,
+    /// Flushes: what was written may be there or not.
+    Flushes,
+    /// Every change, too.
+    Changes,
 }
 
 /// The disk of one data directory. It goes when this is dropped.
@@ -49,7 +61,7 @@ impl Disk {
             return Err(io::Error::other(String::from_utf8_lossy(&built.stderr).into_owned()));
         }
         let control = place.join("control");
-        fs::write(&control, [0; 40])?;
+        fs::write(&control, [0; 48])?;
         let control = fs::File::options().read(true).write(true).open(control)?;
         fs::create_dir(place.join("data"))?;
         Ok(Self { place, _owner: owner, library, control })
@@ -99,6 +111,11 @@ impl Disk {
     /// Whether nothing can be changed from now on.
     pub fn read_only(&self, read_only: bool) -> io::Result<()> {
         self.set(Number::ReadOnly, i64::from(read_only))
+    }
+
+    /// What fails from now on.
+    pub fn errors(&self, errors: Errors) -> io::Result<()> {
+        self.set(Number::Errors, errors as i64)
     }
 
     /// From now on the clock is off by so many seconds.

@@ -1,6 +1,6 @@
 //! One process of the real binary.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -326,6 +326,20 @@ impl Server {
     /// The process is gone.
     pub fn threads(&self) -> Result<u64> {
         self.status_field("Threads:")
+    }
+
+    /// Operating system threads, by the first 15 bytes of their names.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn threads_by_name(&self) -> Result<BTreeMap<String, usize>> {
+        let mut threads = BTreeMap::new();
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            // One that has just ended has none.
+            let Ok(name) = std::fs::read_to_string(thread?.path().join("comm")) else { continue };
+            *threads.entry(name.trim_end().to_owned()).or_default() += 1;
+        }
+        Ok(threads)
     }
 
     /// Open files and sockets.

@@ -1,5 +1,7 @@
 //! What an answer looks like, whole and streamed: stop, n, seed, usage, log-probabilities, JSON.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use reground_tests::{Client, Golden, Server, Settings, Which};
@@ -51,9 +53,18 @@ async fn the_model_inside_the_binary_sees_a_red_apple() -> Result<()> {
 #[tokio::test]
 async fn an_answer_has_openais_shape() -> Result<()> {
     let (_server, client) = golden().await?;
+    let began = Instant::now();
     let reply = client.ask(&ask(&json!({}))).await?;
+    let took_ms = began.elapsed().as_secs_f64() * 1000.0;
     ensure!(reply.header("content-type").is_some_and(|kind| kind.starts_with("application/json")));
     ensure!(reply.header("x-reground-generation") == Some("base"));
+    let timing = reply.header("server-timing").context("no Server-Timing")?.to_owned();
+    let (queue, engine) = timing
+        .strip_prefix("queue;dur=")
+        .and_then(|rest| rest.split_once(", engine;dur="))
+        .with_context(|| timing.clone())?;
+    let (queue, engine): (f64, f64) = (queue.parse()?, engine.parse()?);
+    ensure!(queue >= 0.0 && engine > 0.0 && queue + engine < took_ms, "{timing}, of {took_ms} ms in all");
     let answer = reply.ok()?;
     ensure!(answer["id"].as_str().is_some_and(|id| id.starts_with("chatcmpl-")), "{answer}");
     ensure!(

@@ -95,6 +95,10 @@ async fn die(death: impl Death, deaths: u64) -> Result<()> {
         }
         let since = Instant::now();
         let life = promised.live(&server, number + 1, &adapter);
+        if number % 2 == 1 {
+            // However slow the machine is, every second life gets to acknowledge something.
+            promised.until_a_record_is_seen(since).await?;
+        }
         sleep(Duration::from_millis(random.random_range(20..1500))).await;
         let end = Instant::now();
         let log = server.kill();
@@ -114,7 +118,7 @@ async fn die(death: impl Death, deaths: u64) -> Result<()> {
     promised.check_all(&death.data(), end).await?;
     say!("{deaths} deaths: {}; the slowest start took {slowest:.1?}", promised.told());
     let counts = promised.counts();
-    ensure!(counts[0] as u64 >= deaths && counts.into_iter().all(|count| count > 0), "hardly anything happened");
+    ensure!(2 * counts[0] as u64 >= deaths && counts.into_iter().all(|count| count > 0), "hardly anything happened");
     Ok(())
 }
 

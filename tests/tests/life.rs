@@ -233,6 +233,16 @@ impl Promised {
         }
     }
 
+    /// Waits until a read has shown a record since a moment.
+    pub(crate) async fn until_a_record_is_seen(&self, since: Instant) -> Result<()> {
+        let begun = Instant::now();
+        while !self.now().records.values().any(|seen| *seen >= since) {
+            ensure!(begun.elapsed() < Duration::from_secs(60), "no record in a minute");
+            sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
     /// Holds a server that was started again against what was promised before `end`. Everything is looked at that was promised
     /// since `since`, the start of the life before.
     pub(crate) async fn check(&self, client: &Client, since: Instant, end: Instant) -> Result<()> {

@@ -13,6 +13,7 @@ mod golden;
 mod hostile;
 mod hub;
 mod injector;
+mod io_errors;
 mod kills;
 mod life;
 mod models;

@@ -1,10 +1,12 @@
 //! Adapters go live and come back while clients keep asking.
 //!
-//! - `recreate`: one generation at a time is loaded. `watch`: what is worse is taken back by itself, unless it is pinned. `shadow`: a second
-//!   answer that nobody gets.
+//! - `loads`: how many engines a process may load. `recreate`: one generation at a time is loaded. `watch`: what is worse is taken back
+//!   by itself, unless it is pinned. `shadow`: a second answer that nobody gets. `together`: several people change the route at once.
 
+mod loads;
 mod recreate;
 mod shadow;
+mod together;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};

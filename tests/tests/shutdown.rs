@@ -128,3 +128,30 @@ async fn without_work_it_ends_at_once() -> Result<()> {
     ensure!(status.code() == Some(0), "exit status {status}\n{}", server.log_tail());
     Ok(())
 }
+
+/// What a killed server unpacked its model into goes with the next start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_stays_of_servers_that_were_killed() -> Result<()> {
+    let temporary = tempfile::tempdir()?;
+    let settings = || Settings::builtin().environment("TMPDIR", &temporary.path().to_string_lossy());
+    let unpacked = || -> Result<Vec<_>> {
+        let entries =
+            std::fs::read_dir(temporary.path())?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        Ok(entries.into_iter().filter(|path| path.join("config.json").is_file()).collect())
+    };
+    Server::start(settings()).await?.kill();
+    let left = unpacked()?;
+    ensure!(left.len() == 1, "the model is unpacked into {left:?}");
+    // One that has just begun is left alone.
+    let server = Server::start(settings()).await?;
+    ensure!(unpacked()?.len() == 2, "{:?}", unpacked()?);
+    let an_hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+    for directory in unpacked()? {
+        std::fs::File::open(directory)?.set_modified(an_hour_ago)?;
+    }
+    let next = Server::start(settings()).await?;
+    let there = unpacked()?;
+    ensure!(there.len() == 2 && !there.contains(&left[0]), "{there:?}, {left:?} was left");
+    drop((server, next));
+    Ok(())
+}

@@ -1,85 +1,47 @@
-//! Many activations and rollbacks under eight streams: nobody notices, and nothing grows.
+//! Many activations and rollbacks and some canaries under eight streams: nobody notices, and nothing grows.
 //!
-//! A hundred of each by default; `REGROUND_SWAPS=1000` makes as many and also holds times and memory to their limits, which
-//! wants a quiet machine. Stretches with and without changes alternate, so that whatever else the machine does falls on both.
+//! A hundred activations and rollbacks and eight clients by default; `REGROUND_SWAPS` and `REGROUND_CLIENTS` set other numbers. What every answer says, who gets which
+//! generation and how many threads there are is always held to; times and memory are printed, and held to their limits with
+//! `REGROUND_LIMITS=1`, which wants a quiet machine and a thousand changes. Stretches with and without changes alternate, so that
+//! whatever else the machine does falls on both.
+//!
+//! - `asker`: a client that streams. `route`: who was to answer when. `size`: memory and threads.
+
+mod asker;
+mod route;
+mod size;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use reground_tests::{Client, Server, Settings, say};
 use serde_json::{Value, json};
 
-const CLIENTS: usize = 8;
-/// Questions that clients ask in turn.
-const QUESTIONS: usize = 12;
+use self::asker::{Answer, Phase, Seen, Shared, ask, keep_asking, question};
+use self::route::Routes;
+use self::size::{SPARE_THREADS, is_mistralrs, size, threads_at_rest};
+
 const STRETCHES: usize = 10;
 /// Between two changes.
 const PAUSE: Duration = Duration::from_millis(40);
-/// From here on times and memory are held to their limits.
-const MANY: usize = 1000;
+/// Of the users, in a canary.
+const PERCENT: u8 = 50;
+/// Answers for which a canary lasts: each user gets some.
+const CANARY_ANSWERS: usize = 4 * asker::USERS;
+/// What is allowed with `REGROUND_LIMITS=1`: percentiles with changes over those without, memory after all changes over that after a
+/// tenth of them, seconds of a rollback in the middle.
+const MOST_FIRST_TOKEN: f64 = 1.2;
+const MOST_BETWEEN: f64 = 1.1;
+const MOST_MEMORY: f64 = 1.02;
+const MOST_ROLLBACK_S: f64 = 0.01;
 
-/// What the clients are in the middle of.
-const WARM_UP: u8 = 0;
-const QUIET: u8 = 1;
-const CHANGES: u8 = 2;
-const OVER: u8 = 3;
-
-/// Everything that one client saw.
-#[derive(Default)]
-struct Seen {
-    answers: Vec<(usize, String, String)>,
-    /// Seconds between two tokens of an answer, without changes and with.
-    gaps: [Vec<f64>; 2],
-}
-
-fn swaps() -> Result<usize> {
-    std::env::var("REGROUND_SWAPS").map_or(Ok(100), |count| count.parse().context("REGROUND_SWAPS is no number"))
-}
-
-fn question(model: &str, at: usize) -> Value {
-    json!({"model": model, "temperature": 0, "max_tokens": 48, "stream": true, "logit_bias": {"2": -100},
-        "messages": [{"role": "user", "content": format!("what is left of circle number {}?", at % QUESTIONS)}]})
-}
-
-/// The generation that answered and what it said.
-async fn ask(client: &Client, body: &Value, phase: &AtomicU8, gaps: &mut [Vec<f64>; 2]) -> Result<(String, String)> {
-    let mut stream = client.open(body).await?;
-    let (mut prints, mut text) = (BTreeSet::new(), String::new());
-    let mut before: Option<(Instant, u8)> = None;
-    while let Some(chunk) = stream.next().await? {
-        ensure!(chunk["error"].is_null(), "{chunk}");
-        prints.extend(chunk["system_fingerprint"].as_str().map(str::to_owned));
-        let Some(piece) = chunk["choices"][0]["delta"]["content"].as_str().filter(|piece| !piece.is_empty()) else {
-            continue;
-        };
-        text.push_str(piece);
-        let now = (Instant::now(), phase.load(Ordering::Relaxed));
-        if let Some(before) = before
-            && before.1 == now.1
-            && let QUIET | CHANGES = now.1
-        {
-            gaps[usize::from(now.1 - QUIET)].push((now.0 - before.0).as_secs_f64());
-        }
-        before = Some(now);
-    }
-    ensure!(prints.len() == 1, "one answer, several generations: {prints:?}");
-    Ok((prints.into_iter().next().unwrap_or_default(), text))
-}
-
-async fn keep_asking(client: Client, from: usize, phase: Arc<AtomicU8>) -> Result<Seen> {
-    let mut seen = Seen::default();
-    for at in (from..).step_by(CLIENTS) {
-        if phase.load(Ordering::Relaxed) == OVER {
-            break;
-        }
-        let (generation, text) = ask(&client, &question("reground", at), &phase, &mut seen.gaps).await?;
-        seen.answers.push((at % QUESTIONS, generation, text));
-    }
-    Ok(seen)
+fn number(variable: &str, default: usize, least: usize) -> Result<usize> {
+    let number = std::env::var(variable).map_or(Ok(default), |count| count.parse());
+    number.ok().filter(|number| *number >= least).with_context(|| format!("{variable} is no number from {least} on"))
 }
 
 /// Takes in an adapter of the golden checkpoint.
@@ -88,19 +50,50 @@ async fn import(client: &Client) -> Result<String> {
     adapter["id"].as_str().map(str::to_owned).context("no id")
 }
 
-/// Seconds that an activation and a rollback took their caller.
-async fn change(client: &Client, adapter: &str) -> Result<[f64; 2]> {
-    let began = Instant::now();
-    let route = client.post(&format!("/v1/adapters/{adapter}/activate"), &json!({})).await?.ok()?;
-    let activation = began.elapsed();
-    ensure!(route["live"] == adapter, "{route}");
-    tokio::time::sleep(PAUSE).await;
-    let began = Instant::now();
-    let route = client.post("/v1/adapters/rollback", &json!({})).await?.ok()?;
-    let rollback = began.elapsed();
-    ensure!(route["live"] == "base", "{route}");
-    tokio::time::sleep(PAUSE).await;
-    Ok([activation.as_secs_f64(), rollback.as_secs_f64()])
+/// Changes the route, and what it took the caller of each change, seconds.
+struct Changer {
+    client: Client,
+    adapter: String,
+    routes: Arc<Routes>,
+    activations: Vec<f64>,
+    rollbacks: Vec<f64>,
+}
+
+impl Changer {
+    async fn post(&self, path: &str, body: &Value, live: &str, canary: bool) -> Result<f64> {
+        self.routes.changes();
+        let began = Instant::now();
+        let route = self.client.post(path, body).await?.ok()?;
+        let took = began.elapsed().as_secs_f64();
+        ensure!(route["live"] == live && route["canary"].is_null() != canary, "{route}");
+        self.routes.is(live, canary.then_some(&*self.adapter));
+        tokio::time::sleep(PAUSE).await;
+        Ok(took)
+    }
+
+    async fn activate(&mut self) -> Result<()> {
+        let path = format!("/v1/adapters/{}/activate", self.adapter);
+        self.activations.push(self.post(&path, &json!({}), &self.adapter, false).await?);
+        Ok(())
+    }
+
+    async fn activate_and_roll_back(&mut self) -> Result<()> {
+        self.activate().await?;
+        self.rollbacks.push(self.post("/v1/adapters/rollback", &json!({}), "base", false).await?);
+        Ok(())
+    }
+
+    /// A share of the users gets the adapter for a while.
+    async fn canary(&self, shared: &Shared) -> Result<()> {
+        let path = format!("/v1/adapters/{}/canary", self.adapter);
+        self.post(&path, &json!({"percent": PERCENT}), "base", true).await?;
+        let until = shared.answers.load(Ordering::Relaxed) + CANARY_ANSWERS;
+        while shared.answers.load(Ordering::Relaxed) < until && shared.is_well() {
+            tokio::time::sleep(PAUSE).await;
+        }
+        self.post(&path, &json!({"percent": 0}), "base", false).await?;
+        Ok(())
+    }
 }
 
 fn percentile(values: &mut [f64], share: f64) -> f64 {
@@ -108,106 +101,108 @@ fn percentile(values: &mut [f64], share: f64) -> f64 {
     values[((values.len() - 1) as f64 * share).round() as usize]
 }
 
-/// What the server takes.
-#[derive(Clone, Copy, Debug)]
-struct Size {
-    memory_kib: u64,
-    threads: u64,
-}
-
-fn size(server: &Server, swaps: usize) -> Result<Size> {
-    let size = Size { memory_kib: server.memory_kib()?, threads: server.threads()? };
-    say!("swaps: after {swaps}: {:.1} MiB resident, {} threads", size.memory_kib as f64 / 1024.0, size.threads);
-    Ok(size)
-}
-
 fn settings(data: &Path) -> Settings {
     let settings = Settings::golden().section("record", "enabled = false").section("bootstrap", "enabled = false");
     // Records would fill the cache of the store, which has nothing to do with who answers; so would the log of the changes
-    // themselves, slowly, up to the limit: it is set so low that the warm-up reaches it.
+    // themselves, slowly, up to the limit: it is set so low that a long warm-up reaches it.
     settings.section("data", &format!("dir = {data:?}\ncache_bytes = 1048576"))
 }
 
+/// Every answer must be what its generation says alone; gives the number of answers of each.
+async fn compare_with_alone(client: &Client, answers: &[Answer]) -> Result<BTreeMap<String, usize>> {
+    let (mut alone, mut counts) = (BTreeMap::new(), BTreeMap::new());
+    for answer in answers {
+        let key = (answer.generation.clone(), answer.question);
+        if !alone.contains_key(&key) {
+            let body = question(&format!("reground@{}", answer.generation), answer.question, 0);
+            alone.insert(key.clone(), ask(client, &body, &mut |_| ()).await?.1);
+        }
+        let (generation, text) = (&answer.generation, &answer.text);
+        ensure!(alone[&key] == *text, "{generation} said {text:?}, alone it says {:?}", alone[&key]);
+        *counts.entry(generation.clone()).or_default() += 1;
+    }
+    Ok(counts)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_notice_nothing_of_many_activations_and_rollbacks() -> Result<()> {
-    let swaps = swaps()?;
+async fn streams_notice_nothing_of_many_activations_rollbacks_and_canaries() -> Result<()> {
+    let swaps = number("REGROUND_SWAPS", 100, STRETCHES)?;
+    let clients = number("REGROUND_CLIENTS", 8, 1)?;
+    let has_limits = std::env::var("REGROUND_LIMITS").as_deref() == Ok("1");
     let data = tempfile::tempdir()?;
     let server = Server::start(settings(data.path())).await?;
     let client = server.client();
-    let adapter = import(&client).await?;
-    let phase = Arc::new(AtomicU8::new(WARM_UP));
-    let askers: Vec<_> =
-        (0..CLIENTS).map(|from| tokio::spawn(keep_asking(server.client(), from, phase.clone()))).collect();
+    let (adapter, routes) = (import(&client).await?, Arc::new(Routes::default()));
+    let mut changer = Changer {
+        client: client.clone(),
+        adapter: adapter.clone(),
+        routes: routes.clone(),
+        activations: Vec::new(),
+        rollbacks: Vec::new(),
+    };
+    changer.activate_and_roll_back().await?;
+    let threads_before = threads_at_rest(&server).await?;
 
-    // Allocator and thread pools reach their size with the first changes, the cache of the store with some 1,300.
-    let warm_up = if swaps >= MANY { 1500 } else { 10 };
+    let shared = Arc::new(Shared::default());
+    let askers: Vec<_> = (0..clients)
+        .map(|from| tokio::spawn(keep_asking(server.client(), (from, clients), shared.clone(), routes.clone())))
+        .collect();
+    shared.enter(Phase::WarmUp);
+    // Allocator and thread pools reach their size with the first changes, the cache of the store with some 1,300; mistralrs loads an
+    // engine with each, which a limit counts.
+    let warm_up = if has_limits && !is_mistralrs() { 1500 } else { 10 };
     for _ in 0..warm_up {
-        change(&client, &adapter).await?;
+        changer.activate_and_roll_back().await?;
     }
+    (changer.activations, changer.rollbacks) = (Vec::new(), Vec::new());
     let shown = [swaps / 10, swaps / 2, swaps];
     let mut sizes = vec![size(&server, 0)?];
-    let (mut activations, mut rollbacks) = (Vec::new(), Vec::new());
     for stretch in 0..STRETCHES {
-        phase.store(CHANGES, Ordering::Relaxed);
+        shared.enter(Phase::Changes);
         let began = Instant::now();
         for _ in stretch * swaps / STRETCHES..(stretch + 1) * swaps / STRETCHES {
-            let [activation, rollback] = change(&client, &adapter).await?;
-            activations.push(activation);
-            rollbacks.push(rollback);
-            if shown.contains(&activations.len()) {
-                sizes.push(size(&server, activations.len())?);
+            changer.activate_and_roll_back().await?;
+            if shown.contains(&changer.activations.len()) {
+                sizes.push(size(&server, changer.activations.len())?);
             }
         }
         let took = began.elapsed();
-        phase.store(QUIET, Ordering::Relaxed);
+        shared.enter(Phase::Quiet);
         tokio::time::sleep(took).await;
+        shared.enter(Phase::Canary);
+        changer.canary(&shared).await?;
     }
-    phase.store(OVER, Ordering::Relaxed);
-
-    // Loaded once more, to be asked alone.
-    client.post(&format!("/v1/adapters/{adapter}/activate"), &json!({})).await?.ok()?;
-    let mut alone: BTreeMap<(String, usize), String> = BTreeMap::new();
-    let (mut answers, mut gaps, mut seen) = (0, [Vec::new(), Vec::new()], BTreeSet::new());
+    shared.enter(Phase::Over);
+    let mut seen = Seen::default();
     for asker in askers {
-        let of_asker = asker.await??;
-        for (gaps, more) in gaps.iter_mut().zip(of_asker.gaps) {
-            gaps.extend(more);
-        }
-        for (at, generation, text) in of_asker.answers {
-            answers += 1;
-            let key = (generation.clone(), at);
-            if !alone.contains_key(&key) {
-                let body = question(&format!("reground@{generation}"), at);
-                alone.insert(key.clone(), ask(&client, &body, &phase, &mut Default::default()).await?.1);
-            }
-            ensure!(alone[&key] == text, "{generation} said {text:?}, alone it says {:?}", alone[&key]);
-            seen.insert(generation);
-        }
+        seen.add(asker.await??);
     }
-    ensure!(seen == BTreeSet::from(["base".to_owned(), adapter]), "{seen:?}");
-    let [quiet, changing] = gaps.each_mut().map(|gaps| percentile(gaps, 0.99) * 1e3);
+    let threads_after = threads_at_rest(&server).await?;
+
+    let users = routes.check(&seen.answers)?;
+    // Loaded once more, to be asked alone.
+    changer.activate().await?;
+    changer.activations.pop();
+    let counts = compare_with_alone(&client, &seen.answers).await?;
+    ensure!(counts.keys().collect::<BTreeSet<_>>() == BTreeSet::from([&"base".to_owned(), &adapter]), "{counts:?}");
     let switches = Switches::read(&client).await?;
+    let table = Table::new(&mut seen, &mut changer, &switches, users);
     say!(
-        "swaps: {swaps} activations and rollbacks, {answers} answers, {} tokens; p99 between tokens {quiet:.2} ms without, \
-         {changing:.2} ms with ({:.3} times); median activation {:.1} ms, rollback {:.1} ms; {} of {} switches took under 1 ms",
-        gaps[0].len() + gaps[1].len(),
-        changing / quiet,
-        percentile(&mut activations, 0.5) * 1e3,
-        percentile(&mut rollbacks, 0.5) * 1e3,
-        switches.short,
-        switches.all,
+        "swaps: {swaps} activations, {swaps} rollbacks, {STRETCHES} canaries, {clients} streams\n{table}",
+        table = table.text
     );
-    let (first, last) = (sizes[1], sizes[sizes.len() - 1]);
-    // mistralrs leaves a sleeping thread behind with every engine that it has loaded.
-    if std::env::var("REGROUND__MODEL__ENGINE").as_deref() != Ok("mistralrs") {
-        ensure!(last.threads <= first.threads + 1, "threads grow: {sizes:?}");
-    }
+
+    let [before, after] = [&threads_before, &threads_after].map(|threads| threads.values().sum::<usize>());
+    say!("swaps: {before} threads at rest before, {after} after");
+    ensure!(after <= before + SPARE_THREADS, "threads grow: {threads_before:?}, {threads_after:?}");
     ensure!(switches.all >= 2.0 * swaps as f64, "{} switches were timed", switches.all);
-    if swaps >= MANY {
-        let growth = last.memory_kib as f64 / first.memory_kib as f64;
-        ensure!(growth < 1.02, "memory grew by a factor of {growth:.3}: {sizes:?}");
+    if has_limits {
+        let growth = sizes[sizes.len() - 1].memory_kib as f64 / sizes[1].memory_kib as f64;
         ensure!(switches.short >= 0.999 * switches.all, "only {} of {} took under 1 ms", switches.short, switches.all);
-        ensure!(changing < 1.1 * quiet, "p99 between tokens: {quiet:.2} ms without changes, {changing:.2} ms with");
+        ensure!(table.rollback < MOST_ROLLBACK_S, "a rollback takes {:.1} ms", table.rollback * 1e3);
+        ensure!(table.first_token < MOST_FIRST_TOKEN, "the first token takes {:.3} times as long", table.first_token);
+        ensure!(table.between < MOST_BETWEEN, "a token takes {:.3} times as long", table.between);
+        ensure!(growth < MOST_MEMORY, "memory grew by a factor of {growth:.3}: {sizes:?}");
     }
     Ok(())
 }
@@ -229,5 +224,48 @@ impl Switches {
             all: value("reground_route_switch_seconds_count")?,
             short: value("reground_route_switch_seconds_bucket{le=\"0.001\"}")?,
         })
+    }
+}
+
+/// What was measured, for people, and what of it has limits.
+struct Table {
+    text: String,
+    /// 99th percentile of the time to the first token with changes over that without.
+    first_token: f64,
+    /// The same of the time between two tokens.
+    between: f64,
+    /// Median, seconds.
+    rollback: f64,
+}
+
+impl Table {
+    fn new(seen: &mut Seen, changer: &mut Changer, switches: &Switches, users: usize) -> Self {
+        let mut text = "| ms | without changes | with changes | factor |\n|---|---|---|---|\n".to_owned();
+        let mut row = |name: &str, times: &mut [Vec<f64>; 2], share: f64| {
+            let [quiet, changing] = times.each_mut().map(|times| percentile(times, share) * 1e3);
+            text += &format!("| {name} | {quiet:.2} | {changing:.2} | {:.3} |\n", changing / quiet);
+            changing / quiet
+        };
+        row("time to first token, median", &mut seen.first_tokens, 0.5);
+        let first_token = row("time to first token, 99th percentile", &mut seen.first_tokens, 0.99);
+        row("between two tokens, median", &mut seen.gaps, 0.5);
+        let between = row("between two tokens, 99th percentile", &mut seen.gaps, 0.99);
+        text += "\n| ms | median | 99th percentile | longest |\n|---|---|---|---|\n";
+        let mut row = |name: &str, times: &mut [f64]| {
+            let [median, most, longest] = [0.5, 0.99, 1.0].map(|share| percentile(times, share) * 1e3);
+            text += &format!("| {name} | {median:.1} | {most:.1} | {longest:.1} |\n");
+            median / 1e3
+        };
+        row("activation, with loading and probing, for its caller", &mut changer.activations);
+        let rollback = row("rollback to a warm generation, for its caller", &mut changer.rollbacks);
+        let [quiet, changing] = seen.first_tokens.each_ref().map(Vec::len);
+        text += &format!(
+            "\n{} answers ({changing} began with changes, {quiet} without), none failed, each is what its generation says alone; {users} \
+             times a user asked again under one route, and got the same generation; {} of {} switches of the route took under 1 ms\n",
+            seen.answers.len(),
+            switches.short,
+            switches.all
+        );
+        Self { text, first_token, between, rollback }
     }
 }

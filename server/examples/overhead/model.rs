@@ -10,10 +10,9 @@ use serde_json::Value;
 /// Ends a turn.
 const END_OF_TURN: usize = 2;
 
-/// A checkpoint of the golden one's kind, about twelve times its size: every width is multiplied, weights are random. It
+/// A checkpoint of the golden one's kind with every width multiplied by `factor` and random weights. It
 /// never ends its turn by itself, so that every answer has the length that was asked for.
-pub(crate) fn grow(from: &Path, to: &Path) -> Result<()> {
-    const FACTOR: usize = 4;
+pub(crate) fn grow(from: &Path, to: &Path, factor: usize) -> Result<()> {
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;
         std::fs::copy(entry.path(), to.join(entry.file_name()))?;
@@ -25,7 +24,7 @@ pub(crate) fn grow(from: &Path, to: &Path) -> Result<()> {
     ] {
         for key in keys {
             let width = config[part][*key].as_u64().context("a width")?;
-            config[part][*key] = (width * FACTOR as u64).into();
+            config[part][*key] = (width * factor as u64).into();
         }
     }
     std::fs::write(to.join("config.json"), config.to_string())?;
@@ -43,7 +42,7 @@ pub(crate) fn grow(from: &Path, to: &Path) -> Result<()> {
                 .enumerate()
                 .map(
                     |(axis, &size)| {
-                        if fixed.contains(&size) || (is_positions && axis == 0) { size } else { size * FACTOR }
+                        if fixed.contains(&size) || (is_positions && axis == 0) { size } else { size * factor }
                     },
                 )
                 .collect();

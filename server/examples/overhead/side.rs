@@ -23,6 +23,9 @@ use crate::TOKENS;
 pub(crate) struct Block {
     /// Of each request.
     pub(crate) latencies: Vec<Duration>,
+    /// What of each was neither in the engine nor in the queue in front of it; of a bare call nothing. The first of each asker
+    /// is left out: all askers begin at one moment, and what the last of them then waits it would have waited for the engine.
+    pub(crate) added: Vec<Duration>,
     /// From the first question to the last answer.
     pub(crate) elapsed: Duration,
 }
@@ -59,7 +62,7 @@ pub(crate) async fn endpoint(directory: &str) -> Result<()> {
 /// Does what standard input says, to its end.
 async fn obey<F>(ask: impl Fn(usize) -> F) -> Result<()>
 where
-    F: Future<Output = Result<()>>,
+    F: Future<Output = Result<Waited>>,
 {
     for line in stdin().lock().lines() {
         let line = line?;
@@ -73,20 +76,29 @@ where
 
 async fn block<F>(concurrency: usize, requests: usize, ask: &impl Fn(usize) -> F) -> Result<Block>
 where
-    F: Future<Output = Result<()>>,
+    F: Future<Output = Result<Waited>>,
 {
     let began = Instant::now();
     let askers = (0..concurrency).map(|asker| async move {
-        let mut latencies = Vec::new();
+        let mut waited = Vec::new();
         for n in (asker..requests).step_by(concurrency) {
-            let began = Instant::now();
-            ask(n).await?;
-            latencies.push(began.elapsed());
+            waited.push(ask(n).await?);
         }
-        anyhow::Ok(latencies)
+        anyhow::Ok(waited)
     });
-    let latencies: Result<Vec<Vec<Duration>>> = join_all(askers).await.into_iter().collect();
-    Ok(Block { elapsed: began.elapsed(), latencies: latencies?.concat() })
+    let waited: Result<Vec<Vec<Waited>>> = join_all(askers).await.into_iter().collect();
+    let elapsed = began.elapsed();
+    let waited = waited?;
+    let latencies = waited.iter().flatten().map(|waited| waited.latency).collect();
+    let added = waited.iter().flat_map(|asker| asker.iter().skip(1)).map(|waited| waited.added).collect();
+    Ok(Block { latencies, added, elapsed })
+}
+
+/// What one request took.
+#[derive(Clone, Copy)]
+struct Waited {
+    latency: Duration,
+    added: Duration,
 }
 
 /// The same number of tokens for every `n` below 1000.
@@ -94,8 +106,9 @@ fn prompt(n: usize) -> String {
     format!("describe the image number {:03} in a few words", n % 1000)
 }
 
-async fn ask_bare(model: Arc<Model>, n: usize) -> Result<()> {
+async fn ask_bare(model: Arc<Model>, n: usize) -> Result<Waited> {
     static ONE_AT_A_TIME: Semaphore = Semaphore::const_new(1);
+    let began = Instant::now();
     let _turn = ONE_AT_A_TIME.acquire().await?;
     // The deterministic sampler replaces all settings, so the length comes after it.
     let request = RequestBuilder::new()
@@ -104,13 +117,25 @@ async fn ask_bare(model: Arc<Model>, n: usize) -> Result<()> {
         .set_sampler_max_len(TOKENS);
     let response = model.send_chat_request(request).await?;
     ensure!(response.usage.completion_tokens == TOKENS);
-    Ok(())
+    Ok(Waited { latency: began.elapsed(), added: Duration::ZERO })
 }
 
-async fn ask_endpoint(client: reqwest::Client, url: String, n: usize) -> Result<()> {
+async fn ask_endpoint(client: reqwest::Client, url: String, n: usize) -> Result<Waited> {
+    let began = Instant::now();
     let body = json!({"model": "reground", "temperature": 0, "max_tokens": TOKENS,
         "messages": [{"role": "user", "content": prompt(n)}]});
-    let response: Value = client.post(url).json(&body).send().await?.error_for_status()?.json().await?;
-    ensure!(response["usage"]["completion_tokens"] == TOKENS);
-    Ok(())
+    let response = client.post(url).json(&body).send().await?.error_for_status()?;
+    let timing = response.headers().get("server-timing").context("no Server-Timing")?.to_str()?.to_owned();
+    let answer: Value = response.json().await?;
+    let latency = began.elapsed();
+    ensure!(answer["usage"]["completion_tokens"] == TOKENS);
+    Ok(Waited { latency, added: latency.saturating_sub(within(&timing)?) })
+}
+
+/// All the times of a `Server-Timing`, in the queue and in the engine, together.
+fn within(timing: &str) -> Result<Duration> {
+    timing.split(", ").try_fold(Duration::ZERO, |sum, part| {
+        let milliseconds: f64 = part.split_once(";dur=").context("no duration")?.1.parse()?;
+        Ok(sum + Duration::from_secs_f64(milliseconds / 1000.0))
+    })
 }

@@ -1,5 +1,6 @@
 //! What a set of paired blocks says, and how sure.
 
+use std::fmt;
 use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
@@ -26,11 +27,31 @@ pub(crate) fn endpoint<'a>(rounds: &[&'a Round]) -> Vec<&'a Block> {
     rounds.iter().flat_map(|round| &round.endpoint).collect()
 }
 
+/// What the requests of some blocks waited.
+pub(crate) fn latencies<'a>(blocks: &[&'a Block]) -> Vec<&'a Duration> {
+    blocks.iter().flat_map(|block| &block.latencies).collect()
+}
+
+/// What of it was neither in the engine nor in the queue in front of it.
+pub(crate) fn added<'a>(blocks: &[&'a Block]) -> Vec<&'a Duration> {
+    blocks.iter().flat_map(|block| &block.added).collect()
+}
+
 /// A figure and its interval.
 pub(crate) struct Estimate {
     pub(crate) value: f64,
     pub(crate) low: f64,
     pub(crate) high: f64,
+}
+
+impl fmt::Display for Estimate {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (between, figure) in [("", self.value), (" [", self.low), (", ", self.high)] {
+            to.write_str(between)?;
+            fmt::Display::fmt(&figure, to)?;
+        }
+        to.write_str("]")
+    }
 }
 
 /// Requests a second of some blocks.
@@ -50,12 +71,11 @@ pub(crate) fn ratio(rounds: &[&Round]) -> f64 {
     if ratios.len() % 2 == 1 { ratios[middle] } else { f64::midpoint(ratios[middle - 1], ratios[middle]) }
 }
 
-/// A percentile of the latencies of some blocks, by nearest rank: milliseconds.
-pub(crate) fn percentile(blocks: &[&Block], percent: usize) -> f64 {
-    let mut latencies: Vec<_> = blocks.iter().flat_map(|block| &block.latencies).collect();
-    latencies.sort_unstable();
-    let rank = (latencies.len() * percent).div_ceil(100);
-    latencies[rank - 1].as_secs_f64() * 1000.0
+/// A percentile by nearest rank: milliseconds.
+pub(crate) fn percentile(mut times: Vec<&Duration>, percent: usize) -> f64 {
+    times.sort_unstable();
+    let rank = (times.len() * percent).div_ceil(100);
+    times[rank - 1].as_secs_f64() * 1000.0
 }
 
 /// The figure over all rounds, and the middle 95 % of what it is over rounds drawn again with replacement. Machines drift, so

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use reground_learner::store::id;
 use tokio::time::Instant;
 
-use super::AnswerError;
+use super::{AnswerError, Timing};
 use crate::rollout::{Observation, Observed};
 
 /// How an answer goes, from its place in the engine on: how long it waited says how much is asked, not how good a generation is. What is
@@ -31,6 +31,11 @@ impl Account {
         self.last = at;
         self.first.get_or_insert(self.last);
         self.tokens += 1;
+    }
+
+    /// Where the time went of an answer that was asked for at `began` and whose last event the engine reported at `last`.
+    pub(super) fn timing(&self, began: Instant, last: Instant) -> Timing {
+        Timing { queued: self.admitted - began, engine: last.saturating_duration_since(self.admitted) }
     }
 
     /// The answer is complete.

@@ -270,7 +270,8 @@ impl Answer {
             self.ready.push_back(Piece::Delta { text, tokens: Vec::new() });
         }
         let reason = if tool_calls.is_empty() { reason } else { FinishReason::ToolCalls };
-        self.ready.push_back(Piece::End { reason, completion_tokens: self.completion_tokens, tool_calls });
+        let timing = self.account.timing(self.began, self.stream.reported());
+        self.ready.push_back(Piece::End { reason, completion_tokens: self.completion_tokens, tool_calls, timing });
         self.ended = true;
         self.account.ended();
         if let Some(case) = self.case.take() {

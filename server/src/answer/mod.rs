@@ -88,7 +88,18 @@ pub enum Piece {
         completion_tokens: usize,
         /// With [`FinishReason::ToolCalls`]: the calls. The text before them was sent as `Delta`.
         tool_calls: Vec<ToolCall>,
+        /// Where its time went.
+        timing: Timing,
     },
+}
+
+/// Where the time of an answer went.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// In the queue in front of the engine.
+    pub queued: Duration,
+    /// In the engine: from its place there to the last thing that the engine reported of it.
+    pub engine: Duration,
 }
 
 /// A token as the API shows it.

@@ -327,6 +327,7 @@ impl From<EngineError> for ApiError {
             EngineError::Unavailable(_) => Self::unavailable(code::UNAVAILABLE, message, 1),
             EngineError::Failed(_) => Self::internal(message),
             EngineError::Load(_) => Self::bad_request(code::INVALID_ADAPTER, message),
+            EngineError::TooManyLoads(_) => Self::conflict(message),
         }
     }
 }

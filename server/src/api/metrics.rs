@@ -120,6 +120,10 @@ fn describe() {
     describe_histogram!(RATE, "Tokens per second of one answer, after its first token");
     describe_counter!(OUTPUT, "Tokens generated");
     describe_counter!(PROMPT, "Tokens of prompts, those of images included");
+    describe_counter!(
+        "reground_engine_loads_total",
+        "Engines that mistralrs loaded; each leaves a sleeping thread behind"
+    );
     describe_counter!("reground_runs_total", "Fine-tuning runs that ended, by outcome: succeeded, failed, cancelled");
     describe_counter!("reground_run_restarts_total", "Training processes that died and were started again");
     describe_gauge!("reground_run_steps", "Optimiser steps of the run in hand, or of the last one");

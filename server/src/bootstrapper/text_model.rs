@@ -40,6 +40,8 @@ struct Slot {
 struct Loaded {
     generation: Arc<dyn Generation>,
     vocabulary: Arc<Vocabulary>,
+    /// Whether it stays loaded: each load leaves a thread behind, and of those that are allowed half are used up.
+    stays: bool,
     last_asked: Instant,
 }
 
@@ -55,6 +57,7 @@ impl TextModel {
             revision: config.bootstrap.injector_revision.clone(),
             device: config.model.device,
             dtype: config.model.dtype,
+            max_loads: config.model.max_loads,
             ..ModelConfig::default()
         };
         // A hub id is fetched when it is needed: without a network, serving must begin all the same.
@@ -108,6 +111,7 @@ impl TextModel {
         let began = Instant::now();
         let files = ModelFiles::open_text(&self.config.source, &self.config.revision).await?;
         let engine = MistralrsEngine::new(&self.config, files)?;
+        engine.can_load()?;
         let generation = engine.load(GenerationId::base(), None).await?;
         let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         info!(
@@ -116,7 +120,8 @@ impl TextModel {
             idle_s = self.idle.as_secs(),
             "The text model that injects errors is loaded."
         );
-        Ok(Loaded { generation, vocabulary: engine.info().vocabulary.clone(), last_asked: Instant::now() })
+        let (vocabulary, stays) = (engine.info().vocabulary.clone(), engine.loads_run_short());
+        Ok(Loaded { generation, vocabulary, stays, last_asked: Instant::now() })
     }
 }
 
@@ -136,7 +141,7 @@ async fn drop_when_unused(slot: Weak<Mutex<Slot>>, idle: Duration, stop: Cancell
         let Some(slot) = slot.upgrade() else { return };
         // Whoever has it is asking.
         let Ok(mut slot) = slot.try_lock() else { continue };
-        if slot.loaded.as_ref().is_some_and(|loaded| loaded.last_asked.elapsed() >= idle) {
+        if slot.loaded.as_ref().is_some_and(|loaded| !loaded.stays && loaded.last_asked.elapsed() >= idle) {
             slot.loaded = None;
             info!("The text model that injects errors was not used for a while and is unloaded.");
         }

@@ -51,7 +51,11 @@ pub(super) fn run(arguments: DemoArgs) -> anyhow::Result<ExitCode> {
     logging::start(&LogConfig { filter: "warn".into(), ..LogConfig::default() })?;
     let DemoArgs { questions, corrected, anchors, hostile, trust_hostile, images, seed, device, page, json } =
         arguments;
-    let runtime = Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")?;
+    let runtime = Builder::new_multi_thread()
+        .thread_name("reground-async")
+        .enable_all()
+        .build()
+        .context("the runtime cannot be started")?;
     let outcome = runtime.block_on(async {
         // In a task: the evaluation blocks its thread, which only tasks of the runtime may.
         let demo = Demo { questions, corrected, anchors, hostile, trust_hostile, images, seed, device, page };

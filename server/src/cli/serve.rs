@@ -16,7 +16,11 @@ pub(super) fn run(settings: SettingsArgs) -> anyhow::Result<ExitCode> {
     };
     logging::start(&config.log)?;
     // A plain tokio runtime, not actix's: that one has a single thread, and the answers under way run here.
-    let runtime = Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")?;
+    let runtime = Builder::new_multi_thread()
+        .thread_name("reground-async")
+        .enable_all()
+        .build()
+        .context("the runtime cannot be started")?;
     runtime.block_on(crate::serve::run(config))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -30,6 +30,9 @@ pub struct ModelConfig {
     pub max_len: usize,
     /// Sequences inside the engine at once; 0: 16 for the native engine, 1 for mistralrs.
     pub max_parallel: usize,
+    /// Engines that mistralrs may load in the life of the process. Each leaves a sleeping thread behind, so that without a limit a
+    /// server would end at that of its system. At the limit no further generation is loaded; a rollback still is, and so is what died.
+    pub max_loads: usize,
     /// Keys and values of mistralrs in pages of `kv_cache_bytes`. CUDA only.
     pub paged_attention: bool,
     /// Let `max_parallel` go beyond what mistralrs is proven for on an accelerator: for the run that is to prove it.
@@ -58,6 +61,7 @@ impl Default for ModelConfig {
             isq: Isq::Off,
             max_len: 0,
             max_parallel: 0,
+            max_loads: 2000,
             paged_attention: false,
             unproven_parallel: false,
             kv_cache_bytes: 2 << 30,
@@ -89,6 +93,7 @@ impl ModelConfig {
         }
         ConfigError::range("model.max_len", self.max_len, 0..=1 << 24)?;
         ConfigError::range("model.max_parallel", self.max_parallel, 0..=1024)?;
+        ConfigError::range("model.max_loads", self.max_loads, 2..=1 << 20)?;
         ConfigError::range("model.kv_cache_bytes", self.kv_cache_bytes, 1 << 20..=1 << 42)?;
         ConfigError::range("model.vision_cache_bytes", self.vision_cache_bytes, 0..=1 << 42)?;
         ConfigError::range("model.prefix_cache_bytes", self.prefix_cache_bytes, 0..=1 << 42)?;

@@ -8,7 +8,7 @@
 //! - [`request`]: what an engine is asked ([`Generate`]) and what it streams back ([`Event`]).
 //! - [`sampler`]: how the next token is chosen; [`grammar`] constrains it. Engines share both, so that a seed means the same everywhere.
 //! - [`vocabulary`]: tokens to bytes, control tokens, end of turn.
-//! - [`source`]: where a model comes from (inside the binary, a directory, the hub).
+//! - [`source`]: where a model comes from (inside the binary, a directory, the hub); [`prepared`]: where it is unpacked.
 //! - [`native`]: the engine for the families that the learner trains; `mistralrs`: the engine for every other one.
 //! - [`checkpoint`]: what is known of a model before it is loaded; [`device`]: where it runs.
 
@@ -18,6 +18,7 @@ mod conformance;
 mod device;
 pub mod grammar;
 pub mod native;
+mod prepared;
 pub mod request;
 pub mod sampler;
 pub mod source;
@@ -48,6 +49,14 @@ pub trait Engine: Send + Sync + 'static {
         id: GenerationId,
         adapter: Option<PathBuf>,
     ) -> BoxFuture<'_, Result<Arc<dyn Generation>, EngineError>>;
+
+    /// Whether this process can load one more generation; what answers already stays whatever this says.
+    ///
+    /// # Errors
+    /// [`EngineError::TooManyLoads`], from then on until the process ends.
+    fn can_load(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
 }
 
 /// A loaded generation. Holding the `Arc` keeps it loaded.
@@ -205,4 +214,10 @@ pub enum EngineError {
     /// A model or adapter cannot be loaded.
     #[error("{0}")]
     Load(String),
+    /// Every load leaves something behind, and the limit for that is reached.
+    #[error(
+        "this process has loaded {0} engines, the most that `model.max_loads` allows, because mistralrs leaves a thread behind with each; \
+         what answers goes on answering, and a restart allows as many again"
+    )]
+    TooManyLoads(usize),
 }

@@ -6,10 +6,10 @@ use hf_hub::api::tokio::ApiBuilder;
 use hf_hub::{Cache, Repo, RepoType};
 use reground_learner::pocket::shipped;
 use serde_json::Value;
-use tempfile::TempDir;
 use tracing::{info, warn};
 
 use super::EngineError;
+use super::prepared::Prepared;
 
 /// The model inside the binary, as `model.source` names it.
 pub const BUILTIN: &str = "builtin";
@@ -23,7 +23,7 @@ pub struct ModelFiles {
     pub source: String,
     /// The name of the file with the weights, if that is GGUF.
     pub gguf: Option<String>,
-    _prepared: Option<TempDir>,
+    _prepared: Option<Prepared>,
 }
 
 impl ModelFiles {
@@ -149,11 +149,8 @@ impl ModelFiles {
     }
 }
 
-fn prepared_directory() -> Result<TempDir, EngineError> {
-    tempfile::Builder::new()
-        .prefix("reground-model-")
-        .tempdir()
-        .map_err(|error| EngineError::Load(format!("no temporary directory: {error}")))
+fn prepared_directory() -> Result<Prepared, EngineError> {
+    Prepared::new().map_err(|error| EngineError::Load(format!("no temporary directory: {error}")))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), EngineError> {

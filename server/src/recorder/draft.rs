@@ -60,7 +60,7 @@ impl Draft {
                 answer.token_logprobs.extend(tokens.iter().map(|token| token.logprob.max(-9999.0)));
                 answer.completion_tokens += tokens.len();
             }
-            Piece::End { reason, completion_tokens, tool_calls } => {
+            Piece::End { reason, completion_tokens, tool_calls, .. } => {
                 answer.completion_tokens = *completion_tokens;
                 answer.tool_calls = tool_calls.iter().map(tool_call).collect();
                 answer.finish = match reason {

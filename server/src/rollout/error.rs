@@ -61,7 +61,8 @@ pub enum RolloutError {
     /// Callers could not be made to wait.
     #[error("callers could not be made to wait for the change: {0}")]
     Gate(#[from] AdmissionError),
-    /// The change could not be made durable.
+    /// The change could not be made durable. What the disk took of it is undone once it can be written; a server that dies before
+    /// that may find it made.
     #[error("the change could not be written down, so it was not made: {0}")]
     Ledger(StoreError),
     /// A bug: the change panicked.

@@ -162,6 +162,17 @@ impl Generations {
         self.read().slots.keys().cloned().collect()
     }
 
+    /// Whether a generation is loaded or can be.
+    ///
+    /// # Errors
+    /// [`EngineError::TooManyLoads`].
+    pub(super) fn can_bring_up(&self, id: &GenerationId) -> Result<(), LoadError> {
+        if self.get(id).is_none() {
+            self.engine.can_load()?;
+        }
+        Ok(())
+    }
+
     /// Loads the adapter in a directory beside what is loaded. Traffic does not change.
     ///
     /// # Errors
@@ -173,7 +184,9 @@ impl Generations {
         if !well_formed {
             return Err(LoadError::BadId(id.chars().take(200).collect()));
         }
-        self.bring_up(&GenerationId::from(id), Some(adapter)).await
+        let id = GenerationId::from(id);
+        self.can_bring_up(&id)?;
+        self.bring_up(&id, Some(adapter)).await
     }
 
     /// Loads a generation, which the caller knows to be well named; `None`: the base.

@@ -19,7 +19,7 @@ pub struct Change {
     pub at_ms: u64,
     /// The name of the key that asked for it, or `reground`.
     pub by: String,
-    /// `activate`, `canary`, `shadow`, `pin`, `rollback`, `watch`, `fallback`.
+    /// `activate`, `canary`, `shadow`, `pin`, `rollback`, `watch`, `fallback`, `undo`.
     pub what: String,
     /// Why, where nobody asked.
     pub why: Option<String>,

@@ -5,12 +5,13 @@
 //! - [`Behind`]: a place that no live query wants, for work beside these generations.
 //! - [`Route`]: live, previous, canary, shadow, pinned; [`Sticky`] keeps a caller with one generation.
 //! - [`Rollout`]: every change of the route, in one place: checked, written down, then switched. `change`: what is the same for all of
-//!   them; `load`: beside what is loaded; `replace`: in its place; `restore`: at the start.
+//!   them; `load`: beside what is loaded; `replace`: in its place; `restore`: at the start; `agree`: after a disk that failed.
 //! - [`Watched`]: what is watched since it got traffic; [`Observed`]: how a generation's answers went; [`Sample`]: means, and whether they
 //!   differ.
 //! - `library`: the adapters on disk; `kept`: as the rollout hands them out. `ledger`: the route and its history in the store. `probe`: does
 //!   an adapter change anything?
 
+mod agree;
 mod behind;
 mod change;
 mod error;

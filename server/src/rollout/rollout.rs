@@ -2,12 +2,14 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use reground_learner::store::{Store, StoreError};
-use tokio::sync::OnceCell;
+use tokio::sync::{MutexGuard, OnceCell};
 use tokio_util::task::TaskTracker;
 
+use super::agree::agree;
 use super::change::{By, Step};
 use super::error::RolloutError;
 use super::generations::Generations;
@@ -37,6 +39,8 @@ pub struct Rollout {
     pub(super) reference: OnceCell<Vec<(u32, f32)>>,
     /// A change that has begun ends, also when the caller leaves.
     tasks: TaskTracker,
+    /// Whether [`Self::agree`] is at work.
+    pub(super) agreeing: AtomicBool,
 }
 
 impl Rollout {
@@ -55,6 +59,7 @@ impl Rollout {
             watched: Mutex::default(),
             reference: OnceCell::new(),
             tasks: TaskTracker::new(),
+            agreeing: AtomicBool::new(false),
         }
     }
 
@@ -76,16 +81,22 @@ impl Rollout {
     ) -> Result<Route, RolloutError> {
         let (me, id, expected, by) = (self.clone(), id.clone(), expected.cloned(), by.into());
         self.to_the_end(async move {
-            me.expect_other(&id, expected.as_ref(), &by)?;
-            if !me.recreates() {
-                // Loading takes long, and a rollback must not wait for it: what is live is compared again after.
-                me.admit(&id).await?;
+            loop {
+                me.expect_other(&id, expected.as_ref(), &by)?;
+                me.generations.can_bring_up(&id)?;
+                if !me.recreates() {
+                    // Loading takes long, and a rollback must not wait for it: what is live is compared again after.
+                    me.admit(&id).await?;
+                }
+                let _one_at_a_time = me.change.lock().await;
+                let before = me.expect_other(&id, expected.as_ref(), &by)?;
+                if !me.recreates() && me.was_unloaded(&id) {
+                    continue;
+                }
+                let watched = me.watch(&id, &before.live, Trial::Live);
+                let step = Step { watched, ..Step::new("activate", by, Route::of(id, Some(before.live.clone()))) };
+                return me.switch(&before, step).await;
             }
-            let _one_at_a_time = me.change.lock().await;
-            let before = me.expect_other(&id, expected.as_ref(), &by)?;
-            let watched = me.watch(&id, &before.live, Trial::Live);
-            let step = Step { watched, ..Step::new("activate", by, Route::of(id, Some(before.live.clone()))) };
-            me.switch(&before, step).await
         })
         .await
     }
@@ -104,8 +115,7 @@ impl Rollout {
         let (me, id, expected, by) = (self.clone(), id.clone(), expected.cloned(), by.into());
         self.to_the_end(async move {
             me.expect_other(&id, expected.as_ref(), &by)?;
-            me.make_room_for_a_trial(&id, percent).await?;
-            let _one_at_a_time = me.change.lock().await;
+            let _one_at_a_time = me.make_room_for_a_trial(&id, percent).await?;
             let before = me.expect_other(&id, expected.as_ref(), &by)?;
             let mut watched = me.watched();
             let goes_on = percent > 0 && before.canary.as_ref().is_some_and(|canary| canary.generation == id);
@@ -141,8 +151,7 @@ impl Rollout {
                 route => Ok(route),
             };
             check()?;
-            me.make_room_for_a_trial(&id, percent).await?;
-            let _one_at_a_time = me.change.lock().await;
+            let _one_at_a_time = me.make_room_for_a_trial(&id, percent).await?;
             let before = check()?;
             let shadow = (percent > 0).then(|| Share { generation: id.clone(), percent });
             let after = Route { shadow, ..before.clone() };
@@ -242,7 +251,7 @@ impl Rollout {
             let _one_at_a_time = self.change.lock().await;
             let before = check(self)?;
             let live = previous(before.clone())?;
-            if live != target {
+            if live != target || !self.recreates() && self.was_unloaded(&target) {
                 continue;
             }
             // Not what was rolled back: a second rollback must not bring it before callers again.
@@ -257,21 +266,41 @@ impl Rollout {
         if self.recreates() { self.replace(before, step).await } else { self.make(before, step).await }
     }
 
-    /// Loads what is to be tried beside the live generation.
-    async fn make_room_for_a_trial(&self, id: &GenerationId, percent: u8) -> Result<(), RolloutError> {
-        match percent {
-            0 => Ok(()),
-            _ if self.recreates() => Err(RolloutError::OneAtATime),
-            _ => self.admit(id).await,
+    /// Loads what is to be tried beside the live generation, and lets nobody else change anything.
+    async fn make_room_for_a_trial(&self, id: &GenerationId, percent: u8) -> Result<MutexGuard<'_, ()>, RolloutError> {
+        loop {
+            match percent {
+                0 => return Ok(self.change.lock().await),
+                _ if self.recreates() => return Err(RolloutError::OneAtATime),
+                _ => {
+                    self.generations.can_bring_up(id)?;
+                    self.admit(id).await?;
+                }
+            }
+            let alone = self.change.lock().await;
+            if !self.was_unloaded(id) {
+                return Ok(alone);
+            }
         }
+    }
+
+    /// Whether another change took out again, before this one had its turn, what had been loaded for it.
+    fn was_unloaded(&self, id: &GenerationId) -> bool {
+        self.generations.get(id).is_none()
     }
 
     /// Does a change to its end, also when the caller leaves.
     async fn to_the_end<T: Send + 'static>(
-        &self,
+        self: &Arc<Self>,
         change: impl Future<Output = Result<T, RolloutError>> + Send + 'static,
     ) -> Result<T, RolloutError> {
-        self.tasks.spawn(change).await.unwrap_or(Err(RolloutError::Broken))
+        let done = self.tasks.spawn(change).await.unwrap_or(Err(RolloutError::Broken));
+        if let Err(RolloutError::Ledger(_)) = &done
+            && !self.agreeing.swap(true, Ordering::AcqRel)
+        {
+            self.tasks.spawn(agree(Arc::downgrade(self)));
+        }
+        done
     }
 
     pub(super) async fn stored<T: Send + 'static>(

@@ -63,7 +63,8 @@ struct Head {
     responses(
         (status = 200, description = "The answer; with `stream`, server-sent events that end with `data: [DONE]`",
             content((response::ChatCompletion = "application/json"), (stream::ChatCompletionChunk = "text/event-stream")),
-            headers(("x-reground-generation" = String, description = "The generation that answered"))),
+            headers(("x-reground-generation" = String, description = "The generation that answered"),
+                ("server-timing" = String, description = "Not of a stream: milliseconds in the queue and in the engine"))),
         (status = 400, description = "A parameter is refused; `param` names it", body = ErrorBody),
         (status = 404, description = "No such model or generation", body = ErrorBody),
         (status = 413, description = "The body is too large", body = ErrorBody),

@@ -3,17 +3,21 @@
 use std::borrow::Cow;
 
 use actix_web::HttpResponse;
+use actix_web::http::header::HeaderName;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Head;
 use super::choices::{Choices, finish_reason};
-use crate::answer::{AnsweredToken, FinishReason, Piece, ToolCall};
+use crate::answer::{AnsweredToken, FinishReason, Piece, Timing, ToolCall};
 use crate::api::GENERATION;
 use crate::api::error::ApiError;
 
 /// What stands for a log-probability of minus infinity, which JSON cannot write; OpenAI uses the same number.
 const NEVER: f32 = -9999.0;
+
+/// The header that says where the time went.
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// A chat completion.
 #[derive(Serialize, ToSchema)]
@@ -211,6 +215,7 @@ struct Collected {
 pub(super) async fn respond(head: Head, mut choices: Choices) -> Result<HttpResponse, ApiError> {
     let mut collected: Vec<Collected> = Vec::new();
     collected.resize_with(head.n, Collected::default);
+    let mut slowest = None;
     while let Some(piece) = choices.next().await {
         let (index, piece) = piece?;
         let choice = &mut collected[index];
@@ -221,7 +226,8 @@ pub(super) async fn respond(head: Head, mut choices: Choices) -> Result<HttpResp
                     choice.tokens.extend(tokens);
                 }
             }
-            Piece::End { reason, completion_tokens, tool_calls } => {
+            Piece::End { reason, completion_tokens, tool_calls, timing } => {
+                slowest = slowest.into_iter().chain([timing]).max_by_key(|timing| timing.queued + timing.engine);
                 choice.completion_tokens = completion_tokens;
                 choice.end = Some((reason, tool_calls));
             }
@@ -238,7 +244,18 @@ pub(super) async fn respond(head: Head, mut choices: Choices) -> Result<HttpResp
         choices: collected.iter().enumerate().map(|(index, choice)| choice.shape(index, head.logprobs)).collect(),
         usage: Usage::new(choices.prompt_tokens(), completion_tokens),
     };
-    Ok(HttpResponse::Ok().insert_header((GENERATION, generation)).json(completion))
+    let mut response = HttpResponse::Ok();
+    response.insert_header((GENERATION, generation));
+    if let Some(timing) = slowest {
+        response.insert_header((SERVER_TIMING, server_timing(timing)));
+    }
+    Ok(response.json(completion))
+}
+
+/// As the header of that name writes it (W3C Server Timing): milliseconds.
+fn server_timing(timing: Timing) -> String {
+    let [queued, engine] = [timing.queued, timing.engine].map(|time| time.as_secs_f64() * 1000.0);
+    format!("queue;dur={queued:.3}, engine;dur={engine:.3}")
 }
 
 impl Collected {

@@ -167,7 +167,7 @@ impl Events {
                 let logprobs = logprobs.then(|| Logprobs::of(&tokens));
                 self.chunk(ChunkChoice { index, delta, logprobs, finish_reason: None });
             }
-            Piece::End { reason, completion_tokens, tool_calls } => {
+            Piece::End { reason, completion_tokens, tool_calls, .. } => {
                 self.completion_tokens += completion_tokens;
                 if !tool_calls.is_empty() {
                     let calls = tool_calls.iter().enumerate();

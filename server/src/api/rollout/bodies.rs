@@ -146,7 +146,8 @@ pub(in crate::api) struct ChangeBody {
     pub at: u64,
     /// The name of the key, or `reground`.
     pub by: String,
-    /// `activate`, `canary`, `shadow`, `pin`, `unpin`, `rollback`, `watch` (taken back by itself) or `fallback`.
+    /// `activate`, `canary`, `shadow`, `pin`, `unpin`, `rollback`, `watch` (taken back by itself), `fallback` (it did not load
+    /// at the start) or `undo` (the disk failed when it was written down).
     pub what: String,
     /// With `watch`: the signal, its figures and the threshold.
     pub why: Option<String>,

@@ -4,8 +4,10 @@
 //! thread would merge the first one's adapter as well. A fresh thread for each load starts with an empty list.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::Device;
+use metrics::counter;
 use mistralrs::core::Request;
 use mistralrs::{
     DType, GgufModelBuilder, IsqBits, MemoryGpuConfig, Model, ModelBuilder, ModelDType, PagedAttentionConfig,
@@ -23,11 +25,30 @@ use crate::engine::device;
 /// CUDA, where other code attends, `tests/gpu/run` is the proof, which no GPU has run yet.
 const PROVEN: usize = 1;
 
+/// Engines that this process has loaded. mistralrs 0.8.1 leaves a thread behind with each (its `IntervalLogger`), which sleeps for the
+/// life of the process; nothing that it offers ends one.
+static LOADS: AtomicUsize = AtomicUsize::new(0);
+
+/// Refuses one more load at the limit.
+pub(super) fn check_loads(most: usize) -> Result<(), EngineError> {
+    match LOADS.load(Ordering::Relaxed) {
+        loads if loads >= most => Err(EngineError::TooManyLoads(loads)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether at least half of the loads are used up: from here on what is loaded is better kept.
+pub(super) fn loads_run_short(most: usize) -> bool {
+    LOADS.load(Ordering::Relaxed) >= most / 2
+}
+
 /// Everything that loading needs, checked.
 pub(super) struct Settings {
     pub(super) files: ModelFiles,
     pub(super) isq: Isq,
     pub(super) max_parallel: usize,
+    /// Engines that this process may load.
+    pub(super) max_loads: usize,
     /// Bytes of keys and values in pages; `None` for a cache of each sequence's own.
     pub(super) paged_bytes: Option<usize>,
     pub(super) device: Device,
@@ -48,7 +69,8 @@ impl Settings {
             return Err(EngineError::Load("model.paged_attention: mistralrs has it on CUDA only".into()));
         }
         let paged_bytes = config.paged_attention.then_some(config.kv_cache_bytes);
-        Ok(Self { files, isq: config.isq, max_parallel: config.max_parallel.max(PROVEN), paged_bytes, device, dtype })
+        let (max_parallel, max_loads) = (config.max_parallel.max(PROVEN), config.max_loads);
+        Ok(Self { files, isq: config.isq, max_parallel, max_loads, paged_bytes, device, dtype })
     }
 
     /// Pages for keys and values, if there are to be any. Their number is fixed, because beside this engine there is room for the
@@ -113,6 +135,9 @@ pub(super) async fn load(
     settings: Arc<Settings>,
     adapter: Option<Arc<PreparedAdapter>>,
 ) -> Result<Loaded, EngineError> {
+    let loads = LOADS.fetch_add(1, Ordering::Relaxed) + 1;
+    // The first one comes before the recorder of metrics does.
+    counter!("reground_engine_loads_total").absolute(loads as u64);
     let runtime = Handle::current();
     let (sender, result) = oneshot::channel();
     std::thread::Builder::new()

@@ -5,7 +5,8 @@
 //! - a batch above 1 gives wrong answers on a CPU: one sequence at a time there;
 //! - its sampler has no seed and its log-probabilities are base 10: a logits processor ([`tap`]) chooses the tokens;
 //! - its stream stalls the engine for a slow reader: tokens leave through the tap, the engine sends one message at the end;
-//! - its engine can panic on its own thread: the closed channel is noticed and the generation loaded anew ([`generation`]).
+//! - its engine can panic on its own thread: the closed channel is noticed and the generation loaded anew ([`generation`]);
+//! - every engine leaves a sleeping thread behind: their number has a limit ([`load`]).
 //!
 //! # Layout
 //! - [`adapter`]: a PEFT directory as the merge wants it, and the proof that every tensor was used.
@@ -73,6 +74,11 @@ impl MistralrsEngine {
         };
         Ok(Self { info, settings: Arc::new(settings), layers })
     }
+
+    /// Whether loads run short, so that what is loaded is better kept.
+    pub(crate) fn loads_run_short(&self) -> bool {
+        load::loads_run_short(self.settings.max_loads)
+    }
 }
 
 impl Engine for MistralrsEngine {
@@ -104,5 +110,9 @@ impl Engine for MistralrsEngine {
             let generation = MistralrsGeneration::load(id, self.settings.clone(), prepared, &self.info).await?;
             Ok(generation as Arc<dyn Generation>)
         })
+    }
+
+    fn can_load(&self) -> Result<(), EngineError> {
+        load::check_loads(self.settings.max_loads)
     }
 }

@@ -1,0 +1,51 @@
+//! What a server takes: memory and threads.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Result;
+use reground_tests::{Server, say};
+
+/// How often a server is looked at that has nothing to do, and the pause between: 15 s. A thread of tokio's pools for calls that block
+/// ends when it had nothing to do for 10 s; how many there are under load is how many calls happened to block at once.
+const LOOKS: usize = 60;
+const PAUSE: Duration = Duration::from_millis(250);
+/// Threads that may be there after all changes and were not before: fewer than a leak with every tenth change leaves.
+pub(super) const SPARE_THREADS: usize = 5;
+
+/// What the server takes under load.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Size {
+    pub(super) memory_kib: u64,
+}
+
+pub(super) fn size(server: &Server, swaps: usize) -> Result<Size> {
+    let (size, threads) = (Size { memory_kib: server.memory_kib()? }, server.threads()?);
+    say!("swaps: after {swaps}: {:.1} MiB resident, {threads} threads", size.memory_kib as f64 / 1024.0);
+    Ok(size)
+}
+
+/// Whether the suite runs against that engine.
+pub(super) fn is_mistralrs() -> bool {
+    std::env::var("REGROUND__MODEL__ENGINE").as_deref() == Ok("mistralrs")
+}
+
+/// The fewest threads that a server without callers has, by name.
+pub(super) async fn threads_at_rest(server: &Server) -> Result<BTreeMap<String, usize>> {
+    let counted = |threads: &BTreeMap<String, usize>| threads.values().sum::<usize>();
+    let mut fewest = BTreeMap::new();
+    for _ in 0..LOOKS {
+        let mut threads = server.threads_by_name()?;
+        // sled keeps 7 to 128 threads, by how much it once had to write at a time, and not all of them ever end.
+        threads.retain(|name, _| !name.starts_with("sled-io-"));
+        if is_mistralrs() {
+            // mistralrs leaves a sleeping thread behind with every engine; it has the name of the thread that loaded.
+            threads.retain(|name, _| name != "reground-load");
+        }
+        if fewest.is_empty() || counted(&threads) < counted(&fewest) {
+            fewest = threads;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(fewest)
+}
