@@ -26,11 +26,10 @@ const PIECE: usize = 1 << 15;
 const PIECES: usize = 4;
 /// Rows of the weight that are multiplied with one group of rows of `x` after the other.
 const BLOCK: usize = 16;
-/// Columns of them at a time.
+/// Columns of them at a time; whole blocks of every format.
 const COLUMNS: usize = 768;
-/// Values of a weight in blocks that are made f32 at a time, unless a single row has more; and as many of `x` are small enough
-/// to stay in a first cache while rows of the weight go by.
-const READ: usize = 6144;
+/// Rows of a weight in blocks that are made f32 at a time: with the rows of `x` they fit into a first cache.
+const BLOCK_READ: usize = 4;
 /// Rows of `x` whose products are made in one pass over rows of the weight.
 const TILE: usize = 4;
 /// Vectors of a row that are summed side by side: with those of [`TILE`] rows they keep the multipliers busy.
@@ -84,7 +83,7 @@ pub(super) fn product(x: &[f32], weight: Matrix<'_>, rows: usize, outputs: usize
     y
 }
 
-/// Some rows, each from the beginning of a cache line on: a vector that lies in two takes as long to load as two.
+/// A copy of some rows, each from the beginning of a cache line on: a vector that lies in two takes as long to load as two.
 struct Aligned {
     values: Vec<f32>,
     start: usize,
@@ -92,27 +91,16 @@ struct Aligned {
 }
 
 impl Aligned {
-    fn zeros(rows: usize, width: usize) -> Self {
+    fn new(rows: &[f32], width: usize) -> Self {
         const LINE: usize = 64;
         let floats = LINE / size_of::<f32>();
         let stride = width.next_multiple_of(floats);
-        let values = vec![0.0_f32; rows * stride + floats];
+        let mut values = vec![0.0_f32; rows.len() / width * stride + floats];
         let start = values.as_ptr().align_offset(LINE).min(floats);
-        Self { values, start, stride }
-    }
-
-    fn new(rows: &[f32], width: usize) -> Self {
-        let mut copy = Self::zeros(rows.len() / width, width);
-        let stride = copy.stride;
-        for (to, row) in copy.values_mut().chunks_exact_mut(stride).zip(rows.chunks_exact(width)) {
+        for (to, row) in values[start..].chunks_mut(stride).zip(rows.chunks_exact(width)) {
             to[..width].copy_from_slice(row);
         }
-        copy
-    }
-
-    fn values_mut(&mut self) -> &mut [f32] {
-        let whole = (self.values.len() - self.start) / self.stride * self.stride;
-        &mut self.values[self.start..][..whole]
+        Self { values, start, stride }
     }
 
     fn values(&self) -> &[f32] {
@@ -195,87 +183,76 @@ cpu::kernel! {
         y: &'a mut [&'a mut [f32]],
         inputs: usize,
     ) {
+        let outputs = y.first().map_or(0, |y| y.len());
         match weight {
             Matrix::Floats(values) => {
-                for (block, weight) in values.chunks(BLOCK * inputs).enumerate() {
-                    add_block(simd, x, stride, weight, block * BLOCK, y, inputs);
+                for (block, values) in values.chunks(BLOCK * inputs).enumerate() {
+                    for start in (0..inputs).step_by(COLUMNS) {
+                        let columns = start..(start + COLUMNS).min(inputs);
+                        let piece = Piece { values, width: inputs, skip: start, columns, first: block * BLOCK };
+                        add_piece(simd, x, stride, &piece, y);
+                    }
                 }
             }
             Matrix::Blocks(blocks) => {
-                let outputs = y.first().map_or(0, |y| y.len());
-                let at_once = (READ / inputs).clamp(1, BLOCK);
-                let mut values = Aligned::zeros(at_once, inputs);
-                for first in (0..outputs).step_by(at_once) {
-                    let rows = first..(first + at_once).min(outputs);
-                    let weight = &mut values.values_mut()[..rows.len() * inputs];
-                    blocks.rows(rows, inputs).read(weight);
-                    add_block(simd, x, stride, weight, first, y, inputs);
+                let mut read = Read([0.0; BLOCK_READ * COLUMNS]);
+                for first in (0..outputs).step_by(BLOCK_READ) {
+                    let rows = first..(first + BLOCK_READ).min(outputs);
+                    for start in (0..inputs).step_by(COLUMNS) {
+                        let columns = start..(start + COLUMNS).min(inputs);
+                        let values = &mut read.0[..rows.len() * columns.len()];
+                        blocks.read(rows.clone(), columns.clone(), inputs, values);
+                        let piece = Piece { values, width: columns.len(), skip: 0, columns, first };
+                        add_piece(simd, x, stride, &piece, y);
+                    }
                 }
             }
         }
     }
 }
 
-/// Adds the products of whole rows of a weight with all rows of `x`. The first of them makes the output `first`.
-#[inline(always)]
-fn add_block<S: Simd>(
-    simd: S,
-    x: &[f32],
-    stride: usize,
-    weight: &[f32],
+/// Values made of blocks, from the beginning of a cache line on.
+#[repr(align(64))]
+struct Read([f32; BLOCK_READ * COLUMNS]);
+
+/// Some columns of some rows of a weight.
+struct Piece<'a> {
+    /// Whole rows, `width` apart; what is multiplied begins `skip` values after the beginning of each.
+    values: &'a [f32],
+    width: usize,
+    skip: usize,
+    /// The columns of `x` that belong to it.
+    columns: Range<usize>,
+    /// The output of the first of the rows.
     first: usize,
-    y: &mut [&mut [f32]],
-    inputs: usize,
-) {
+}
+
+/// Adds the products of a piece with all rows of `x`.
+#[inline(always)]
+fn add_piece<S: Simd>(simd: S, x: &[f32], stride: usize, piece: &Piece<'_>, y: &mut [&mut [f32]]) {
     for (x, y) in x.chunks(TILE * stride).zip(y.chunks_mut(TILE)) {
         match y.len() {
-            1 => add_dots::<S, 1>(simd, x, stride, weight, first, y, inputs),
-            2 => add_dots::<S, 2>(simd, x, stride, weight, first, y, inputs),
-            3 => add_dots::<S, 3>(simd, x, stride, weight, first, y, inputs),
-            _ => add_dots::<S, TILE>(simd, x, stride, weight, first, y, inputs),
+            1 => add_dots::<S, 1>(simd, piece, x, stride, y),
+            2 => add_dots::<S, 2>(simd, piece, x, stride, y),
+            3 => add_dots::<S, 3>(simd, piece, x, stride, y),
+            _ => add_dots::<S, TILE>(simd, piece, x, stride, y),
         }
     }
 }
 
-/// The same for `X` rows of `x`. If they fit into a first cache, a row of the weight is read from its beginning to its end, as
-/// processors fetch ahead; if not, some columns of all its rows after the other. Each sum is of the same parts in the same
-/// order.
+/// Adds the products of a piece with `X` rows of `x`.
 #[inline(always)]
-fn add_dots<S: Simd, const X: usize>(
-    simd: S,
-    x: &[f32],
-    stride: usize,
-    weight: &[f32],
-    first: usize,
-    y: &mut [&mut [f32]],
-    inputs: usize,
-) {
-    let parts = |columns: Range<usize>| {
-        let mut rows: [&[f32]; X] = [&[]; X];
-        for (row, x) in rows.iter_mut().zip(x.chunks(stride)) {
-            *row = &x[columns.clone()];
-        }
-        Rows::<S, X>::new(rows)
-    };
-    let columns = |start: usize| start..(start + COLUMNS).min(inputs);
-    if X * inputs <= READ && inputs > COLUMNS {
-        for (output, w) in (first..).zip(weight.chunks_exact(inputs)) {
-            for start in (0..inputs).step_by(COLUMNS) {
-                let sums = parts(columns(start)).dots(simd, &w[columns(start)]);
-                for (y, sum) in y.iter_mut().zip(sums) {
-                    y[output] += sum;
-                }
-            }
-        }
-        return;
+fn add_dots<S: Simd, const X: usize>(simd: S, piece: &Piece<'_>, x: &[f32], stride: usize, y: &mut [&mut [f32]]) {
+    let mut rows: [&[f32]; X] = [&[]; X];
+    for (row, x) in rows.iter_mut().zip(x.chunks(stride)) {
+        *row = &x[piece.columns.clone()];
     }
-    for start in (0..inputs).step_by(COLUMNS) {
-        let x = parts(columns(start));
-        for (output, w) in (first..).zip(weight.chunks_exact(inputs)) {
-            let sums = x.dots(simd, &w[columns(start)]);
-            for (y, sum) in y.iter_mut().zip(sums) {
-                y[output] += sum;
-            }
+    let x = Rows::<S, X>::new(rows);
+    let within = piece.skip..piece.skip + piece.columns.len();
+    for (output, w) in (piece.first..).zip(piece.values.chunks_exact(piece.width)) {
+        let sums = x.dots(simd, &w[within.clone()]);
+        for (y, sum) in y.iter_mut().zip(sums) {
+            y[output] += sum;
         }
     }
 }

@@ -156,16 +156,23 @@ impl<'a> Blocks<'a> {
         Self { bytes: &self.bytes[rows.start * row..rows.end * row], ..self }
     }
 
-    /// All its values, as many as there is place for.
+    /// Writes some columns, from whole block to whole block, of some rows of a matrix of this width.
     #[inline(always)]
-    pub(super) fn read(self, values: &mut [f32]) {
-        self.format.read(self.bytes, values);
+    pub(super) fn read(self, rows: Range<usize>, columns: Range<usize>, width: usize, values: &mut [f32]) {
+        let (of_block, bytes) = (self.format.values(), self.format.bytes());
+        let row = width / of_block * bytes;
+        let within = columns.start / of_block * bytes..columns.end / of_block * bytes;
+        for (values, row) in
+            values.chunks_exact_mut(columns.len()).zip(self.bytes[rows.start * row..].chunks_exact(row))
+        {
+            self.format.read(&row[within.clone()], values);
+        }
     }
 }
 
 cpu::kernel! {
-    fn read_all(blocks: Blocks<'a>, values: &'a mut [f32]) {
-        blocks.read(values);
+    fn read_all(blocks: Blocks<'a>, width: usize, values: &'a mut [f32]) {
+        blocks.read(0..values.len() / width, 0..width, width, values);
     }
 }
 
@@ -177,7 +184,7 @@ fn many_rows(x: &CpuStorage, x_layout: &Layout, weight: Blocks<'_>, shape: (usiz
         let range = at * piece..((at + 1) * piece).min(outputs);
         let width = range.len();
         let mut values = vec![0.0_f32; width * inputs];
-        read_all(weight.rows(range, inputs), &mut values);
+        read_all(weight.rows(range, inputs), inputs, &mut values);
         let transposed = Layout::contiguous((width, inputs)).transpose(0, 1)?;
         match x.matmul(&CpuStorage::F32(values), (1, rows, width, inputs), x_layout, &transposed)? {
             CpuStorage::F32(product) => Ok(product),
@@ -263,12 +270,14 @@ mod tests {
                 let bytes = blocks.data().unwrap();
                 let held = Blocks { bytes: &bytes, format: Format::of(format).unwrap() };
                 let mut values = vec![0.0; 7 * 1536];
-                read_all(held, &mut values);
+                read_all(held, 1536, &mut values);
                 let candles = blocks.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap();
                 assert_eq!(values, candles.to_vec1::<f32>().unwrap(), "{format:?}");
-                let mut some = vec![0.0; 2 * 1536];
-                held.rows(1..6, 1536).rows(2..4, 1536).read(&mut some);
-                assert_eq!(some, values[3 * 1536..5 * 1536]);
+                // A part of some rows.
+                let mut part = vec![0.0; 2 * 512];
+                held.rows(1..6, 1536).read(2..4, 768..1280, 1536, &mut part);
+                assert_eq!(part[..512], values[3 * 1536 + 768..3 * 1536 + 1280]);
+                assert_eq!(part[512..], values[4 * 1536 + 768..4 * 1536 + 1280]);
             }
         }
     }
