@@ -97,7 +97,7 @@ async fn die(death: impl Death, deaths: u64) -> Result<()> {
         let life = promised.live(&server, number + 1, &adapter);
         if number % 2 == 1 {
             // However slow the machine is, every second life gets to acknowledge something.
-            promised.until_a_record_is_seen(since).await?;
+            promised.until_a_record_is_promised(since).await?;
         }
         sleep(Duration::from_millis(random.random_range(20..1500))).await;
         let end = Instant::now();
