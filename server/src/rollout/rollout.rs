@@ -39,7 +39,7 @@ pub struct Rollout {
     pub(super) reference: OnceCell<Vec<(u32, f32)>>,
     /// A change that has begun ends, also when the caller leaves.
     tasks: TaskTracker,
-    /// Whether [`Self::agree`] is at work.
+    /// Whether [`super::agree`] is at work.
     pub(super) agreeing: AtomicBool,
 }
 
