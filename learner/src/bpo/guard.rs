@@ -1,13 +1,17 @@
 //! Ends a run that goes wrong, with a reason instead of an adapter.
 //!
-//! Three signs: a number that is not finite; a loss that stays far above where it started; and chosen answers that become
-//! much less likely than under the reference, which plain preference losses do silently while reward accuracy looks well
-//! (method.md: 95 % garbled captions at a reward accuracy above .9).
+//! Three signs: a number that is not finite; a loss that stays far above what the same pairs give under the reference; and
+//! chosen answers that become much less likely than under the reference, which plain preference losses do silently while
+//! reward accuracy looks well (method.md: 95 % garbled captions at a reward accuracy above .9).
+//!
+//! The loss is compared with the reference's on the *same* pairs, because batches differ: pairs of like length share one, and
+//! a batch of answers that the model knows by heart has a tenth of the loss of one of corrections.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::config::ConfigError;
+use super::metrics::StepMetrics;
 
 /// Why a run was ended.
 #[derive(Clone, Debug, Error, PartialEq, Serialize)]
@@ -25,8 +29,8 @@ pub enum GuardError {
     },
     /// The loss diverged.
     #[error(
-        "step {step}: the mean loss of the last {window} steps is {loss:.4}, more than {ratio} times the {start:.4} of the \
-         first step: the run diverged, a smaller learning rate may help"
+        "step {step}: the mean loss of the last {window} steps is {loss:.4}, more than {ratio} times the {reference:.4} that \
+         the reference has on the same pairs: the run diverged, a smaller learning rate may help"
     )]
     Diverged {
         /// Optimiser step, from 1.
@@ -35,8 +39,8 @@ pub enum GuardError {
         window: usize,
         /// Mean loss over them.
         loss: f64,
-        /// Loss of the first step.
-        start: f64,
+        /// Mean loss of the same pairs under the reference.
+        reference: f64,
         /// `guard.loss_ratio`.
         ratio: f64,
     },
@@ -63,7 +67,8 @@ pub enum GuardError {
 pub struct GuardConfig {
     /// Steps that the other two checks average over, at least 1. Default 10.
     pub window: usize,
-    /// Mean loss over the first step's loss at which the run has diverged; above 1, or 0 for no check. Default 4.
+    /// Mean loss over that of the same pairs under the reference at which the run has diverged; above 1, or 0 for no check.
+    /// Default 4.
     pub loss_ratio: f64,
     /// Nats per token by which chosen answers may fall below the reference; above 0, or 0 for no check. Default 1.
     pub chosen_drop: f64,
@@ -98,30 +103,24 @@ impl GuardConfig {
 /// What the guard remembers; part of a checkpoint, so that a resumed run ends at the same step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Guard {
-    first_loss: Option<f64>,
     losses: Vec<f64>,
+    #[serde(default)]
+    reference_losses: Vec<f64>,
     drops: Vec<f64>,
 }
 
 impl Guard {
-    /// Looks at one step's numbers: its loss, its gradient norm and its mean drop of chosen answers (nats per token).
+    /// Looks at the numbers of the step that is being taken.
     ///
     /// # Errors
     /// The reason why the run has to end.
-    pub fn check(
-        &mut self,
-        config: &GuardConfig,
-        step: u64,
-        loss: f64,
-        grad_norm: f64,
-        chosen_drop: f64,
-    ) -> Result<(), GuardError> {
+    pub fn check(&mut self, config: &GuardConfig, metrics: &StepMetrics) -> Result<(), GuardError> {
+        let StepMetrics { step, loss, loss_reference, grad_norm, chosen_drop, .. } = *metrics;
         for (what, value) in [("the loss", loss), ("the gradient norm", grad_norm), ("log π(y⁺)", chosen_drop)] {
             if !value.is_finite() {
                 return Err(GuardError::NotFinite { step, what, value: value.to_string() });
             }
         }
-        let start = *self.first_loss.get_or_insert(loss);
         let window = config.window;
         let mean = |values: &mut Vec<f64>, value: f64| {
             values.push(value);
@@ -130,13 +129,15 @@ impl Guard {
             }
             (values.len() == window).then(|| values.iter().sum::<f64>() / window as f64)
         };
-        let (loss, drop) = (mean(&mut self.losses, loss), mean(&mut self.drops, chosen_drop));
-        // An SFT loss may start near 0 on a model that knows the answers; a quarter of a nat is no divergence.
-        if let Some(loss) = loss
+        let loss = mean(&mut self.losses, loss);
+        let reference = mean(&mut self.reference_losses, loss_reference);
+        let drop = mean(&mut self.drops, chosen_drop);
+        // An SFT loss may be near 0 on a model that knows the answers; a quarter of a nat is no divergence.
+        if let (Some(loss), Some(reference)) = (loss, reference)
             && config.loss_ratio > 0.0
-            && loss > config.loss_ratio * start.max(0.25)
+            && loss > config.loss_ratio * reference.max(0.25)
         {
-            return Err(GuardError::Diverged { step, window, loss, start, ratio: config.loss_ratio });
+            return Err(GuardError::Diverged { step, window, loss, reference, ratio: config.loss_ratio });
         }
         if let Some(drop) = drop
             && config.chosen_drop > 0.0
@@ -152,12 +153,14 @@ impl Guard {
 mod tests {
     use super::*;
 
+    /// A step with this loss, gradient norm and drop, whose pairs cost the reference 0.7 nats.
+    fn step(step: u64, (loss, grad_norm, chosen_drop): (f64, f64, f64)) -> StepMetrics {
+        StepMetrics { step, loss, loss_reference: 0.7, grad_norm, chosen_drop, ..StepMetrics::default() }
+    }
+
     fn run(config: &GuardConfig, steps: &[(f64, f64, f64)]) -> Result<(), GuardError> {
         let mut guard = Guard::default();
-        for (at, (loss, norm, drop)) in steps.iter().enumerate() {
-            guard.check(config, at as u64 + 1, *loss, *norm, *drop)?;
-        }
-        Ok(())
+        (1..).zip(steps).try_for_each(|(number, values)| guard.check(config, &step(number, *values)))
     }
 
     #[test]
@@ -183,13 +186,24 @@ mod tests {
         assert!(run(&off, &[(0.7, 1.0, 0.0), (1e9, 1.0, 50.0)]).is_ok());
     }
 
+    /// A run of the demonstration ended here: its first batch held nothing but answers that the model knew.
+    #[test]
+    fn an_easy_first_batch_does_not_make_the_others_a_divergence() {
+        let config = GuardConfig { window: 2, ..GuardConfig::default() };
+        let mut guard = Guard::default();
+        for (number, loss) in [(1, 0.8), (2, 3.5), (3, 3.6)] {
+            let metrics = StepMetrics { loss_reference: loss, ..step(number, (loss, 1.0, 0.0)) };
+            guard.check(&config, &metrics).unwrap();
+        }
+    }
+
     #[test]
     fn a_resumed_guard_remembers() {
         let config = GuardConfig { window: 3, ..GuardConfig::default() };
         let mut guard = Guard::default();
-        guard.check(&config, 1, 0.7, 1.0, 2.0).unwrap();
-        guard.check(&config, 2, 0.7, 1.0, 2.0).unwrap();
+        guard.check(&config, &step(1, (0.7, 1.0, 2.0))).unwrap();
+        guard.check(&config, &step(2, (0.7, 1.0, 2.0))).unwrap();
         let mut again: Guard = serde_json::from_str(&serde_json::to_string(&guard).unwrap()).unwrap();
-        assert!(again.check(&config, 3, 0.7, 1.0, 2.0).is_err());
+        assert!(again.check(&config, &step(3, (0.7, 1.0, 2.0))).is_err());
     }
 }

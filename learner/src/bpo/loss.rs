@@ -104,6 +104,18 @@ pub struct PairScores {
     pub distorted: Option<Scores>,
 }
 
+impl PairScores {
+    /// The same pair where the policy is the reference.
+    pub fn at_reference(&self) -> Self {
+        let at = |scores: &Scores| Scores { policy: scores.reference, ..*scores };
+        Self {
+            chosen: at(&self.chosen),
+            rejected: self.rejected.as_ref().map(at),
+            distorted: self.distorted.as_ref().map(at),
+        }
+    }
+}
+
 /// ∂L/∂(log π_θ) of each sequence of a pair; 0 for a sequence that is not there.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Coefficients {

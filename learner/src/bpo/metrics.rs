@@ -13,6 +13,9 @@ pub struct StepMetrics {
     pub epoch: f64,
     /// Mean loss of the batch's pairs, nats.
     pub loss: f64,
+    /// The same of the same pairs with π_ref in the place of π_θ: what a batch costs before anything is learnt.
+    #[serde(rename = "loss/reference", default)]
+    pub loss_reference: f64,
     /// Unweighted L_bpo, mean over pairs that have a rejected answer.
     #[serde(rename = "loss/bpo", skip_serializing_if = "Option::is_none", default)]
     pub loss_bpo: Option<f64>,
@@ -91,6 +94,7 @@ pub struct Evaluation {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sums {
     loss: Mean,
+    loss_reference: Mean,
     bpo: Mean,
     conditional: Mean,
     sft: Mean,
@@ -129,6 +133,7 @@ impl Sums {
     /// Counts one example in.
     pub(super) fn add(&mut self, loss: &Loss, pair: &PairScores, value: &PairLoss) {
         self.loss.add(value.loss);
+        self.loss_reference.add(loss.of(&pair.at_reference()).loss);
         self.sft.add(value.terms.sft);
         let chosen = loss.reward_of(&pair.chosen);
         self.chosen.add(chosen);
@@ -152,6 +157,7 @@ impl Sums {
     pub(super) fn into_step(self) -> StepMetrics {
         StepMetrics {
             loss: self.loss.or_zero(),
+            loss_reference: self.loss_reference.or_zero(),
             loss_bpo: self.bpo.get(),
             loss_conditional: self.conditional.get(),
             loss_sft: self.sft.or_zero(),
@@ -220,6 +226,7 @@ mod tests {
         assert!(step.rewards_rejected.unwrap().abs() < 1e-12);
         assert!((step.rewards_margins.unwrap() - 0.05).abs() < 1e-12);
         assert_eq!(step.rewards_accuracies, Some(0.5));
+        assert!((step.loss_reference - std::f64::consts::LN_2 * 2.0 / 3.0).abs() < 1e-12, "ln 2 for each pair");
         assert_eq!((step.logps_chosen, step.logps_rejected), (-11.0, Some(-7.0)));
         assert_eq!(step.image_conditional_accuracy, Some(0.5));
         assert!((step.chosen_drop - 0.0).abs() < 1e-12);
@@ -239,6 +246,7 @@ mod tests {
         let json = serde_json::to_value(&metrics).unwrap();
         let names = [
             "loss",
+            "loss/reference",
             "rewards/chosen",
             "rewards/rejected",
             "rewards/margins",

@@ -221,8 +221,8 @@ impl<'a, P: Policy> Run<'a, P> {
         let mut out = accumulate(&*self.policy, self.inputs.train, &self.reference, &batch, context)?;
 
         let grad_norm = clip_global_norm(&mut out.gradients, self.config.optimizer.max_grad_norm)?;
-        let mut metrics = out.sums.into_step();
-        self.state.guard.check(&self.config.guard, step + 1, metrics.loss, grad_norm, metrics.chosen_drop)?;
+        let mut metrics = StepMetrics { step: step + 1, grad_norm, ..out.sums.into_step() };
+        self.state.guard.check(&self.config.guard, &metrics)?;
 
         let learning_rate = self.config.schedule.learning_rate(self.config.optimizer.learning_rate, step, self.total);
         let updated = self.optimizer.step(&self.policy.parameters(), &out.gradients, learning_rate)?;
@@ -231,9 +231,7 @@ impl<'a, P: Policy> Run<'a, P> {
 
         let seconds = began.elapsed().as_secs_f64().max(1e-9);
         metrics = StepMetrics {
-            step: step + 1,
             epoch: (step + 1) as f64 / self.order.steps_per_epoch().max(1) as f64,
-            grad_norm,
             learning_rate,
             tokens_per_second: out.tokens as f64 / seconds,
             pairs_per_second: batch.len() as f64 / seconds,
