@@ -17,6 +17,7 @@
 //! - [`rollout`]: which generations are loaded, and which one answers.
 //! - [`watch`]: what got traffic is taken back by itself where it is worse.
 //! - [`engine`]: the trait that every engine implements, and the engines.
+//! - `os`: what is asked of the operating system.
 
 pub mod admission;
 pub mod answer;
@@ -27,6 +28,7 @@ pub mod config;
 pub mod demo;
 pub mod engine;
 pub mod images;
+mod os;
 pub mod recorder;
 pub mod rollout;
 pub mod runs;

@@ -186,6 +186,41 @@ async fn a_killed_training_goes_on_and_none_outlives_its_server() -> Result<()> 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_training_that_stands_still_for_live_queries_does_not_outlive_its_server_either() -> Result<()> {
+    let server = Server::start(settings("epochs = 100.0\nmin_share = 0.0")).await?;
+    let client = server.client();
+    let id = begin(&client, &uploaded(&client, 24).await?).await?;
+    until_told(&client, &id, "Step 1/").await?;
+    let process = process(&id).context("no process")?;
+    let asking: Vec<_> = (0..4)
+        .map(|_| {
+            let client = client.clone();
+            // Until the server is gone.
+            tokio::spawn(async move { while fingerprint(&client).await.is_ok() {} })
+        })
+        .collect();
+    let begun = Instant::now();
+    let stands_still = || {
+        let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|after| after.trim_start().starts_with('T'))
+    };
+    while !stands_still() {
+        ensure!(begun.elapsed() < LIMIT, "training does not make way for live queries");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    drop(server);
+    for asks in asking {
+        asks.await?;
+    }
+    let begun = Instant::now();
+    while process.exists() {
+        ensure!(begun.elapsed() < Duration::from_secs(20), "the training outlives its server, and stands still");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_used_is_refused_by_name() -> Result<()> {
     let server = Server::start(
         settings("max_file_bytes = 200000").key("root", "sk-root", "admin").key("user", "sk-user", "client"),

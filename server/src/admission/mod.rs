@@ -11,11 +11,13 @@
 //!
 //! # Layout
 //! - [`Admission`]: the two ways in, [`Admission::enter`] and [`Admission::background`].
+//! - [`activity`]: whether anybody is being answered, over all queues.
 //! - [`permit`]: what one holds inside; dropping it passes the place on.
 //! - [`places`]: who is inside and who comes next.
 //! - [`queue`]: the order between keys.
 //! - [`service_time`]: how long a place is held, for `Retry-After`.
 
+mod activity;
 mod permit;
 mod places;
 mod queue;
@@ -32,11 +34,13 @@ use tokio::time::{Instant, timeout_at};
 use crate::config::AdmissionConfig;
 use places::Places;
 
+pub use activity::Activity;
 pub use permit::{BackgroundPermit, Permit};
 
 /// The queue in front of one generation, or of all.
 pub struct Admission {
     places: Arc<Places>,
+    activity: Activity,
 }
 
 /// Why a request did not get a place.
@@ -72,7 +76,13 @@ impl Admission {
     /// as `parallel` are for background work alone, which then takes none from live requests.
     #[must_use]
     pub fn new(config: &AdmissionConfig, parallel: usize, look_ahead: usize, apart: bool) -> Self {
-        Self { places: Arc::new(Places::new(config, parallel, look_ahead, apart)) }
+        Self { places: Arc::new(Places::new(config, parallel, look_ahead, apart)), activity: Activity::default() }
+    }
+
+    /// The same queue, whose live requests count in `activity`.
+    #[must_use]
+    pub fn counted_in(self, activity: Activity) -> Self {
+        Self { activity, ..self }
     }
 
     /// Waits for a place; `key` is whom the request counts for. Dropping the future gives the place in the queue up.
@@ -80,13 +90,14 @@ impl Admission {
     /// # Errors
     /// The queue is full, or the deadline passed.
     pub async fn enter(&self, key: &str, deadline: Instant) -> Result<Permit, AdmissionError> {
+        let present = self.activity.enter();
         loop {
             if Instant::now() >= deadline {
                 return Err(AdmissionError::Deadline);
             }
             let mut ticket = self.places.join(key)?;
             match timeout_at(deadline, ticket.place()).await {
-                Ok(Some(place)) => return Ok(Permit::new(place)),
+                Ok(Some(place)) => return Ok(Permit::new(place, present)),
                 // Only a queue that went away forgets a ticket, and `self` holds it: this arm replaces a panic.
                 Ok(None) => {}
                 Err(_elapsed) => return Err(AdmissionError::Deadline),

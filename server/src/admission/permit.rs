@@ -5,6 +5,7 @@ use std::fmt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::activity::Present;
 use super::places::Place;
 
 /// A live request's place inside the engine; dropping it lets the next one in.
@@ -12,6 +13,8 @@ use super::places::Place;
 pub struct Permit {
     place: Place,
     since: Instant,
+    /// Held for its `Drop`.
+    _present: Present,
 }
 
 /// Background work's place inside the engine; dropping it lets the next one in. A live request may want it back:
@@ -24,8 +27,8 @@ pub struct BackgroundPermit {
 }
 
 impl Permit {
-    pub(super) fn new(place: Place) -> Self {
-        Self { place, since: Instant::now() }
+    pub(super) fn new(place: Place, present: Present) -> Self {
+        Self { place, since: Instant::now(), _present: present }
     }
 }
 

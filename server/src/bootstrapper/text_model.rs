@@ -83,11 +83,11 @@ impl TextModel {
                 })?);
             }
             let Some(loaded) = &mut slot.loaded else { continue };
-            self.generations.idle().await;
+            self.generations.activity().idle().await;
             loaded.last_asked = Instant::now();
             let answered = tokio::select! {
                 answered = answer(loaded, &question) => Some(answered),
-                () = self.generations.busy() => None,
+                () = self.generations.activity().busy() => None,
             };
             loaded.last_asked = Instant::now();
             match answered {

@@ -17,6 +17,8 @@ use reground_learner::pocket::shipped;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::os;
+
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub(super) struct TrainArgs {
     /// The run's directory: run.toml, dataset.jsonl and what the run makes of them.
@@ -49,7 +51,7 @@ pub(super) fn run(arguments: &TrainArgs) -> Result<ExitCode> {
         import(arguments, file)?;
     }
     // Before there is a second thread: each has a priority of its own.
-    lower_priority(arguments.nice);
+    os::lower_priority(arguments.nice);
     let control = Control::default();
     pause_on_signal(control.clone())?;
     if arguments.supervised {
@@ -86,6 +88,7 @@ fn import(arguments: &TrainArgs, file: &Path) -> Result<()> {
 /// Does what standard input says. Whoever started this process holds the other end, so it closes with that process, however
 /// it ends: a training that nobody reads any more must not go on.
 fn obey(control: Control) -> Result<()> {
+    os::survive_a_stop();
     thread::Builder::new().name("reground-supervisor".into()).spawn(move || {
         for line in io::stdin().lines() {
             match line.as_deref() {
@@ -98,34 +101,6 @@ fn obey(control: Control) -> Result<()> {
         std::process::exit(i32::from(UNSUPERVISED));
     })?;
     Ok(())
-}
-
-/// The lowest priority there is.
-#[cfg(target_os = "linux")]
-const LOWEST: u8 = 19;
-
-/// Gives way to other processes. What the system refuses is no reason not to train.
-fn lower_priority(steps: u8) {
-    #[cfg(unix)]
-    if steps > 0 {
-        #[expect(unsafe_code, reason = "the C library's call; it touches no memory of this process")]
-        // SAFETY: setpriority takes three numbers.
-        let refused = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, i32::from(steps)) } != 0;
-        if refused {
-            tracing::warn!(nice = steps, "The priority stays as it is: {}", io::Error::last_os_error());
-        }
-    }
-    // A process that is only nice still keeps a core for milliseconds after somebody else wants it.
-    #[cfg(target_os = "linux")]
-    if steps == LOWEST {
-        let none = libc::sched_param { sched_priority: 0 };
-        #[expect(unsafe_code, reason = "the C library's call; it only reads what it is given")]
-        // SAFETY: the pointer is to a value that lives until the call returns.
-        let refused = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const none) } != 0;
-        if refused {
-            tracing::warn!("It does not run as idle work: {}", io::Error::last_os_error());
-        }
-    }
 }
 
 /// Turns Ctrl-C and SIGTERM into a pause. Training has this thread, so the signals get one of their own; it ends with the

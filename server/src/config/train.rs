@@ -47,6 +47,9 @@ pub struct TrainConfig {
     pub threads: usize,
     /// Steps by which its priority is lower than the server's; 19: on Linux it runs only while nobody else wants the core.
     pub nice: u8,
+    /// Share of the time that it gets at least while live queries are answered without a pause: it stands still otherwise as long
+    /// as one is. 1: it never does. Linux only.
+    pub min_share: f64,
     /// Where it runs.
     pub device: DeviceChoice,
     /// Times that a training process that died is started again, before its run fails.
@@ -77,6 +80,7 @@ impl Default for TrainConfig {
             checkpoint_every: 20,
             threads: 0,
             nice: 19,
+            min_share: 0.1,
             device: DeviceChoice::Auto,
             max_resumes: 5,
             max_file_bytes: 512 << 20,
@@ -97,6 +101,7 @@ impl TrainConfig {
         ConfigError::range("train.alpha", self.alpha, 1e-3..=65_536.0)?;
         ConfigError::range("train.held_out", self.held_out, 0.0..=0.9)?;
         ConfigError::range("train.nice", self.nice, 0..=19)?;
+        ConfigError::range("train.min_share", self.min_share, 0.0..=1.0)?;
         ConfigError::range("train.max_file_bytes", self.max_file_bytes, 1024..=1 << 40)?;
         Ok(())
     }

@@ -2,15 +2,11 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::future::select_all;
 
 use super::generations::Generations;
 use crate::admission::{Admission, BackgroundPermit};
-
-/// How often it is looked whether live queries are answered.
-const POLL: Duration = Duration::from_millis(5);
 
 /// Places in front of what live queries go to, which none of them wants.
 #[derive(Debug, Default)]
@@ -27,24 +23,6 @@ impl Generations {
             queues.push(answering.clone());
         }
         Behind::of(&queues).await
-    }
-
-    /// Waits until no live query is answered or waits: for work that takes the machine from them without being in their batch.
-    pub async fn idle(&self) {
-        while self.is_busy() {
-            tokio::time::sleep(POLL).await;
-        }
-    }
-
-    /// Waits until a live query is answered or waits.
-    pub async fn busy(&self) {
-        while !self.is_busy() {
-            tokio::time::sleep(POLL).await;
-        }
-    }
-
-    fn is_busy(&self) -> bool {
-        self.live_queues().iter().map(|queue| queue.snapshot()).any(|seen| seen.running + seen.waiting > 0)
     }
 
     /// The queues that live queries wait in, each once. Not the leases: those would keep a generation loaded.

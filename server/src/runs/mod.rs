@@ -8,7 +8,7 @@
 //! - [`Runs`]: asking for runs and asking about them; `worker`: the task that does them, one after the other.
 //! - [`RunRequest`]: what is asked for. `trigger`: runs that nobody asks for.
 //! - `dataset`: the pairs of a run, frozen; `settings`: its `run.toml` and `gate.toml`.
-//! - [`Program`], `child`: the process that trains. `journal`: what it tells, in the store.
+//! - [`Program`], `child`: the process that trains; `way`: it stands still while live queries are answered. `journal`: what it tells, in the store.
 //! - `verdict`: what happens to the adapter when it has finished.
 //! - [`files`]: uploaded preference data; `uploads`: asking for it.
 //! - `leftovers`: what goes when a run is over.
@@ -28,6 +28,7 @@ mod tests;
 mod trigger;
 mod uploads;
 mod verdict;
+mod way;
 mod worker;
 
 pub use child::Program;

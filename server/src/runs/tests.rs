@@ -23,6 +23,7 @@ use crate::rollout::{Generations, Origin, Rollout};
 
 mod ends;
 mod interference;
+mod way;
 
 /// No state of these tests takes longer to come, on however busy a machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -32,6 +33,7 @@ struct Place {
     dir: TempDir,
     config: Config,
     store: Arc<Store>,
+    generations: Arc<Generations>,
     rollout: Arc<Rollout>,
 }
 
@@ -98,8 +100,9 @@ impl Place {
         let store = Store::open(dir.path().join("data"), Options { min_free_bytes: 0, ..Options::default() }).unwrap();
         let store = Arc::new(store);
         let generations = Generations::start(Arc::new(Echo::new(false)), config.admission.clone()).await.unwrap();
-        let rollout = Arc::new(Rollout::new(Arc::new(generations), store.clone(), &config));
-        let place = Self { dir, config, store, rollout };
+        let generations = Arc::new(generations);
+        let rollout = Arc::new(Rollout::new(generations.clone(), store.clone(), &config));
+        let place = Self { dir, config, store, generations, rollout };
         for number in 0..4 {
             place.pair(number, PairState::New);
         }

@@ -1,9 +1,12 @@
 //! The task that does what the store says is wanted, one run at a time.
 
+use std::convert::Infallible;
+use std::future::pending;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use metrics::counter;
 use reground_learner::bpo::progress::Event;
 use reground_learner::store::rows::{EventLevel, Pair, PairState, Run, RunEvent, RunState};
@@ -14,6 +17,7 @@ use tracing::{info, warn};
 use super::child::Child;
 use super::journal::{self, Journal};
 use super::runs::{STOPPING, Shared, is_outage};
+use super::way::make_way;
 use super::{RunRequest, RunsError, dataset, leftovers, settings, trigger};
 use crate::engine::GenerationId;
 
@@ -32,6 +36,13 @@ enum End {
     Stopped,
     /// It ended without a word.
     Died(String),
+}
+
+async fn go(way: &mut Option<BoxFuture<'_, Infallible>>) -> Infallible {
+    match way {
+        Some(way) => way.await,
+        None => pending().await,
+    }
 }
 
 /// Works until the server stops.
@@ -228,11 +239,16 @@ impl Shared {
         info!(run.id = %run.id, process = child.id(), "A training process began.");
         let (mut finished, mut gated, mut paused, mut failed) = (false, false, false, None);
         let (mut asked, mut deadline) = (false, None::<Instant>);
+        // From its first word on: only then does it go on if this server dies while it stands still.
+        let mut way: Option<BoxFuture<'_, Infallible>> = None;
         loop {
             let given_up = deadline.unwrap_or_else(Instant::now);
             tokio::select! {
                 event = child.next() => {
                     let Some(event) = event else { break };
+                    if way.is_none() && !asked && deadline.is_none() {
+                        way = self.way_of(&child);
+                    }
                     match &event {
                         Event::Finished { .. } => finished = true,
                         Event::Gated { .. } => gated = true,
@@ -249,23 +265,29 @@ impl Shared {
                     Some(RunState::Paused | RunState::Queued) if asked => {}
                     Some(RunState::Paused | RunState::Queued) => {
                         asked = true;
+                        way = None;
                         child.pause().await;
                     }
                     _ => {
+                        drop(way);
                         child.kill().await;
                         return Ok(End::Stopped);
                     }
                 },
                 () = self.stop.cancelled(), if deadline.is_none() => {
                     deadline = Some(Instant::now() + STOPPING);
+                    way = None;
                     child.pause().await;
                 }
+                never = go(&mut way) => match never {},
                 () = sleep_until(given_up), if deadline.is_some() => {
                     child.kill().await;
                     return Ok(End::Stopped);
                 }
             }
         }
+        // Before it is waited for, after which its id may be another's.
+        drop(way);
         let (status, errors) = child.end().await?;
         Ok(match failed {
             Some(reason) => End::Failed(reason),
@@ -278,6 +300,13 @@ impl Shared {
                 End::Died(format!("{status}{words}"))
             }
         })
+    }
+
+    /// What makes a training process give way to live queries, unless that is switched off.
+    fn way_of(&self, child: &Child) -> Option<BoxFuture<'_, Infallible>> {
+        let share = self.train.min_share;
+        let process = child.id().filter(|_| share < 1.0)?;
+        Some(Box::pin(make_way(self.rollout.activity(), process, share)))
     }
 
     /// What is wanted of a run now.
