@@ -68,7 +68,7 @@ pub(super) async fn load(_: Admin, app: web::Data<App>, body: JsonBody) -> Resul
     ))]
 pub(super) async fn unload(_: Admin, app: web::Data<App>, body: JsonBody) -> Result<HttpResponse, ApiError> {
     let adapter = body.parse(UnloadAdapter::parse).await?;
-    app.generations.unload(&GenerationId::from(adapter.lora_name.as_str())).await?;
+    app.rollout.unload_named(&GenerationId::from(adapter.lora_name.as_str())).await?;
     let message = format!("Success: LoRA adapter '{}' removed successfully.", adapter.lora_name);
     Ok(HttpResponse::Ok().content_type("text/plain; charset=utf-8").body(message))
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::observed::Observed;
 use super::route::{Route, Sticky};
-use crate::admission::{Admission, AdmissionError, Permit};
+use crate::admission::{Activity, Admission, AdmissionError, Permit};
 use crate::config::AdmissionConfig;
 use crate::engine::{Engine, EngineError, EngineInfo, Generation, GenerationId};
 
@@ -27,6 +27,7 @@ pub(crate) const SWITCH: &str = "reground_route_switch_seconds";
 pub struct Generations {
     engine: Arc<dyn Engine>,
     admission: AdmissionConfig,
+    activity: Activity,
     /// The queue in front of all generations, where they share one batch.
     common: Option<Arc<Admission>>,
     loaded: RwLock<Loaded>,
@@ -65,7 +66,9 @@ pub enum LoadError {
     #[error("generation `{0}` is loaded already")]
     Exists(GenerationId),
     /// The id cannot be used.
-    #[error("`{0}` is no adapter id: 1 to 128 letters, digits, `-`, `_` or `.`, and not `base`")]
+    #[error(
+        "`{0}` is no adapter id: 1 to 128 letters, digits, `-`, `_` or `.`, and not `base` or `ad-…`, which the server gives"
+    )]
     BadId(String),
     /// No such generation.
     #[error("generation `{0}` is not loaded")]
@@ -85,18 +88,26 @@ impl Generations {
     /// The engine cannot load it.
     pub async fn start(engine: Arc<dyn Engine>, admission: AdmissionConfig) -> Result<Self, EngineError> {
         let base = engine.load(GenerationId::base(), None).await?;
-        let queue = in_front_of(engine.info(), &admission);
+        let activity = Activity::default();
+        let queue = in_front_of(engine.info(), &admission, &activity);
         let common = engine.info().one_batch.then(|| queue.clone());
         let lease = Lease { generation: base, admission: queue, observed: Arc::default() };
         let slots = BTreeMap::from([(GenerationId::base(), lease)]);
         let loaded = Loaded { route: Route::default(), slots, gate: None };
-        Ok(Self { engine, admission, common, loaded: RwLock::new(loaded), change: tokio::sync::Mutex::new(()) })
+        let change = tokio::sync::Mutex::new(());
+        Ok(Self { engine, admission, activity, common, loaded: RwLock::new(loaded), change })
     }
 
     /// What is the same for all generations.
     #[must_use]
     pub fn info(&self) -> &EngineInfo {
         self.engine.info()
+    }
+
+    /// Whether live queries are answered, by whichever generation.
+    #[must_use]
+    pub fn activity(&self) -> &Activity {
+        &self.activity
     }
 
     /// The live generation; `None` while it is being replaced and nothing is loaded.
@@ -180,6 +191,7 @@ impl Generations {
     pub async fn load(&self, id: &str, adapter: PathBuf) -> Result<(), LoadError> {
         let well_formed = (1..=128).contains(&id.len())
             && id != GenerationId::base().as_str()
+            && !id.starts_with("ad-")
             && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
         if !well_formed {
             return Err(LoadError::BadId(id.chars().take(200).collect()));
@@ -236,7 +248,7 @@ impl Generations {
     /// None in practice: a new queue has a place.
     pub(super) async fn close(&self) -> Result<Closed<'_>, AdmissionError> {
         // One place, which the replacement holds: who waits for it is let through one after the other afterwards.
-        let gate = Arc::new(Admission::new(&self.admission, 1, 0, false));
+        let gate = Arc::new(Admission::new(&self.admission, 1, 0, false).counted_in(self.activity.clone()));
         let permit = gate.enter(KEY, Instant::now() + Duration::from_secs(60)).await?;
         self.write().gate = Some(gate);
         Ok(Closed { generations: self, _permit: permit })
@@ -244,7 +256,8 @@ impl Generations {
 
     /// A generation and the queue in front of it.
     fn lease(&self, generation: Arc<dyn Generation>) -> Lease {
-        let admission = self.common.clone().unwrap_or_else(|| in_front_of(self.info(), &self.admission));
+        let admission = self.common.clone();
+        let admission = admission.unwrap_or_else(|| in_front_of(self.info(), &self.admission, &self.activity));
         Lease { generation, admission, observed: Arc::default() }
     }
 
@@ -283,8 +296,9 @@ impl Drop for Closed<'_> {
 }
 
 /// A queue in front of one generation, or of all those of an engine with one batch.
-fn in_front_of(engine: &EngineInfo, config: &AdmissionConfig) -> Arc<Admission> {
-    Arc::new(Admission::new(config, engine.max_parallel, engine.look_ahead, engine.one_batch))
+fn in_front_of(engine: &EngineInfo, config: &AdmissionConfig, activity: &Activity) -> Arc<Admission> {
+    let admission = Admission::new(config, engine.max_parallel, engine.look_ahead, engine.one_batch);
+    Arc::new(admission.counted_in(activity.clone()))
 }
 
 #[cfg(test)]

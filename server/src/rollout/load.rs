@@ -11,14 +11,28 @@ use super::rollout::{Rollout, blocking};
 use crate::engine::GenerationId;
 
 impl Rollout {
-    /// Loads a generation beside the others and sees whether it is fit for traffic; what is not is unloaded again.
+    /// Loads a generation beside the others and sees whether it is fit for traffic.
     pub(super) async fn admit(&self, id: &GenerationId) -> Result<(), RolloutError> {
         self.ensure_loaded(id).await?;
-        let fit = self.probe(id).await;
-        if fit.is_err() && !self.keeps(&self.route(), id) {
+        self.probe(id).await
+    }
+
+    /// Unloads what a change that was not made may have loaded.
+    pub(super) async fn let_go(&self, id: &GenerationId) {
+        // Under the lock: another change may be about to switch to it.
+        let _one_at_a_time = self.change.lock().await;
+        if !self.keeps(&self.route(), id) {
             self.unload(id).await;
         }
-        fit
+    }
+
+    /// Unloads a generation that somebody loaded by its name; answers under way keep it.
+    ///
+    /// # Errors
+    /// It is not loaded, or the route needs it.
+    pub async fn unload_named(&self, id: &GenerationId) -> Result<(), LoadError> {
+        let _one_at_a_time = self.change.lock().await;
+        self.generations.unload(id).await
     }
 
     /// Whether a loaded generation is fit for traffic.

@@ -17,6 +17,7 @@ use super::ledger::{self, Change};
 use super::library::Library;
 use super::route::{Route, Share};
 use super::watched::{Trial, Watched};
+use crate::admission::Activity;
 use crate::config::{Config, Strategy};
 use crate::engine::GenerationId;
 
@@ -63,6 +64,12 @@ impl Rollout {
         }
     }
 
+    /// Whether live queries are answered.
+    #[must_use]
+    pub fn activity(&self) -> &Activity {
+        self.generations.activity()
+    }
+
     /// Who answers now.
     #[must_use]
     pub fn route(&self) -> Route {
@@ -80,7 +87,7 @@ impl Rollout {
         by: impl Into<By>,
     ) -> Result<Route, RolloutError> {
         let (me, id, expected, by) = (self.clone(), id.clone(), expected.cloned(), by.into());
-        self.to_the_end(async move {
+        self.try_out(id.clone(), async move {
             loop {
                 me.expect_other(&id, expected.as_ref(), &by)?;
                 me.generations.can_bring_up(&id)?;
@@ -113,7 +120,7 @@ impl Rollout {
         by: impl Into<By>,
     ) -> Result<Route, RolloutError> {
         let (me, id, expected, by) = (self.clone(), id.clone(), expected.cloned(), by.into());
-        self.to_the_end(async move {
+        self.try_out(id.clone(), async move {
             me.expect_other(&id, expected.as_ref(), &by)?;
             let _one_at_a_time = me.make_room_for_a_trial(&id, percent).await?;
             let before = me.expect_other(&id, expected.as_ref(), &by)?;
@@ -145,7 +152,7 @@ impl Rollout {
         by: impl Into<By>,
     ) -> Result<Route, RolloutError> {
         let (me, id, expected, by) = (self.clone(), id.clone(), expected.cloned(), by.into());
-        self.to_the_end(async move {
+        self.try_out(id.clone(), async move {
             let check = || match me.expect(expected.as_ref())? {
                 route if route.live == id => Err(RolloutError::AlreadyLive(id.clone())),
                 route => Ok(route),
@@ -287,6 +294,24 @@ impl Rollout {
     /// Whether another change took out again, before this one had its turn, what had been loaded for it.
     fn was_unloaded(&self, id: &GenerationId) -> bool {
         self.generations.get(id).is_none()
+    }
+
+    /// As [`Self::to_the_end`], for a change that loads a generation: where it is not made, that goes again.
+    async fn try_out<T: Send + 'static>(
+        self: &Arc<Self>,
+        id: GenerationId,
+        change: impl Future<Output = Result<T, RolloutError>> + Send + 'static,
+    ) -> Result<T, RolloutError> {
+        let me = self.clone();
+        let was_loaded = self.generations.get(&id).is_some();
+        self.to_the_end(async move {
+            let done = change.await;
+            if done.is_err() && !was_loaded {
+                me.let_go(&id).await;
+            }
+            done
+        })
+        .await
     }
 
     /// Does a change to its end, also when the caller leaves.

@@ -99,6 +99,27 @@ async fn a_stale_view_changes_nothing() {
 }
 
 #[tokio::test]
+async fn what_was_loaded_for_a_change_that_is_not_made_goes_and_what_is_switched_to_stays() {
+    let place = place().await;
+    let (first, base) = (place.import().await, GenerationId::base());
+    // Somebody else is changing the route.
+    let other = place.rollout.change.lock().await;
+    let (rollout, id, expected) = (place.rollout.clone(), first.clone(), base.clone());
+    let stale = tokio::spawn(async move { rollout.activate(&id, Some(&expected), "test").await });
+    while place.loaded() < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // Nobody takes it out under the one who may be switching to it.
+    let short = Duration::from_millis(50);
+    assert!(tokio::time::timeout(short, place.rollout.unload_named(&first)).await.is_err());
+    place.rollout.generations.load("named", std::path::PathBuf::new()).await.unwrap();
+    place.rollout.generations.set_route(Route::of("named".into(), None)).unwrap();
+    drop(other);
+    assert!(matches!(stale.await.unwrap(), Err(RolloutError::Stale { .. })));
+    assert_eq!(place.rollout.generations.list(), [base, "named".into()]);
+}
+
+#[tokio::test]
 async fn a_canary_begins_ends_and_is_promoted() {
     let place = place().await;
     let first = place.import().await;
@@ -429,10 +450,10 @@ async fn work_beside_the_generations_waits_for_live_queries_and_leaves_for_them(
         drop((live, more));
         let both =
             [admission.enter("key", deadline()).await.unwrap(), admission.enter("key", deadline()).await.unwrap()];
-        generations.busy().await;
-        assert!(tokio::time::timeout(short, generations.idle()).await.is_err(), "a query is answered");
+        generations.activity().busy().await;
+        assert!(tokio::time::timeout(short, generations.activity().idle()).await.is_err(), "a query is answered");
         drop(both);
-        generations.idle().await;
-        assert!(tokio::time::timeout(short, generations.busy()).await.is_err());
+        generations.activity().idle().await;
+        assert!(tokio::time::timeout(short, generations.activity().busy()).await.is_err());
     }
 }
