@@ -12,6 +12,7 @@ use subtle::ConstantTimeEq;
 
 use super::App;
 use super::error::ApiError;
+use super::page;
 use crate::config::{AuthConfig, ConfigError, Role};
 
 /// The name that requests count for when no key is configured.
@@ -77,9 +78,14 @@ impl Keyring {
         found.cloned()
     }
 
+    /// Whether no key is configured.
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Who sends a request with this `Authorization` header.
     fn authenticate(&self, authorization: Option<&header::HeaderValue>) -> Result<Caller, ApiError> {
-        if self.entries.is_empty() {
+        if self.is_empty() {
             return Ok(Caller { name: LOCAL.into(), role: Role::Admin, trusted: true });
         }
         let header = authorization
@@ -104,6 +110,12 @@ pub(super) async fn require_key(
         let Some(app) = request.app_data::<web::Data<App>>() else {
             return Ok(request.error_response(ApiError::internal("the server has no state")));
         };
+        if app.keyring.is_empty() {
+            let head = request.head();
+            if let Err(error) = page::refuse_foreign(&head.uri, &head.headers, &app.config.server.cors_origins) {
+                return Ok(request.error_response(error));
+            }
+        }
         match app.keyring.authenticate(request.headers().get(header::AUTHORIZATION)) {
             Ok(caller) => drop(request.extensions_mut().insert(caller)),
             Err(error) => return Ok(request.error_response(error)),

@@ -6,7 +6,7 @@
 //! - [`App`]: what the routes work with; [`configure`] puts them into an actix server.
 //! - `routes`: every route, in one table.
 //! - [`error`]: the one [`ApiError`](error::ApiError), and where it is rendered.
-//! - [`auth`]: keys and roles. `observe`: request ids, access log, panics. [`metrics`]: Prometheus.
+//! - [`auth`]: keys and roles; `page`: without keys, no web page of another site. `observe`: request ids, access log, panics. [`metrics`]: Prometheus.
 //! - `blocking`: work that waits for the disk; `body`, `json`: bodies within their limits, read with errors that name the path.
 //! - [`chat`]: chat completions; `completions`: stored ones; `feedback`: what is said of them;
 //!   `records`, `pairs`: what the operator sees of it; `paging`: lists. `adapters`: loading in
@@ -29,6 +29,7 @@ pub mod metrics;
 mod models;
 mod observe;
 pub mod openapi;
+mod page;
 mod paging;
 mod pairs;
 mod records;
