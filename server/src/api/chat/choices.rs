@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use futures::future::LocalBoxFuture;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::answer::{Answer, AnswerError, Answerer, FinishReason, Piece, Query};
 use crate::api::metrics::Meter;
@@ -33,11 +34,13 @@ enum State {
 impl Choices {
     /// Begins all answers, which belong to a request that arrived then.
     pub(super) fn start(answerer: &Arc<Answerer>, queries: Vec<Query>, arrival: Instant, draft: Option<Draft>) -> Self {
+        let alone = queries.len() == 1;
         let states = queries
             .into_iter()
             .map(|query| {
                 let answerer = answerer.clone();
-                State::Starting(Box::pin(async move { answerer.start(query).await }))
+                let start = async move { answerer.start(query).await };
+                State::Starting(if alone { Box::pin(start) } else { by_itself(start) })
             })
             .collect();
         Self { states, turn: 0, arrival, begun: None, draft }
@@ -116,6 +119,16 @@ impl Choices {
     }
 }
 
+/// Starts in a task of its own: of several choices, one can have the place that it waited for while the client does not read
+/// the others, and nobody looks at the stream.
+fn by_itself(
+    start: impl Future<Output = Result<Answer, AnswerError>> + Send + 'static,
+) -> LocalBoxFuture<'static, Result<Answer, AnswerError>> {
+    let task = AbortOnDropHandle::new(tokio::spawn(start));
+    let broken = |error| Err(EngineError::Failed(format!("the answer did not begin: {error}")).into());
+    Box::pin(async move { task.await.unwrap_or_else(broken) })
+}
+
 impl State {
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, AnswerError>> {
         let Self::Running(answer, meter) = self else { return Poll::Pending };
@@ -140,5 +153,59 @@ pub(super) fn finish_reason(reason: FinishReason) -> &'static str {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
         FinishReason::ToolCalls => "tool_calls",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::admission::Snapshot;
+    use crate::answer::ToolChoice;
+    use crate::api::testing;
+    use crate::config::Config;
+    use crate::engine::{Content, Message, Role, Sampling};
+    use crate::rollout::Sticky;
+
+    fn query(text: &str) -> Query {
+        let content = vec![Content::Text(text.into())];
+        let message = Message { role: Role::User, content, tool_calls: Vec::new(), tool_call_id: None };
+        Query {
+            key: "key".into(),
+            generation: None,
+            sticky: Sticky::of("key"),
+            lease: None,
+            messages: vec![message],
+            tools: Vec::new(),
+            tool_choice: ToolChoice::Auto,
+            sampling: Sampling::greedy(),
+            max_tokens: None,
+            top_logprobs: 0,
+            grammar: None,
+            stop: Vec::new(),
+            live: true,
+            deadline: Instant::now() + Duration::from_secs(60),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_stands_still_holds_no_place() {
+        // Two places, and four choices.
+        let server = testing::server(Config::default(), &[], true).await;
+        let queries = (0..4).map(|_| query("hello")).collect();
+        let mut choices = Choices::start(&server.app.answerer, queries, Instant::now(), None);
+        choices.next().await.unwrap().unwrap();
+        let admission = server.app.generations.live().unwrap().admission;
+        let begun = Instant::now();
+        while admission.snapshot() != Snapshot::default() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", admission.snapshot());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let mut ends = 0;
+        while let Some(piece) = choices.next().await {
+            ends += usize::from(matches!(piece.unwrap().1, Piece::End { .. }));
+        }
+        assert_eq!(ends, 4);
     }
 }
