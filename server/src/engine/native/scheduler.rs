@@ -24,10 +24,19 @@ use super::prefixes::PrefixCache;
 use super::sequence::Sequence;
 use crate::engine::{EngineError, Event, Vocabulary};
 
-/// Rows of one prompt that are read at once.
-const PIECE: usize = 256;
-/// Rows of all prompts that are read at once.
-const ROWS: usize = 512;
+/// How much of the prompts that wait is read at once.
+#[derive(Clone, Copy)]
+struct Reading {
+    /// Rows of one prompt.
+    piece: usize,
+    /// Rows of all of them.
+    rows: usize,
+}
+
+/// For live answers.
+const AHEAD: Reading = Reading { piece: 256, rows: 512 };
+/// For background work: a live answer that comes meanwhile waits until they are read.
+const BEHIND: Reading = Reading { piece: 64, rows: 64 };
 
 /// Multiplications of a product for one row from which on threads share it.
 const WIDE: usize = 1 << 18;
@@ -54,8 +63,8 @@ pub(super) struct Scheduler {
 }
 
 /// Sequences that are computed together.
-#[derive(Default)]
 struct Lane {
+    reads: Reading,
     /// Not admitted yet, first come first.
     waiting: VecDeque<Sequence>,
     /// Admitted, their prompts not read yet, first come first.
@@ -71,8 +80,8 @@ impl Scheduler {
             bytes_per_token: KeyValues::bytes_per_token(decoder.config(), decoder.dtype()),
             work,
             arrivals,
-            live: Lane::default(),
-            background: Lane::default(),
+            live: Lane::new(AHEAD),
+            background: Lane::new(BEHIND),
             budget,
             max_parallel,
         }
@@ -152,6 +161,10 @@ impl Scheduler {
 }
 
 impl Lane {
+    fn new(reads: Reading) -> Self {
+        Self { reads, waiting: VecDeque::new(), reading: Vec::new(), answering: Vec::new() }
+    }
+
     fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.inside() == 0
     }
@@ -210,7 +223,7 @@ impl Lane {
         if chosen.is_empty() {
             return false;
         }
-        let rows: Vec<usize> = chosen.iter().map(|sequence| sequence.unread().min(PIECE)).collect();
+        let rows: Vec<usize> = chosen.iter().map(|sequence| sequence.unread().min(self.reads.piece)).collect();
         match guarded(|| work.together(|| read(&work.model, &mut chosen, &rows))) {
             Err(error) => chosen.into_iter().for_each(|sequence| sequence.fail(error.clone())),
             Ok(logits) => {
@@ -242,13 +255,14 @@ impl Lane {
     /// before it waits for that one, to copy it then.
     fn choose_readers(&mut self, work: &Work) -> Vec<Sequence> {
         let (mut chosen, mut rest) = (Vec::<Sequence>::new(), Vec::<Sequence>::new());
+        let Reading { piece, rows } = self.reads;
         let mut total = 0;
         for mut sequence in self.reading.drain(..) {
             if sequence.is_blind() || chosen.iter().chain(&rest).any(|before| sequence.awaits(before)) {
                 rest.push(sequence);
                 continue;
             }
-            if total > 0 && total + sequence.unread().min(PIECE) > ROWS {
+            if total > 0 && total + sequence.unread().min(piece) > rows {
                 rest.push(sequence);
                 continue;
             }
@@ -256,7 +270,7 @@ impl Lane {
                 sequence.fail(error);
                 continue;
             }
-            total += sequence.unread().min(PIECE);
+            total += sequence.unread().min(piece);
             chosen.push(sequence);
         }
         self.reading = rest;
