@@ -238,3 +238,39 @@ proptest::proptest! {
         }
     }
 }
+
+/// The file is as long as its header says, and has holes in the place of what nobody would want to read.
+#[test]
+fn a_header_that_cannot_be_right_is_refused_before_the_file_is_read() {
+    let write = |a: &[u64], b: &[u64], data: u64| {
+        let directory = copy();
+        let bytes = |shape: &[u64]| 4 * shape.iter().product::<u64>();
+        let end = bytes(a) + bytes(b);
+        let name = |half: &str| format!("base_model.model.{Q0}.lora_{half}.weight");
+        let header = json!({
+            name("A"): {"dtype": "F32", "shape": a, "data_offsets": [0, bytes(a)]},
+            name("B"): {"dtype": "F32", "shape": b, "data_offsets": [bytes(a), end + data]},
+        });
+        let header = header.to_string();
+        let path = directory.path().join(WEIGHTS_FILE);
+        let start = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+        std::fs::write(&path, &start).unwrap();
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(start.len() as u64 + end + data).unwrap();
+        change_settings(directory.path(), |settings| settings["target_modules"] = json!([Q0]));
+        directory
+    };
+    assert!(PeftAdapter::read(write(&[4, 64], &[64, 4], 0).path()).is_ok());
+    // No machine has the memory for any of these files.
+    let cases: [(&[u64], &[u64], u64); 4] = [
+        (&[4, 1 << 36], &[64, 4], 0),
+        (&[4, 64], &[1 << 36, 4], 0),
+        (&[1 << 20, 1 << 20], &[64, 4], 0),
+        (&[4, 64], &[64, 4], 1 << 40),
+    ];
+    for (a, b, data) in cases {
+        let error = refusal(write(a, b, data).path());
+        let expected = matches!(error, AdapterError::Shape { .. } | AdapterError::Safetensors { .. });
+        assert!(expected, "{a:?} {b:?} {data}: {error}");
+    }
+}

@@ -392,3 +392,28 @@ fn an_image_is_kept_once_and_can_be_named_by_its_digest() {
     assert_eq!(again[0].images, pairs[0].images);
     assert_eq!(again[0].id, pairs[0].id, "the id comes from the content");
 }
+
+#[test]
+fn a_bad_answer_keeps_no_other_of_its_entry_out() {
+    let world = World::new();
+    let turn = |from: &str, value: &str| json!({"from": from, "value": value});
+    let entry = json!({"image": "ok.png", "conversations": [
+        turn("human", "<image>\nWhat is it?"), turn("gpt", "A hat."),
+        turn("human", "Which colour?"), turn("gpt", " "),
+        turn("human", "Whose?"), turn("gpt", "Mine."),
+        turn("human", "Since when?"), turn("gpt", &"word ".repeat(21)),
+    ]});
+    let skip = ReadOptions { on_error: OnError::Skip, ..world.options.clone() };
+    let (report, pairs) = world.read(entry.to_string().as_bytes(), &skip).unwrap();
+    assert_eq!(pairs.iter().map(|pair| pair.chosen.as_str()).collect::<Vec<_>>(), ["A hat.", "Mine."]);
+    let reasons: Vec<_> = report.skipped.iter().map(|skipped| (skipped.line, skipped.reason.as_str())).collect();
+    let long = "the chosen answer has 21 words, the limit is 20 (max_answer_words)";
+    assert_eq!(reasons, [(1, "the chosen answer is empty"), (1, long)]);
+    assert_eq!((report.entries, report.annotations, report.faults), (1, 2, 2));
+    assert!(world.read(entry.to_string().as_bytes(), &world.options).is_err());
+
+    // What is wrong with all of them is told once.
+    let entry = entry.to_string().replace("ok.png", "gone.png").replace("\" \"", "\"Red.\"").replace("word ", "x");
+    let (report, _) = world.read(format!("{entry}\n{}", row("ok.png")).as_bytes(), &skip).unwrap();
+    assert_eq!((report.faults, report.skipped[0].reason.contains("gone.png")), (1, true), "{report:?}");
+}

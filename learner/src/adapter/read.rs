@@ -28,7 +28,8 @@ impl PeftAdapter {
 
         let path = directory.join(WEIGHTS_FILE);
         // The header first: names, types and sizes are refused before the file is read into memory.
-        let halves = halves(&read_header(&path)?)?;
+        let header = read_header(&path)?;
+        let halves = halves(&header)?;
         if halves.is_empty() {
             return Err(AdapterError::Empty { path });
         }
@@ -39,6 +40,11 @@ impl PeftAdapter {
             return Err(AdapterError::NotTargeted { module: module.to_owned() });
         }
         let ranks = config.ranks_and_alphas(names())?;
+        for (module, (r, _)) in &ranks {
+            let [a, b] = halves[*module].each_ref().map(|name| header[name].shape.as_slice());
+            Self::check_shapes(module, a, b, *r)?;
+        }
+        check_length(&header, &path)?;
         let bytes = fs_err::read(&path)?;
         let mut tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
             .map_err(|error| AdapterError::Safetensors { path: path.clone(), reason: error.to_string() })?;
@@ -62,6 +68,21 @@ fn take(
         path: path.to_owned(),
         reason: format!("tensor {name} vanished between two reads"),
     })
+}
+
+/// Checks that tensors of these shapes, which are sound, fill the file.
+fn check_length(header: &BTreeMap<String, TensorHeader>, path: &Path) -> Result<(), AdapterError> {
+    let size = |tensor: &TensorHeader| {
+        let width = if tensor.dtype == "F32" { 4 } else { 2 };
+        tensor.shape.iter().map(|side| *side as u64).product::<u64>() * width
+    };
+    let sizes: u64 = header.values().map(size).sum();
+    let end = header.values().map(|tensor| tensor.data_offsets.1).max().unwrap_or(0);
+    if end == sizes {
+        return Ok(());
+    }
+    let reason = format!("its tensors have {sizes} bytes by their shapes and {end} by their places");
+    Err(AdapterError::Safetensors { path: path.to_owned(), reason })
 }
 
 /// Names of the two matrices of each module.

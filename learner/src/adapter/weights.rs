@@ -9,6 +9,9 @@ use super::error::AdapterError;
 use super::header::ModuleShapes;
 use super::names::candidates;
 
+/// Most rows or columns of a matrix; vocabularies, the widest of what is adapted, have a quarter of it.
+const MAX_SIDE: usize = 1 << 20;
+
 /// Factor of `B·A·x`: α/r, or α/√r with rsLoRA (arXiv 2312.03732).
 pub fn lora_scale(alpha: f64, r: usize, rslora: bool) -> f64 {
     let r = r as f64;
@@ -121,6 +124,24 @@ impl PeftAdapter {
         self.modules.values().map(|weights| weights.a.elem_count() + weights.b.elem_count()).sum()
     }
 
+    /// Checks the shapes of one module's matrices: `[r, in]` and `[out, r]`, and neither side over [`MAX_SIDE`].
+    pub(super) fn check_shapes(module: &str, a: &[usize], b: &[usize], r: usize) -> Result<(), AdapterError> {
+        let shape = |tensor, found: &[usize], expected: String| AdapterError::Shape {
+            module: module.to_owned(),
+            tensor,
+            found: found.to_vec(),
+            expected,
+        };
+        let side = |side: usize| (1..=MAX_SIDE).contains(&side);
+        if !matches!(*a, [rank, width] if rank == r && side(rank) && side(width)) {
+            return Err(shape("lora_A", a, format!("[{r}, in] by the rank in the settings, in at most {MAX_SIDE}")));
+        }
+        if !matches!(*b, [height, rank] if rank == r && side(height)) {
+            return Err(shape("lora_B", b, format!("[out, {r}] by the rank in the settings, out at most {MAX_SIDE}")));
+        }
+        Ok(())
+    }
+
     /// Checks one module: ranks agree with the settings' (r, α, scale) and each other, every value is finite.
     pub(super) fn check_module(
         module: &str,
@@ -128,18 +149,7 @@ impl PeftAdapter {
         b: Tensor,
         (r, alpha, scale): (usize, f64, f64),
     ) -> Result<LoraWeights, AdapterError> {
-        let shape = |tensor, found: &Tensor, expected: String| AdapterError::Shape {
-            module: module.to_owned(),
-            tensor,
-            found: found.dims().to_vec(),
-            expected,
-        };
-        if a.rank() != 2 || a.dims()[0] != r || a.dims()[1] == 0 {
-            return Err(shape("lora_A", &a, format!("[{r}, in] by the rank in the settings")));
-        }
-        if b.rank() != 2 || b.dims()[1] != r || b.dims()[0] == 0 {
-            return Err(shape("lora_B", &b, format!("[out, {r}] by the rank in the settings")));
-        }
+        Self::check_shapes(module, a.dims(), b.dims(), r)?;
         let a = a.to_dtype(DType::F32)?;
         let b = b.to_dtype(DType::F32)?;
         for (tensor, values) in [("lora_A", &a), ("lora_B", &b)] {

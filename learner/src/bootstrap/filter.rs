@@ -3,6 +3,9 @@
 //! A pair is kept only if the answers differ in content, neither is empty, a refusal or too long, their lengths are alike, the
 //! rejected text was not produced as a chosen answer for the same image and question, the pair is no duplicate, and it is
 //! under the caps per source, per API key and per question template: 1 to 5 % of poisoned pairs is enough to bend a model.
+//!
+//! A rejected text that is chosen only later is no reason here, where the pair is kept already;
+//! [`Split`](crate::bpo::split::Split) leaves the pair out of every run from then on.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -108,7 +111,7 @@ impl PairFilter {
 
     /// Remembers a chosen answer, also one without a pair so far: the same text is never rejected for this question.
     pub fn know_chosen(&mut self, images: &str, question: &str, chosen: &str) {
-        self.chosen.insert(digest(&[images, question, &bare(chosen)]));
+        self.chosen.insert(answer_digest(images, question, chosen));
     }
 
     /// Remembers a stored pair, as [`PairFilter::admit`] does with one that it keeps.
@@ -147,7 +150,6 @@ impl PairFilter {
         let answers = [pair.chosen, pair.rejected];
         let words = answers.map(PreferencePair::words);
         let (shorter, longer) = (words[0].min(words[1]), words[0].max(words[1]));
-        let taken = || digest(&[pair.images, pair.question, &bare(pair.rejected)]);
         if shorter == 0 {
             Some(Rejection::Empty)
         } else if longer > self.limits.max_words {
@@ -158,7 +160,7 @@ impl PairFilter {
             Some(Rejection::SameContent)
         } else if longer as f64 > self.limits.max_length_ratio * shorter as f64 {
             Some(Rejection::LengthRatio)
-        } else if self.chosen.contains(&taken()) {
+        } else if self.chosen.contains(&answer_digest(pair.images, pair.question, pair.rejected)) {
             Some(Rejection::RejectedIsChosen)
         } else if self.pairs.contains(&pair_digest(pair)) {
             Some(Rejection::Duplicate)
@@ -211,6 +213,11 @@ pub(crate) fn is_refusal(answer: &str) -> bool {
 fn bare(answer: &str) -> String {
     let letters: String = answer.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
     if letters.is_empty() { answer.trim().to_owned() } else { letters }
+}
+
+/// What an answer says to a question about images: equal for two of the same content.
+pub(crate) fn answer_digest(images: &str, question: &str, answer: &str) -> [u8; 32] {
+    digest(&[images, question, &bare(answer)])
 }
 
 fn pair_digest(pair: &Candidate<'_>) -> [u8; 32] {

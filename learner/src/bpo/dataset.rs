@@ -8,7 +8,6 @@ use fs_err as fs;
 use super::data::{DataError, Fault, OnError, Skipped};
 use super::files;
 use super::pair::PreferencePair;
-use super::seed::{self, Purpose};
 
 /// Longest line that is read, bytes. A pair holds text and digests, no images, so more is no pair.
 pub const MAX_LINE_BYTES: usize = 4 << 20;
@@ -62,7 +61,7 @@ pub fn read(path: &Path, want: &str, on_error: OnError) -> Result<Frozen, DataEr
             break;
         }
         hasher.update(&bytes);
-        let result = if bytes.len() > MAX_LINE_BYTES {
+        let result = if bytes.strip_suffix(b"\n").unwrap_or(&bytes).len() > MAX_LINE_BYTES {
             let read = bytes.len() as u64 + skip_line(&mut reader, &mut hasher).map_err(io)?;
             Err(Fault::EntryTooLong { bytes: read, limit: MAX_LINE_BYTES })
         } else if bytes.trim_ascii().is_empty() {
@@ -116,17 +115,6 @@ fn skip_line(reader: &mut impl BufRead, hasher: &mut blake3::Hasher) -> io::Resu
             return Ok(skipped);
         }
     }
-}
-
-/// Splits pairs into (train, held out): a share of the *images*, so that no image is on both sides. Which side a pair is on
-/// depends on its images and the seed alone, and stays the same as a dataset grows.
-pub fn split(pairs: Vec<PreferencePair>, share: f64, seed: u64) -> (Vec<PreferencePair>, Vec<PreferencePair>) {
-    let held_out = |pair: &PreferencePair| {
-        let bits = seed::derive(seed, Purpose::Split, &[], &pair.split_key());
-        (bits as f64 / u64::MAX as f64) < share
-    };
-    let (held_out, train) = pairs.into_iter().partition(held_out);
-    (train, held_out)
 }
 
 #[cfg(test)]
@@ -194,12 +182,21 @@ mod tests {
     }
 
     #[test]
-    fn the_split_keeps_images_together_and_does_not_move() {
-        let (train, held_out) = split((0..400).map(pair).collect(), 0.2, 3);
-        assert!((60..100).contains(&held_out.len()), "{}", held_out.len());
-        assert!(train.iter().all(|one| { held_out.iter().all(|other| one.split_key() != other.split_key()) }));
-        let (_, fewer) = split((0..200).map(pair).collect(), 0.2, 3);
-        assert!(fewer.iter().all(|pair| held_out.contains(pair)));
-        assert!(split((0..9).map(pair).collect(), 0.0, 3).1.is_empty());
+    fn a_line_at_the_limit_is_whole_and_so_is_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dataset.jsonl");
+        let of = |bytes: usize| {
+            let mut long = pair(0);
+            let without = serde_json::to_vec(&long).unwrap().len();
+            long.chosen.push_str(&"x".repeat(bytes - without));
+            serde_json::to_string(&long).unwrap()
+        };
+        for (bytes, pairs) in [(MAX_LINE_BYTES - 1, 2), (MAX_LINE_BYTES, 2), (MAX_LINE_BYTES + 1, 1)] {
+            let next = serde_json::to_string(&pair(1)).unwrap();
+            fs::write(&path, format!("{}\n{next}\n", of(bytes))).unwrap();
+            let frozen = read(&path, "", OnError::Skip).unwrap();
+            assert_eq!((frozen.pairs.len(), frozen.skipped.len()), (pairs, 2 - pairs), "{bytes}");
+            assert_eq!(frozen.digest, blake3::hash(&fs::read(&path).unwrap()).to_hex().to_string());
+        }
     }
 }

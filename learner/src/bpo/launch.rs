@@ -249,4 +249,8 @@ impl Encoder for ModelEncoder {
     fn answer(&self, text: &str) -> Result<Vec<u32>, ExampleError> {
         Ok(self.model.answer(text)?)
     }
+
+    fn max_positions(&self) -> usize {
+        self.model.decoder().config().max_positions
+    }
 }

@@ -5,7 +5,8 @@
 //! - [`loss`]: the loss of one pair and its gradient in closed form.
 //! - [`adamw`], [`schedule`]: the optimiser, clipping, the learning rate.
 //! - [`config`]: the file `run.toml`.
-//! - [`pair`], [`data`], [`dataset`]: preference pairs, the files they are read from, and the frozen set of a run.
+//! - [`pair`], [`data`], [`dataset`]: preference pairs, the files they are read from, and the frozen set of a run; [`split`]: what
+//!   of it is held out.
 //! - [`launch`]: `train --run DIR` on a real model.
 //! - [`run`]: a run directory from start to end; [`prepare`]: its pairs as tokens and image features.
 //! - [`trainer`]: the steps of a run; [`order`] and [`seed`] decide what it sees when, [`mod@reference`] holds log π_ref.
@@ -43,6 +44,7 @@ mod resume;
 pub mod run;
 pub mod schedule;
 pub mod seed;
+pub mod split;
 mod step;
 pub mod trainer;
 

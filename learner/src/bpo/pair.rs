@@ -178,12 +178,17 @@ impl PreferencePair {
         Ok(())
     }
 
-    /// What held-out splitting keeps together: pairs on the same images never end up on both sides.
-    pub fn split_key(&self) -> String {
+    /// What it is about: the digests of its images or, without any, its conversation.
+    pub fn subjects(&self) -> Vec<String> {
         if self.images.is_empty() {
-            return self.id.clone();
+            return vec![self.question()];
         }
-        self.images.iter().map(|image| image.digest.as_str()).collect::<Vec<_>>().join("+")
+        self.images.iter().map(|image| image.digest.clone()).collect()
+    }
+
+    /// Its conversation as text, to compare it.
+    pub fn question(&self) -> String {
+        serde_json::to_string(&self.conversation).unwrap_or_default()
     }
 }
 

@@ -61,6 +61,11 @@ pub trait Encoder {
     /// The tokenizer refuses it.
     fn answer(&self, text: &str) -> Result<Vec<u32>, ExampleError>;
 
+    /// Most tokens of a prompt and its answer together. Default no limit.
+    fn max_positions(&self) -> usize {
+        usize::MAX
+    }
+
     /// How the model normalises pixels, for diffusion noise. Default 0.5 and 0.5.
     fn normalisation(&self) -> Normalisation {
         Normalisation::default()
@@ -120,7 +125,7 @@ pub struct Prepared<'a, E: Encoder> {
 }
 
 impl<'a, E: Encoder> Prepared<'a, E> {
-    /// Tokenises `pairs` and drops those that the configuration's limits rule out.
+    /// Tokenises `pairs` and drops those that the limits of the configuration or of the model rule out.
     ///
     /// # Errors
     /// A pair that cannot be prepared, where `data.on_error` is `fail`; otherwise it is dropped with its reason.
@@ -137,7 +142,8 @@ impl<'a, E: Encoder> Prepared<'a, E> {
         let mut dropped = Dropped::new();
         let mut images = (Vec::new(), Vec::new());
         for pair in pairs {
-            let item = prepared.item(pair, config, &mut images).and_then(|item| limits(&item, config).map(|()| item));
+            let limits = |item| limits(&item, config, encoder.max_positions()).map(|()| item);
+            let item = prepared.item(pair, config, &mut images).and_then(limits);
             match item {
                 Ok(item) => prepared.items.push(item),
                 Err(Refused::Limit(reason)) => *dropped.entry(reason.to_owned()).or_default() += 1,
@@ -223,7 +229,7 @@ fn key(digest: &str, distortion: Option<&Distortion>) -> String {
 }
 
 enum Refused {
-    /// One of the configuration's limits.
+    /// One of the limits of the configuration or of the model.
     Limit(&'static str),
     Error(ExampleError),
 }
@@ -234,7 +240,7 @@ impl<E: Into<ExampleError>> From<E> for Refused {
     }
 }
 
-fn limits(item: &Item, config: &RunConfig) -> Result<(), Refused> {
+fn limits(item: &Item, config: &RunConfig, max_positions: usize) -> Result<(), Refused> {
     let lengths = item.answers.iter().map(|answer| answer.len()).collect::<Vec<_>>();
     let longest = lengths.iter().copied().max().unwrap_or(0);
     let shortest = lengths.iter().copied().min().unwrap_or(0).max(1);
@@ -244,6 +250,9 @@ fn limits(item: &Item, config: &RunConfig) -> Result<(), Refused> {
     }
     if longest > config.data.max_answer_tokens {
         return Err(Refused::Limit("answer over data.max_answer_tokens"));
+    }
+    if item.prompt.len() + longest > max_positions {
+        return Err(Refused::Limit("prompt and answer together over the model's positions"));
     }
     if ratio > 0.0 && longest as f64 / shortest as f64 > ratio {
         return Err(Refused::Limit("answers' lengths differ by more than loss.max_length_ratio"));
@@ -331,6 +340,20 @@ mod tests {
     #[derive(Default)]
     struct Eye {
         saw: Cell<Option<(u32, u32, [u8; 3])>>,
+        max_positions: usize,
+    }
+
+    fn pair(digest: String) -> PreferencePair {
+        PreferencePair {
+            id: "pair-1".into(),
+            images: vec![ImageRef { digest, width: 1, height: 1 }],
+            conversation: vec![Message { role: Role::User, content: vec![Part::Image { index: 0 }] }],
+            chosen: "A circle.".into(),
+            rejected: None,
+            distortion: None,
+            source: Source::Annotation,
+            negative: None,
+        }
     }
 
     impl Encoder for Eye {
@@ -352,24 +375,19 @@ mod tests {
         fn answer(&self, _: &str) -> Result<Vec<u32>, ExampleError> {
             Ok(vec![1])
         }
+
+        fn max_positions(&self) -> usize {
+            self.max_positions
+        }
     }
 
     #[test]
     fn training_sees_the_pixels_that_serving_sees() {
         let dir = tempfile::tempdir().unwrap();
         let blobs = BlobDir::new(dir.path());
-        let eye = Eye::default();
+        let eye = Eye { max_positions: 2, ..Eye::default() };
         let saw = |bytes: &[u8]| {
-            let pair = PreferencePair {
-                id: "pair-1".into(),
-                images: vec![ImageRef { digest: blobs.put(bytes).unwrap(), width: 1, height: 1 }],
-                conversation: vec![Message { role: Role::User, content: vec![Part::Image { index: 0 }] }],
-                chosen: "A circle.".into(),
-                rejected: None,
-                distortion: None,
-                source: Source::Annotation,
-                negative: None,
-            };
+            let pair = pair(blobs.put(bytes).unwrap());
             let (prepared, _) =
                 Prepared::new(&eye, &blobs, &RunConfig::default(), &[pair], &FeatureCache::new(0)).unwrap();
             let first = eye.saw.take().unwrap();
@@ -381,5 +399,18 @@ mod tests {
         assert_eq!((width, height), (32, 48));
         assert!(pixel[0] > 200 && pixel[2] < 50, "{pixel:?}");
         assert_eq!(saw(&glass()), (3, 2, [255; 3]));
+    }
+
+    #[test]
+    fn a_pair_that_is_too_long_for_the_model_does_not_end_the_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = BlobDir::new(dir.path());
+        let pairs = [pair(blobs.put(&photograph()).unwrap())];
+        for (max_positions, kept) in [(2, 1), (1, 0)] {
+            let eye = Eye { max_positions, ..Eye::default() };
+            let (prepared, dropped) =
+                Prepared::new(&eye, &blobs, &RunConfig::default(), &pairs, &FeatureCache::new(0)).unwrap();
+            assert_eq!((prepared.len(), dropped.values().sum::<usize>()), (kept, 1 - kept), "{dropped:?}");
+        }
     }
 }

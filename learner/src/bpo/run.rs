@@ -23,6 +23,7 @@ use super::policy::Policy;
 use super::prepare::{Dropped, Encoder, FeatureCache, Prepared};
 use super::progress::{Event, Progress};
 use super::report::{self, Summary};
+use super::split::Split;
 use super::trainer::{Control, Inputs, Outcome, announce, execute};
 
 /// `DIR/result.json`.
@@ -120,13 +121,13 @@ fn run<P: Policy, E: Encoder>(
     }
     let blobs = BlobDir::new(dir.join(&data.blobs));
     let cache = FeatureCache::new(data.feature_cache_mib << 20);
-    let (train, mut held_out) = dataset::split(frozen.pairs, data.held_out, data.held_out_seed);
+    let Split { train, mut held_out, dropped } = Split::new(frozen.pairs, data.held_out, data.held_out_seed);
     if config.evaluation.max_pairs > 0 {
         held_out.truncate(config.evaluation.max_pairs);
     }
-    let (train, dropped) = Prepared::new(parts.encoder, &blobs, config, &train, &cache)?;
-    let (held_out, dropped_too) = Prepared::new(parts.encoder, &blobs, config, &held_out, &cache)?;
-    for (reason, count) in dropped.into_iter().chain(dropped_too) {
+    let (train, of_train) = Prepared::new(parts.encoder, &blobs, config, &train, &cache)?;
+    let (held_out, of_held_out) = Prepared::new(parts.encoder, &blobs, config, &held_out, &cache)?;
+    for (reason, count) in dropped.into_iter().chain(of_train).chain(of_held_out) {
         *result.dropped.entry(reason).or_default() += count;
     }
     for (reason, count) in &result.dropped {

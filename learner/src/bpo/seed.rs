@@ -13,7 +13,7 @@ pub enum Purpose {
     Order,
     /// LoRA dropout; counters: optimiser step, forward pass within it.
     Dropout,
-    /// Held-out split; name: the pair's images.
+    /// Held-out split; name: the image's digest, or the conversation of a pair without one.
     Split,
     /// Distorted images of pairs that name no seed; name: the pair's id.
     Distortion,

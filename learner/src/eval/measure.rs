@@ -68,7 +68,7 @@ pub struct Comparison {
     pub low: Option<f64>,
     /// Upper end of the confidence interval.
     pub high: Option<f64>,
-    /// Items compared.
+    /// Items compared: those that have something to measure on one side at least.
     pub items: usize,
 }
 
@@ -145,13 +145,14 @@ impl Measure {
             Some(candidate - baseline)
         };
         let all: Vec<usize> = (0..self.items.len()).collect();
+        let measured = self.items.iter().zip(&baseline.items).filter(|(one, other)| one.1 != 0.0 || other.1 != 0.0);
         let interval = interval(self.items.len(), bootstrap, difference);
         Ok(Comparison {
             name: self.name.clone(),
             difference: difference(&all),
             low: interval.map(|(low, _)| low),
             high: interval.map(|(_, high)| high),
-            items: self.items.len(),
+            items: measured.count(),
         })
     }
 }

@@ -46,9 +46,7 @@ impl Origin {
 
 /// What a pair is about, its pictures or, without any, its conversation; and the conversation.
 fn question(pair: &PreferencePair) -> (String, String) {
-    let conversation = serde_json::to_string(&pair.conversation).unwrap_or_default();
-    let subject = if pair.images.is_empty() { conversation.clone() } else { pair.split_key() };
-    (subject, conversation)
+    (pair.subjects().join("+"), pair.question())
 }
 
 /// A measure whose items are pictures: numerators and denominators of their examples added up.

@@ -109,4 +109,16 @@ mod tests {
         assert_eq!(outcome(&rule, &length(10.0), &length(0.0)), Outcome::Failed);
         assert_eq!(outcome(&rule, &length(f64::NAN), &length(1.0)), Outcome::Failed);
     }
+
+    #[test]
+    fn items_that_measure_nothing_do_not_count() {
+        let rule = Rule::worse("preference accuracy", Better::Higher, 0.1);
+        let preferred = |hit: f64, of: usize| {
+            Measure::new("share", (0..40).map(|item| if item < of { (hit, 1.0) } else { (0.0, 0.0) }))
+        };
+        assert_eq!(outcome(&rule, &preferred(1.0, 5), &preferred(1.0, 5)), Outcome::Skipped);
+        assert_eq!(outcome(&rule, &preferred(1.0, 30), &preferred(1.0, 30)), Outcome::Passed);
+        // What only the start has something to measure of is a loss, not nothing.
+        assert_eq!(outcome(&rule, &preferred(1.0, 30), &preferred(1.0, 0)), Outcome::Failed);
+    }
 }

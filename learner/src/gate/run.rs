@@ -19,6 +19,7 @@ use crate::bpo::examples::{ExampleError, Examples};
 use crate::bpo::launch::{ModelEncoder, POCKET};
 use crate::bpo::pair::PreferencePair;
 use crate::bpo::prepare::{FeatureCache, Prepared};
+use crate::bpo::split::Split;
 use crate::bpo::{TrainError, dataset, files};
 use crate::eval::{EvalError, ModelAnswerer};
 use crate::model::{Lora, LoraPolicy, ModelError, PolicyOptions};
@@ -74,7 +75,7 @@ pub fn gate(dir: &Path, run: &RunConfig, config: &GateConfig, base: &Base<'_>) -
     }
     config.validate()?;
     let frozen = dataset::read(&dir.join(&run.data.dataset), &run.data.digest, run.data.on_error)?;
-    let (_, mut pairs) = dataset::split(frozen.pairs, run.data.held_out, run.data.held_out_seed);
+    let mut pairs = Split::new(frozen.pairs, run.data.held_out, run.data.held_out_seed).held_out;
     if config.max_pairs > 0 {
         pairs.truncate(config.max_pairs);
     }

@@ -108,12 +108,15 @@ impl Store {
     }
 
     /// Removes blobs that no row needs, and gives their number and bytes. One that [`Blobs::put`] brought within the last
-    /// hour stays: its row may be on its way.
+    /// hour and no row needed since stays: its row may be on its way.
     ///
     /// # Errors
     /// The store failed.
     pub fn collect_garbage(&self) -> Result<(usize, u64), StoreError> {
         let alone = self.blob_use.write().unwrap_or_else(PoisonError::into_inner);
+        // Rows that are not on the disk yet say nothing about what those on it need.
+        self.core.check_whole()?;
+        self.flush()?;
         let mut unclaimed = self.unclaimed.lock().unwrap_or_else(PoisonError::into_inner);
         unclaimed.retain(|_, since| since.elapsed() < CLAIM);
         let (mut count, mut bytes) = (0, 0);
@@ -128,7 +131,18 @@ impl Store {
         Ok((count, bytes))
     }
 
-    /// Removes those of some blobs that no row needs any more. Nobody may be writing.
+    /// Removes those of some blobs that no row needs any more.
+    pub(super) fn remove_released(&self, digests: &[String]) -> Result<usize, StoreError> {
+        if digests.is_empty() {
+            return Ok(0);
+        }
+        let _nobody_writes = self.blob_use.write().unwrap_or_else(PoisonError::into_inner);
+        // Others may have written since: a file goes after the rows that needed it are gone for good.
+        self.flush()?;
+        self.remove_unneeded(digests)
+    }
+
+    /// Removes those of some blobs that no row needs any more. Nobody may be writing, and everything written is on the disk.
     pub(super) fn remove_unneeded(&self, digests: &[String]) -> Result<usize, StoreError> {
         let unclaimed = self.unclaimed.lock().unwrap_or_else(PoisonError::into_inner);
         let mut count = 0;
@@ -159,5 +173,38 @@ impl Blobs for Store {
 
     fn get(&self, digest: &str) -> io::Result<Vec<u8>> {
         self.blobs.get(digest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Options;
+    use super::super::rows::FileRow;
+    use super::*;
+
+    #[test]
+    fn nothing_goes_that_rows_on_the_disk_may_need() {
+        let dir = tempfile::tempdir().unwrap();
+        let flush_every = Duration::from_secs(3600);
+        let store = Store::open(dir.path(), Options { flush_every, min_free_bytes: 0, ..Options::default() }).unwrap();
+        let file = FileRow {
+            id: "file-1".into(),
+            created_ms: 1,
+            filename: "pairs.jsonl".into(),
+            purpose: "fine-tune".into(),
+            bytes: 4,
+            digest: store.put(b"file").unwrap(),
+            key: "root".into(),
+        };
+        store.insert(&file).unwrap();
+        store.unclaimed.lock().unwrap().clear();
+        store.write_behind(|rows| rows.remove::<FileRow>(&file.id)).unwrap();
+        let failed = Err::<(), _>(StoreError::Io(io::Error::other("no disk")));
+        assert!(store.core.noticed(failed).is_err());
+        assert!(matches!(store.collect_garbage(), Err(StoreError::Degraded(_))));
+        assert!(store.blob_path(&file.digest).unwrap().exists(), "after a restart its row is there again");
+        *store.core.failure.lock().unwrap() = None;
+        assert_eq!(store.collect_garbage().unwrap().0, 1);
+        assert_eq!(store.flushed(), store.written(), "its row is gone for good before it is");
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::feedback::remove_feedback;
 use super::rows::{AdapterRow, Pair, Record, Run};
 use super::usage::Usage;
-use super::{Query, Store, StoreError};
+use super::{Committed, Query, Store, StoreError};
 
 /// What went with a record.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -31,7 +31,7 @@ impl Store {
     /// [`StoreError::Missing`], or a failure of the store.
     pub fn delete_record(&self, id: &str) -> Result<Deleted, StoreError> {
         let _nobody_writes = self.blob_use.write().unwrap_or_else(PoisonError::into_inner);
-        let (mut deleted, released) = self.commit(|rows| {
+        let Committed { done: mut deleted, released, epoch } = self.commit(|rows| {
             if !rows.purge::<Record>(id)?.0 {
                 return Err(StoreError::Missing { kind: "record", id: id.to_owned() });
             }
@@ -42,7 +42,11 @@ impl Store {
                 deleted.pairs += usize::from(there);
                 // One that cannot be read does not say which runs it was in.
                 for run in pair.iter().flat_map(|pair| &pair.runs) {
-                    adapters.extend(rows.get::<Run>(run)?.and_then(|run| run.adapter));
+                    match rows.get::<Run>(run) {
+                        // Nor does a damaged run say which adapter it gave; the adapter's own row may.
+                        Err(StoreError::Damaged { .. }) => {}
+                        found => adapters.extend(found?.and_then(|run| run.adapter)),
+                    }
                     adapters.extend(rows.ids::<AdapterRow>("run", run)?);
                 }
             }
@@ -50,7 +54,7 @@ impl Store {
             Ok(deleted)
         })?;
         // The files go after the rows are gone for good: a crash leaves a blob that nobody needs, never a row without one.
-        self.flush()?;
+        self.flush_of(epoch)?;
         deleted.blobs = self.remove_unneeded(&released)?;
         Ok(deleted)
     }

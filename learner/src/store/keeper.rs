@@ -75,11 +75,17 @@ impl Core {
 
     /// Refuses to write when the disk is nearly full or broken.
     pub(super) fn check_space(&self) -> Result<(), StoreError> {
-        let broken = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(broken) = broken.filter(|failure| failure.reopen) {
-            return Err(StoreError::Degraded(broken.why));
-        }
+        self.check_whole()?;
         self.noticed(self.space())
+    }
+
+    /// Refuses while sled has to be opened again: what it reads then may not be what is on the disk.
+    pub(super) fn check_whole(&self) -> Result<(), StoreError> {
+        let broken = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match broken.filter(|failure| failure.reopen) {
+            Some(broken) => Err(StoreError::Degraded(broken.why)),
+            None => Ok(()),
+        }
     }
 
     fn space(&self) -> Result<(), StoreError> {
@@ -107,7 +113,8 @@ impl Core {
         // The old one has the lock on the file.
         drop(db.take());
         *db = Some(open(&self.directory, &self.options, LET_GO)?);
-        // What was not flushed when the disk failed is gone; nobody was promised it.
+        // What was not flushed when the disk failed is gone. Whoever waits for it hears that by the epoch.
+        self.epoch.fetch_add(1, Ordering::AcqRel);
         self.flushed.store(self.written.load(Ordering::Acquire), Ordering::Release);
         Ok(())
     }
@@ -176,4 +183,34 @@ pub(super) fn probe(directory: &Path) -> io::Result<()> {
     let path = crate::bpo::files::beside(&directory.join("probe"))?;
     fs::write(&path, b"probe")?;
     fs::remove_file(&path)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::super::Store;
+    use super::super::rows::{EventKind, EventLevel, RunEvent};
+    use super::*;
+
+    #[test]
+    fn what_was_lost_when_sled_was_opened_again_is_not_called_safe() {
+        let dir = tempfile::tempdir().unwrap();
+        let flush_every = Duration::from_secs(3600);
+        let store = Store::open(dir.path(), Options { flush_every, min_free_bytes: 0, ..Options::default() }).unwrap();
+        let event = |id: &str| RunEvent {
+            id: id.to_owned(),
+            run: "ftjob-1".into(),
+            created_ms: 1,
+            level: EventLevel::Info,
+            kind: EventKind::Message,
+            message: String::new(),
+            data: Value::Null,
+        };
+        let committed = store.commit_shared(|rows| rows.insert(&event("ftevent-1"))).unwrap();
+        store.core.reopen().unwrap();
+        assert!(store.flush().is_ok(), "nothing waits");
+        assert!(matches!(store.flush_of(committed.epoch), Err(StoreError::Degraded(_))));
+        store.insert(&event("ftevent-2")).unwrap();
+    }
 }

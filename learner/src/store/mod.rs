@@ -50,6 +50,7 @@ use self::keeper::Keeper;
 pub use self::query::{Page, Query};
 pub use self::review::Edit;
 use self::rows::Row;
+use self::transaction::Changes;
 pub use self::transaction::Transaction;
 pub use self::verify::{Stats, Verified};
 use crate::bpo::data::blobs::BlobDir;
@@ -109,12 +110,23 @@ struct Core {
     db: RwLock<Option<sled::Db>>,
     /// One change at a time: between its reads and its writes nothing else is written.
     writing: Mutex<()>,
+    /// How often sled was opened again. What was written before and not flushed is gone since.
+    epoch: AtomicU64,
     written: AtomicU64,
     flushed: AtomicU64,
     /// Space that stays free, bytes; apart from the options so that it can change.
     min_free: AtomicU64,
     /// Why nothing can be written now; and whether sled must be opened again.
     failure: Mutex<Option<Failure>>,
+}
+
+/// A change that was made.
+struct Committed<T> {
+    done: T,
+    /// Blobs that it may have left alone.
+    released: Vec<String>,
+    /// [`Core::epoch`] in which it was made.
+    epoch: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -142,6 +154,7 @@ impl Store {
             options,
             db: RwLock::new(Some(db)),
             writing: Mutex::new(()),
+            epoch: AtomicU64::new(0),
             written: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
             failure: Mutex::new(None),
@@ -189,12 +202,17 @@ impl Store {
         &self,
         change: impl FnOnce(&mut Transaction<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let done = self.write_behind(change)?;
-        self.flush()?;
+        let Committed { done, released, epoch } = self.commit_shared(change)?;
+        self.flush_of(epoch)?;
+        if let Err(error) = self.remove_released(&released) {
+            // The change is made; `collect_garbage` finds what it left.
+            tracing::warn!(%error, "Blobs that no row needs any more are not removed yet");
+        }
         Ok(done)
     }
 
-    /// Changes rows; they are on disk soon, see [`Options::flush_every`], or when [`Self::flush`] is back.
+    /// Changes rows; they are on disk soon, see [`Options::flush_every`], or when [`Self::flush`] is back. Blobs that they need no
+    /// longer stay until [`Self::collect_garbage`].
     ///
     /// # Errors
     /// What `change` refuses, or a failure of the store; nothing is changed then.
@@ -202,8 +220,7 @@ impl Store {
         &self,
         change: impl FnOnce(&mut Transaction<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let _no_blob_goes = self.blob_use.read().unwrap_or_else(PoisonError::into_inner);
-        self.commit(change).map(|(done, _)| done)
+        self.commit_shared(change).map(|committed| committed.done)
     }
 
     /// Adds a row whose id is new; it is on disk when this returns.
@@ -242,22 +259,45 @@ impl Store {
         self.core.flushed.load(Ordering::Acquire)
     }
 
-    /// Makes one change, and says which blobs it may have left alone.
+    /// Waits until a change of this epoch is on disk.
+    fn flush_of(&self, epoch: u64) -> Result<(), StoreError> {
+        self.flush()?;
+        if self.core.epoch.load(Ordering::Acquire) == epoch {
+            return Ok(());
+        }
+        Err(StoreError::Degraded("it was opened again before the change was on the disk".to_owned()))
+    }
+
+    /// Makes one change while no blob is removed.
+    fn commit_shared<T>(
+        &self,
+        change: impl FnOnce(&mut Transaction<'_>) -> Result<T, StoreError>,
+    ) -> Result<Committed<T>, StoreError> {
+        let _no_blob_goes = self.blob_use.read().unwrap_or_else(PoisonError::into_inner);
+        self.commit(change)
+    }
+
+    /// Makes one change. Whoever calls it holds [`Self::blob_use`].
     fn commit<T>(
         &self,
         change: impl FnOnce(&mut Transaction<'_>) -> Result<T, StoreError>,
-    ) -> Result<(T, Vec<String>), StoreError> {
+    ) -> Result<Committed<T>, StoreError> {
         self.core.check_space()?;
         let _one_at_a_time = self.core.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let attempt = self.core.with(|db| {
             let mut transaction = Transaction::new(db, &self.blobs);
             let done = change(&mut transaction)?;
-            let (batch, released) = transaction.into_parts();
+            let Changes { batch, needed, released } = transaction.into_changes();
             db.apply_batch(batch)?;
             self.core.written.fetch_add(1, Ordering::AcqRel);
-            Ok((done, released.into_iter().collect()))
+            Ok((Committed { done, released, epoch: self.core.epoch.load(Ordering::Acquire) }, needed))
         });
-        self.core.noticed(attempt)
+        let (committed, needed) = self.core.noticed(attempt)?;
+        let mut unclaimed = self.unclaimed.lock().unwrap_or_else(PoisonError::into_inner);
+        for digest in &needed {
+            unclaimed.remove(digest);
+        }
+        Ok(committed)
     }
 
     fn read<T>(&self, read: impl FnOnce(&sled::Db) -> Result<T, StoreError>) -> Result<T, StoreError> {

@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 
 use super::rows::Row;
 use super::{Store, StoreError, encoding, keys};
+use crate::bpo::data::blobs::BlobDir;
 
 /// Which rows, and in which order.
 #[derive(Clone, Debug, Default)]
@@ -41,10 +42,7 @@ impl Store {
     /// # Errors
     /// It is damaged, or the store failed.
     pub fn get<R: Row>(&self, id: &str) -> Result<Option<R>, StoreError> {
-        self.read(|db| {
-            let raw = db.get(keys::row(R::KIND, id))?;
-            raw.map(|raw| encoding::decode(id, &raw, &self.blobs)).transpose()
-        })
+        self.read(|db| row(db, &self.blobs, id))
     }
 
     /// The row with an id, which must be there.
@@ -89,13 +87,12 @@ impl Store {
         self.read(|db| {
             let mut page = Page { rows: Vec::new(), more: false };
             visit::<R>(db, query, |id| {
-                let Some(raw) = db.get(keys::row(R::KIND, id))? else { return Ok(true) };
                 if query.limit > 0 && page.rows.len() == query.limit {
-                    page.more = true;
-                    return Ok(false);
+                    page.more = db.contains_key(keys::row(R::KIND, id))?;
+                    return Ok(!page.more);
                 }
-                match encoding::decode(id, &raw, &self.blobs) {
-                    Ok(row) => page.rows.push(row),
+                match row(db, &self.blobs, id) {
+                    Ok(row) => page.rows.extend(row),
                     Err(error) => leave_out(error)?,
                 }
                 Ok(true)
@@ -118,6 +115,24 @@ impl Store {
         })?;
         Ok(count)
     }
+}
+
+/// The row with an id. One that changes meanwhile is read anew: what it was may have been a blob that went with the change.
+fn row<R: Row>(db: &sled::Db, blobs: &BlobDir, id: &str) -> Result<Option<R>, StoreError> {
+    let key = keys::row(R::KIND, id);
+    let mut raw = db.get(&key)?;
+    while let Some(before) = raw {
+        match encoding::decode(id, &before, blobs) {
+            Err(error @ StoreError::Damaged { .. }) => {
+                raw = db.get(&key)?;
+                if raw.as_ref() == Some(&before) {
+                    return Err(error);
+                }
+            }
+            decoded => return decoded.map(Some),
+        }
+    }
+    Ok(None)
 }
 
 /// Shows the ids of all rows that `query` asks for, until `show` has enough.

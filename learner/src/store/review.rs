@@ -9,7 +9,7 @@ use crate::bpo::pair::{NegativeKind, Source};
 /// Why a pair is not trained on.
 const REVIEWED: &str = "reviewed";
 
-/// New texts of a pair's answers; `None` leaves one as it is.
+/// New texts of a pair's answers, without the white space around them; `None` leaves one as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Edit {
     /// y⁺.
@@ -62,10 +62,11 @@ fn apply(pair: &mut Pair, verdict: Verdict, edit: Edit) -> Result<(), StoreError
         }
         Verdict::Edit => {
             if let Some(chosen) = edit.chosen {
-                (pair.data.chosen, pair.data.source) = (chosen, Source::Correction);
+                (pair.data.chosen, pair.data.source) = (chosen.trim().to_owned(), Source::Correction);
             }
             if let Some(rejected) = edit.rejected {
-                (pair.data.rejected, pair.data.negative) = (Some(rejected), Some(NegativeKind::Given));
+                (pair.data.rejected, pair.data.negative) =
+                    (Some(rejected.trim().to_owned()), Some(NegativeKind::Given));
             }
         }
     }

@@ -16,6 +16,15 @@ pub struct Transaction<'a> {
     released: BTreeSet<String>,
 }
 
+/// What a transaction changes.
+pub(super) struct Changes {
+    pub(super) batch: sled::Batch,
+    /// Blobs that rows need now.
+    pub(super) needed: BTreeSet<String>,
+    /// Blobs that rows no longer need; others still may.
+    pub(super) released: Vec<String>,
+}
+
 impl<'a> Transaction<'a> {
     pub(super) fn new(db: &'a sled::Db, blobs: &'a BlobDir) -> Self {
         Self { db, blobs, changes: BTreeMap::new(), released: BTreeSet::new() }
@@ -191,14 +200,17 @@ impl<'a> Transaction<'a> {
         Ok((true, None))
     }
 
-    pub(super) fn into_parts(self) -> (sled::Batch, BTreeSet<String>) {
-        let mut batch = sled::Batch::default();
+    pub(super) fn into_changes(self) -> Changes {
+        let (mut batch, mut needed) = (sled::Batch::default(), BTreeSet::new());
         for (key, change) in self.changes {
             match change {
-                Some(value) => batch.insert(key.as_bytes(), value),
+                Some(value) => {
+                    needed.extend(keys::needed(key.as_bytes()).map(|(digest, ..)| digest.to_owned()));
+                    batch.insert(key.as_bytes(), value);
+                }
                 None => batch.remove(key.as_bytes()),
             }
         }
-        (batch, self.released)
+        Changes { batch, needed, released: self.released.into_iter().collect() }
     }
 }

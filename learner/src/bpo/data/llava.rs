@@ -63,7 +63,10 @@ pub(super) fn parse(value: Value) -> Result<Vec<Draft>, Fault> {
     for (at, message) in messages.iter().enumerate().filter(|(_, message)| message.role == Role::Assistant) {
         let chosen = text(&message.content);
         let conversation = messages[..at].to_vec();
-        drafts.push(Draft { images: images.clone(), conversation, chosen, rejected: None, negative: None });
+        // Those of later questions are not seen yet.
+        let seen = conversation.iter().map(|message| count_images(&message.content)).sum();
+        let images = images.iter().take(seen).cloned().collect();
+        drafts.push(Draft { images, conversation, chosen, rejected: None, negative: None });
     }
     if drafts.is_empty() {
         return Err(Fault::Content {
@@ -121,4 +124,23 @@ fn text(parts: &[Part]) -> String {
         Part::Image { .. } => None,
     });
     texts.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_before_an_image_is_one_without_it() {
+        let turn = |from: &str, value: &str| json!({"from": from, "value": value});
+        let drafts = parse(json!({"image": ["a.png", "b.png"], "conversations": [
+            turn("human", "Who are you?"), turn("gpt", "A model."),
+            turn("human", "<image>\nWhat is it?"), turn("gpt", "A hat."),
+            turn("human", "<image>\nAnd this?"), turn("gpt", "A cat."),
+        ]}));
+        let images: Vec<_> = drafts.unwrap().into_iter().map(|draft| draft.images).collect();
+        assert_eq!(images, [vec![], vec!["a.png"], vec!["a.png", "b.png"]]);
+    }
 }

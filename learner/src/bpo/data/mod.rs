@@ -58,7 +58,7 @@ pub enum Shape {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnError {
-    /// Report it and go on, up to `max_errors`.
+    /// Report it and go on, up to `max_errors`; the other answers of the entry are kept.
     #[default]
     Skip,
     /// Stop at the first.
@@ -75,7 +75,7 @@ pub struct ReadOptions {
     pub image_root: Option<PathBuf>,
     /// Skip or fail on a bad entry. Default `skip`.
     pub on_error: OnError,
-    /// Bad entries after which a file is given up even with `skip`. Default 1000.
+    /// Bad entries, or answers of one, after which a file is given up even with `skip`. Default 1000.
     pub max_errors: usize,
     /// Largest file, bytes. Default 8 GiB.
     pub max_file_bytes: u64,
@@ -108,7 +108,7 @@ impl Default for ReadOptions {
     }
 }
 
-/// One entry that was skipped.
+/// One entry that was skipped, or an answer of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Skipped {
     /// Line on which it starts, from 1.
@@ -128,7 +128,7 @@ pub struct ReadReport {
     pub annotations: usize,
     /// Pairs that an earlier entry had already given, word for word; dropped.
     pub duplicates: usize,
-    /// Entries that could not be used.
+    /// Entries, or answers of one, that could not be used.
     pub faults: usize,
     /// The first [`ReadReport::SHOWN`] of them.
     pub skipped: Vec<Skipped>,
@@ -156,19 +156,23 @@ pub fn read(
     while let Some(entry) = entries.next().map_err(|error| stream_error(path, error))? {
         report.entries += 1;
         let line = entry.line;
-        match pairs(entry, options, &mut importer) {
-            Ok(pairs) => {
-                for pair in pairs {
-                    if !seen.insert(pair.id.clone()) {
-                        report.duplicates += 1;
-                        continue;
-                    }
+        // What several answers of an entry have wrong is told once.
+        let mut told = HashSet::new();
+        let pairs = match drafts(entry, options) {
+            Ok(drafts) => drafts.into_iter().map(|draft| draft.check(options, &mut importer)).collect(),
+            Err(fault) => vec![Err(fault)],
+        };
+        for pair in pairs {
+            match pair {
+                Ok(pair) if !seen.insert(pair.id.clone()) => report.duplicates += 1,
+                Ok(pair) => {
                     *if pair.rejected.is_some() { &mut report.pairs } else { &mut report.annotations } += 1;
                     keep(pair);
                 }
+                Err(Fault::Blob(error)) => return Err(DataError::Blob(error)),
+                Err(fault) if told.insert(fault.to_string()) => refuse(path, line, fault, options, &mut report)?,
+                Err(_) => {}
             }
-            Err(Fault::Blob(error)) => return Err(DataError::Blob(error)),
-            Err(fault) => refuse(path, line, fault, options, &mut report)?,
         }
     }
     if report.entries == 0 {
@@ -201,7 +205,7 @@ fn refuse(
     Ok(())
 }
 
-fn pairs(entry: Entry, options: &ReadOptions, importer: &mut Importer<'_>) -> Result<Vec<PreferencePair>, Fault> {
+fn drafts(entry: Entry, options: &ReadOptions) -> Result<Vec<Draft>, Fault> {
     let limit = options.max_entry_bytes;
     let bytes = entry.bytes.ok_or(Fault::EntryTooLong { bytes: entry.size, limit })?;
     let text = std::str::from_utf8(&bytes).map_err(|error| Fault::NotUtf8(error.valid_up_to()))?;
@@ -214,12 +218,11 @@ fn pairs(entry: Entry, options: &ReadOptions, importer: &mut Importer<'_>) -> Re
         Shape::Auto => return Err(Fault::UnknownShape),
         given => given,
     };
-    let drafts = match shape {
-        Shape::Llava => llava::parse(value)?,
-        Shape::Bpo => bpo::parse(value)?,
-        Shape::Auto | Shape::Preference => preference::parse(value)?,
-    };
-    drafts.into_iter().map(|draft: Draft| draft.check(options, importer)).collect()
+    match shape {
+        Shape::Llava => llava::parse(value),
+        Shape::Bpo => bpo::parse(value),
+        Shape::Auto | Shape::Preference => preference::parse(value),
+    }
 }
 
 /// Opens a file of entries after looking at its size and its first bytes.
