@@ -312,7 +312,7 @@ fn request(picture: DynamicImage, question: &str, tokens: usize) -> Generate {
     Generate {
         messages: vec![Message {
             role: Role::User,
-            content: vec![Content::Image(Arc::new(picture)), Content::Text(question.into())],
+            content: vec![Content::Image(picture.into()), Content::Text(question.into())],
             tool_calls: Vec::new(),
             tool_call_id: None,
         }],

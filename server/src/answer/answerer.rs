@@ -17,6 +17,9 @@ use super::{AnswerError, AnsweredToken, FinishReason, Piece, Query, ToolChoice};
 use crate::engine::{EngineError, Event, Finish, Generate, GenerationId, Token, TokenStream, Vocabulary};
 use crate::rollout::{Generations, Lease};
 
+/// Bytes of text that are counted in the time in which another thread would be woken for it.
+const SHORT: usize = 4096;
+
 /// Gives answers.
 pub struct Answerer {
     generations: Arc<Generations>,
@@ -84,10 +87,11 @@ impl Answerer {
         let case = if by_route { self.shadow.case(&id, &request, &stop) } else { None };
         // The permit and the lease stay with the sequence until it has left the engine.
         let place = Box::new((permit, lease));
-        // Compiling a schema can take a while, which must not hold up other requests' tokens.
-        let stream = if request.grammar.is_some() {
+        // Compiling a schema or counting a long prompt's tokens can take a while, which must not hold up other requests' tokens.
+        let stream = if request.grammar.is_some() || request.text_bytes() > SHORT {
             let generate = tokio::task::spawn_blocking(move || generation.generate(request, place));
-            generate.await.unwrap_or_else(|error| Err(EngineError::Failed(format!("the grammar broke: {error}"))))
+            let broke = |error| Err(EngineError::Failed(format!("the request broke its engine: {error}")));
+            generate.await.unwrap_or_else(broke)
         } else {
             generation.generate(request, place)
         };

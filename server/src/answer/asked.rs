@@ -29,7 +29,7 @@ fn message(turn: &Turn) -> Message {
         Speaker::User => Role::User,
         Speaker::Assistant => Role::Assistant,
     };
-    let images = turn.images.iter().cloned().map(Content::Image);
+    let images = turn.images.iter().map(|image| Content::Image(image.clone().into()));
     Message {
         role,
         content: images.chain([Content::Text(turn.text.clone())]).collect(),

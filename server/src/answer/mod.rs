@@ -10,7 +10,7 @@
 //! - [`asked`]: a question of the learner's as a request, and the whole answer.
 //! - `account`: how an answer went, for whoever watches its generation.
 //! - `text`: tokens to text, stop strings held back until they are sure not to come.
-//! - `tools`: tool calls, out of the text that models write.
+//! - [`tools`]: tool calls, out of the text that models write; the grammar of a call that is demanded.
 
 mod account;
 mod answerer;
@@ -18,7 +18,7 @@ pub(crate) mod asked;
 mod background;
 mod shadow;
 mod text;
-mod tools;
+pub(crate) mod tools;
 
 use std::sync::Arc;
 use std::time::Duration;

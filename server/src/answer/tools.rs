@@ -34,8 +34,9 @@ pub struct ToolCall {
     pub arguments: String,
 }
 
-/// The grammar of a demanded call: one object with the name of a tool and arguments after its schema.
-pub(super) fn grammar(tools: &[Value], choice: &ToolChoice) -> Option<Grammar> {
+/// The grammar of a demanded call: one object with the name of a tool and arguments after its schema, which are an object whatever
+/// the schema says.
+pub(crate) fn grammar(tools: &[Value], choice: &ToolChoice) -> Option<Grammar> {
     let allowed = |name: &str| match choice {
         ToolChoice::Required => true,
         ToolChoice::Function(wanted) => wanted == name,
@@ -45,20 +46,52 @@ pub(super) fn grammar(tools: &[Value], choice: &ToolChoice) -> Option<Grammar> {
         .iter()
         .map(|tool| &tool["function"])
         .filter(|function| function["name"].as_str().is_some_and(allowed))
-        .map(|function| {
-            let parameters = match &function["parameters"] {
+        .enumerate()
+        .map(|(at, function)| {
+            let arguments = match &function["parameters"] {
                 Value::Null => json!({"type": "object"}),
-                schema => schema.clone(),
+                schema => {
+                    let mut schema = schema.clone();
+                    rebase(&mut schema, &format!("#/anyOf/{at}/properties/arguments/allOf/0"));
+                    json!({"type": "object", "allOf": [schema]})
+                }
             };
             json!({
                 "type": "object",
-                "properties": {"name": {"const": function["name"]}, "arguments": parameters},
+                "properties": {"name": {"const": function["name"]}, "arguments": arguments},
                 "required": ["name", "arguments"],
                 "additionalProperties": false,
             })
         })
         .collect();
     (!calls.is_empty()).then(|| Grammar::JsonSchema(json!({"anyOf": calls})))
+}
+
+/// Has the references of a schema to places in itself (`#`, `#/$defs/Place`) find them where the schema is put, a JSON pointer.
+fn rebase(schema: &mut Value, place: &str) {
+    match schema {
+        Value::Array(schemas) => schemas.iter_mut().for_each(|schema| rebase(schema, place)),
+        Value::Object(keywords) => {
+            for (keyword, value) in keywords {
+                match (keyword.as_str(), value) {
+                    ("$ref", Value::String(reference)) => {
+                        if let Some(inside) = reference.strip_prefix('#') {
+                            *reference = format!("{place}{inside}");
+                        }
+                    }
+                    // Values, not schemas.
+                    ("const" | "enum" | "default" | "examples", _) => {}
+                    // What stands here are names, which can be those of keywords.
+                    (
+                        "properties" | "patternProperties" | "$defs" | "definitions" | "dependentSchemas",
+                        Value::Object(named),
+                    ) => named.values_mut().for_each(|schema| rebase(schema, place)),
+                    (_, value) => rebase(value, place),
+                }
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 /// The calls in an answer and the text before them; no calls if any part of the text after the first one is no call.
@@ -99,6 +132,8 @@ fn parse_call(text: &str, tools: &[Value]) -> Option<ToolCall> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Vocabulary;
+    use crate::engine::source::golden;
 
     fn tools() -> Vec<Value> {
         ["weather", "time"]
@@ -143,5 +178,71 @@ mod tests {
         assert_eq!(schema["anyOf"][0]["properties"]["name"]["const"], "time");
         let Some(Grammar::JsonSchema(schema)) = grammar(&tools(), &ToolChoice::Required) else { panic!() };
         assert_eq!(schema["anyOf"].as_array().unwrap().len(), 2);
+    }
+
+    fn tool(name: &str, parameters: Value) -> Value {
+        json!({"type": "function", "function": {"name": name, "parameters": parameters}})
+    }
+
+    /// Whether the grammar of a demanded call of one of these tools lets a model write this, and then end.
+    fn allows(tools: &[Value], call: &Value) -> bool {
+        let vocabulary = Vocabulary::read(&golden("model"), None).unwrap();
+        let mut matcher = grammar(tools, &ToolChoice::Required).unwrap().matcher(&vocabulary).unwrap();
+        let id_of = |byte: u8| (0..).find(|id| vocabulary.bytes(*id) == [byte]).unwrap();
+        let tokens: Vec<u32> = call.to_string().bytes().map(id_of).collect();
+        matcher.try_consume_tokens(&tokens).unwrap() == tokens.len() && matcher.is_accepting().unwrap()
+    }
+
+    #[test]
+    fn references_are_found_where_the_schema_is_put() {
+        // What pydantic writes of models in models, and of one that has itself inside.
+        let trip = json!({
+            "type": "object",
+            "properties": {"to": {"$ref": "#/$defs/City"}, "const": {"$ref": "#/$defs/City"}},
+            "required": ["to"],
+            "additionalProperties": false,
+            "$defs": {"City": {"type": "object", "properties": {"zip": {"type": "integer"}}, "required": ["zip"]}},
+        });
+        let tree = json!({
+            "type": "object",
+            "properties": {"leaf": {"type": "integer"}, "left": {"$ref": "#"}},
+            "additionalProperties": false,
+        });
+        let node = json!({"$ref": "#/$defs/Node", "$defs": {"Node": tree}});
+        let tools =
+            [tool("time", json!({"type": "object"})), tool("trip", trip), tool("tree", tree), tool("node", node)];
+        let said = |name: &str, arguments: Value| allows(&tools, &json!({"name": name, "arguments": arguments}));
+        assert!(said("trip", json!({"to": {"zip": 1}})));
+        assert!(said("trip", json!({"to": {"zip": 1}, "const": {"zip": 2}})));
+        assert!(!said("trip", json!({"to": {"zip": "x"}})) && !said("trip", json!({"to": 1})));
+        assert!(said("tree", json!({"left": {"left": {"leaf": 3}}})) && !said("tree", json!({"left": {"leaf": "x"}})));
+        assert!(said("node", json!({"leaf": 3})) && !said("node", json!({"leaf": "x"})));
+    }
+
+    #[test]
+    fn what_only_looks_like_a_reference_stays() {
+        let mut schema = json!({
+            "properties": {"$ref": {"const": {"$ref": "#/a"}}, "enum": {"$ref": "#/b"}},
+            "items": [{"$ref": "other#/c"}, {"enum": [{"$ref": "#/d"}]}],
+        });
+        rebase(&mut schema, "#/at");
+        assert_eq!(
+            schema,
+            json!({
+                "properties": {"$ref": {"const": {"$ref": "#/a"}}, "enum": {"$ref": "#/at/b"}},
+                "items": [{"$ref": "other#/c"}, {"enum": [{"$ref": "#/d"}]}],
+            })
+        );
+    }
+
+    #[test]
+    fn arguments_are_an_object_whatever_the_schema_says() {
+        for parameters in [json!({}), json!({"description": "any"}), json!({"type": ["object", "null"]})] {
+            let tools = [tool("time", parameters.clone())];
+            assert!(allows(&tools, &json!({"name": "time", "arguments": {"zone": "UTC"}})), "{parameters}");
+            for arguments in [json!(3), json!("x"), json!([]), Value::Null] {
+                assert!(!allows(&tools, &json!({"name": "time", "arguments": arguments})), "{parameters}");
+            }
+        }
     }
 }

@@ -214,6 +214,12 @@ impl ApiError {
         Self::new(StatusCode::REQUEST_TIMEOUT, code::BODY_TIMEOUT, message)
     }
 
+    /// 429, to be tried again.
+    pub(super) fn too_many(code: &'static str, message: impl Into<String>, retry_after_s: u64) -> Self {
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, code, message);
+        Self { hint: Hint::RetryAfter(retry_after_s), ..error }
+    }
+
     /// 503, to be tried again.
     pub(super) fn unavailable(code: &'static str, message: impl Into<String>, retry_after_s: u64) -> Self {
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
@@ -304,8 +310,7 @@ impl From<AnswerError> for ApiError {
         match error {
             AnswerError::UnknownGeneration { .. } => Self::not_found(code::MODEL_NOT_FOUND, message).at("model"),
             AnswerError::QueueFull { retry_after, .. } => {
-                let error = Self::new(StatusCode::TOO_MANY_REQUESTS, code::RATE_LIMIT, message);
-                Self { hint: Hint::RetryAfter(retry_after.as_secs().max(1)), ..error }
+                Self::too_many(code::RATE_LIMIT, message, retry_after.as_secs().max(1))
             }
             // The SDKs retry 5xx by themselves; what took too long once would only take the time again.
             AnswerError::Deadline { .. } => {

@@ -1,6 +1,6 @@
 //! /v1/pairs: what the server made of what it served, for people to look at, to decide about and to take along.
 
-use std::io;
+use std::io::{self, ErrorKind};
 
 use actix_web::web::Bytes;
 use actix_web::{HttpResponse, web};
@@ -155,7 +155,7 @@ pub(super) async fn review(
 }
 
 /// Pairs as preference rows, one JSON object a line, images inside: what `reground train --import` and OpenAI's preference
-/// fine-tuning read. Pairs without a rejected answer are left out.
+/// fine-tuning read. Pairs without a rejected answer are left out, and so are those of which an image is missing or damaged.
 #[utoipa::path(post, path = "/v1/pairs/export", tag = "pairs", request_body = ExportPairs,
     responses((status = 200, description = "Preference rows", content_type = "application/jsonl", body = String),
         (status = 403, description = "Not an admin's key", body = ErrorBody)))]
@@ -174,7 +174,8 @@ pub(super) async fn export(_: Admin, app: web::Data<App>, body: JsonBody) -> Res
     Ok(HttpResponse::Ok().content_type("application/jsonl").streaming(Box::pin(lines)))
 }
 
-/// The lines of the next few pairs, and what to ask for after them.
+/// The lines of the next few pairs, and what to ask for after them. A pair whose image is gone would end the export for all behind it,
+/// because the status is sent by then: it is left out and logged.
 fn lines(store: &Store, mut query: Query) -> Result<(Vec<u8>, Option<Query>), StoreError> {
     let page = store.list_readable::<Pair>(&query)?;
     let asked_state = query.by.iter().any(|(index, _)| *index == "state");
@@ -184,7 +185,14 @@ fn lines(store: &Store, mut query: Query) -> Result<(Vec<u8>, Option<Query>), St
             continue;
         }
         let urls = pair.data.images.iter().map(|image| data_url(&Blobs::get(store, &image.digest)?));
-        let urls = urls.collect::<io::Result<Vec<_>>>()?;
+        let urls = match urls.collect::<io::Result<Vec<_>>>() {
+            Ok(urls) => urls,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => {
+                tracing::warn!(pair.id = pair.data.id, %error, "An image of a pair is missing or damaged; the pair is not exported");
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         if let Some(row) = preference::row(&pair.data, &urls) {
             lines.extend_from_slice(row.to_string().as_bytes());
             lines.push(b'\n');
@@ -195,7 +203,7 @@ fn lines(store: &Store, mut query: Query) -> Result<(Vec<u8>, Option<Query>), St
 }
 
 fn data_url(image: &[u8]) -> io::Result<String> {
-    let format = image::guess_format(image).map_err(io::Error::other)?;
+    let format = image::guess_format(image).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
     Ok(format!("data:{};base64,{}", format.to_mime_type(), BASE64_STANDARD.encode(image)))
 }
 
@@ -279,7 +287,60 @@ fn shape(pair: &Pair) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use reground_learner::bpo::pair::{ImageRef, Message, NegativeKind, Part, PreferencePair, Role, Source};
+    use reground_learner::store::rows::PairState;
+    use reground_learner::store::{Options, id};
+
     use super::*;
+
+    fn pair(store: &Store, image: &[u8]) -> Pair {
+        let digest = Blobs::put(store, image).unwrap();
+        let pair = Pair {
+            created_ms: id::now_ms(),
+            record: None,
+            generation: None,
+            feedback: None,
+            made: None,
+            key: None,
+            filters: std::collections::BTreeMap::new(),
+            state: PairState::New,
+            reason: None,
+            reviews: Vec::new(),
+            runs: Vec::new(),
+            data: PreferencePair {
+                id: id::new("pair"),
+                images: vec![ImageRef { digest, width: 4, height: 4 }],
+                conversation: vec![Message { role: Role::User, content: vec![Part::Image { index: 0 }] }],
+                chosen: "A circle.".into(),
+                rejected: Some("A square.".into()),
+                distortion: None,
+                source: Source::Correction,
+                negative: Some(NegativeKind::Injected),
+            },
+        };
+        store.insert(&pair).unwrap();
+        pair
+    }
+
+    #[test]
+    fn a_pair_without_its_image_does_not_end_an_export() {
+        let data = tempfile::tempdir().unwrap();
+        let store = Store::open(data.path(), Options { min_free_bytes: 0, ..Options::default() }).unwrap();
+        let png = |tail: &[u8]| [b"\x89PNG\r\n\x1a\n".as_slice(), tail].concat();
+        let file = |pair: &Pair| store.blob_path(&pair.data.images[0].digest).unwrap();
+        std::fs::remove_file(file(&pair(&store, &png(b"gone")))).unwrap();
+        pair(&store, &png(b"there"));
+        std::fs::write(file(&pair(&store, &png(b"whole"))), b"damaged").unwrap();
+        pair(&store, b"no image");
+        pair(&store, &png(b"there, too"));
+        let (mut found, mut query) = (0, Some(Query { limit: 2, ..Query::default() }));
+        while let Some(asked) = query {
+            let (lines, next) = lines(&store, asked).unwrap();
+            found += lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count();
+            query = next;
+        }
+        assert_eq!(found, 2);
+    }
 
     #[test]
     fn a_review_is_one_of_four_things() {

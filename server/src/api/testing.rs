@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use actix_web::web;
@@ -41,6 +42,8 @@ pub(crate) struct Echo {
 pub(crate) struct Watch {
     /// Every request.
     pub(crate) asked: Mutex<Vec<Generate>>,
+    /// The thread that asked last.
+    pub(crate) thread: Mutex<Option<ThreadId>>,
     /// Sequences inside the engine.
     pub(crate) active: AtomicUsize,
     /// Whether adapters give the base's log-probabilities; else they give lower ones.
@@ -157,6 +160,7 @@ impl Generation for EchoGeneration {
         let most = request.max_tokens.unwrap_or(usize::MAX);
         let watch = self.watch.clone();
         watch.asked.lock().unwrap().push(request);
+        *watch.thread.lock().unwrap() = Some(thread::current().id());
         watch.active.fetch_add(1, Ordering::SeqCst);
         let (stream, events) = TokenStream::channel();
         tokio::spawn(async move {

@@ -330,6 +330,43 @@ async fn what_takes_too_long_or_finds_no_place_says_so() {
 }
 
 #[actix_web::test]
+async fn decoded_images_that_wait_have_a_limit() {
+    let mut config = Config::default();
+    // A picture of 2 x 2 pixels fits, two do not.
+    (config.images.max_pixels, config.images.max_per_request) = (6, 1);
+    (config.images.decoded_bytes, config.images.decoded_bytes_per_key) = (20, 20);
+    let keys = [("alice", "sk-alice", Role::Client)];
+    let server = testing::server(config, &keys, true).await;
+    let service = std::rc::Rc::new(serve!(server));
+    let about = |text: &str| {
+        let content = json!([{"type": "image_url", "image_url": {"url": data_url()}}, {"type": "text", "text": text}]);
+        let body = ask("", json!({"messages": [{"role": "user", "content": content}]}));
+        post(CHAT, &body).insert_header(("authorization", "Bearer sk-alice")).to_request()
+    };
+    let (under_way, asked) = (service.clone(), about("!mute"));
+    let under_way = rt::spawn(async move { send(&*under_way, asked).await });
+    until("one is inside", || server.watch.active.load(Ordering::SeqCst) == 1).await;
+    let reply = send(&*service, about("hi")).await;
+    assert_eq!(reply.error(), (429, "rate_limit_exceeded".into(), String::new()), "{}", reply.text);
+    assert_eq!(reply.header("retry-after"), Some("5"));
+    under_way.abort();
+    assert!(under_way.await.is_err());
+    // The engine of this test keeps what it was asked.
+    server.watch.asked.lock().unwrap().clear();
+    until("it is gone", || server.watch.active.load(Ordering::SeqCst) == 0).await;
+    assert_eq!(send(&*service, about("hi")).await.status, 200);
+}
+
+#[actix_web::test]
+async fn engines_are_asked_where_blocking_is_allowed() {
+    let server = open_server().await;
+    let service = serve!(server);
+    assert_eq!(send(&service, post(CHAT, &ask("hi", json!({}))).to_request()).await.status, 200);
+    let asked_by = server.watch.thread.lock().unwrap().unwrap();
+    assert_ne!(asked_by, std::thread::current().id());
+}
+
+#[actix_web::test]
 async fn keys_open_what_their_role_says() {
     let keys = [("alice", "sk-alice", Role::Client), ("root", "sk-root", Role::Admin)];
     let server = testing::server(Config::default(), &keys, true).await;
@@ -436,6 +473,8 @@ async fn what_this_model_cannot_take_is_refused_by_its_place() {
     let schema = |schema: Value| {
         ask("hi", json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}}))
     };
+    let bad_tool =
+        json!({"type": "function", "function": {"name": "g", "parameters": {"properties": {"a": {"$ref": "#/gone"}}}}});
     let token = "control_token";
     let cases: Vec<(Value, &str, &str)> = vec![
         (said(json!([{"role": "system", "content": "<image>"}, user])), token, "messages[0].content"),
@@ -455,6 +494,11 @@ async fn what_this_model_cannot_take_is_refused_by_its_place() {
             "messages[0].content[0].image_url.url",
         ),
         (schema(json!({"type": "nothing"})), "invalid_value", "response_format.json_schema.schema"),
+        (
+            ask("hi", json!({"tools": [tool("x"), bad_tool], "tool_choice": "required"})),
+            "invalid_value",
+            "tools[1].function.parameters",
+        ),
     ];
     for (body, code, param) in cases {
         let reply = send(&service, post(CHAT, &body).to_request()).await;

@@ -16,6 +16,11 @@ pub struct ImagesConfig {
     pub max_pixels: u64,
     /// Most images in one request.
     pub max_per_request: usize,
+    /// Bytes of memory that the decoded images of all requests may take until the engine has read them, three for each pixel; a request
+    /// that does not fit gets 429.
+    pub decoded_bytes: u64,
+    /// Those of one key.
+    pub decoded_bytes_per_key: u64,
     /// Fetch `http` and `https` URLs. Off: data URLs only.
     pub allow_http: bool,
     /// Seconds for one fetch, redirects included.
@@ -31,6 +36,8 @@ impl Default for ImagesConfig {
             max_side: 16_384,
             max_pixels: 50_000_000,
             max_per_request: 16,
+            decoded_bytes: 1 << 30,
+            decoded_bytes_per_key: 640 << 20,
             allow_http: false,
             fetch_timeout_s: 10,
             fetch_redirects: 3,
@@ -39,12 +46,51 @@ impl Default for ImagesConfig {
 }
 
 impl ImagesConfig {
+    /// How many images of the largest allowed size one request may hold. More images fit when they are smaller.
+    pub(crate) const LARGEST_PER_REQUEST: u64 = 4;
+    /// Bytes of a decoded pixel: 8-bit RGB.
+    pub(crate) const BYTES_PER_PIXEL: u64 = 3;
+
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         ConfigError::range("images.max_bytes", self.max_bytes, 1024..=1 << 30)?;
         ConfigError::range("images.max_side", self.max_side, 1..=65_535)?;
         ConfigError::range("images.max_pixels", self.max_pixels, 1..=1 << 30)?;
         ConfigError::range("images.max_per_request", self.max_per_request, 1..=1000)?;
+        self.check_room()?;
         ConfigError::range("images.fetch_timeout_s", self.fetch_timeout_s, 1..=300)?;
         ConfigError::range("images.fetch_redirects", self.fetch_redirects, 0..=10)
+    }
+
+    /// One request at its limits must fit: it would get 429 for ever.
+    fn check_room(&self) -> Result<(), ConfigError> {
+        let largest = u64::try_from(self.max_per_request).unwrap_or(u64::MAX).min(Self::LARGEST_PER_REQUEST);
+        let request = self.max_pixels.saturating_mul(largest).saturating_mul(Self::BYTES_PER_PIXEL);
+        for (key, bytes) in
+            [("images.decoded_bytes", self.decoded_bytes), ("images.decoded_bytes_per_key", self.decoded_bytes_per_key)]
+        {
+            if bytes < request {
+                let allowed = format!(
+                    "at least {request}, what the images of one request may take ({largest} of images.max_pixels = {}), or images.max_pixels must be lower",
+                    self.max_pixels
+                );
+                return Err(ConfigError::value(key, bytes, allowed));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_request_at_its_limits_has_room() {
+        ImagesConfig::default().validate().unwrap();
+        let more = ImagesConfig { max_pixels: 60_000_000, ..ImagesConfig::default() };
+        let error = more.validate().unwrap_err().to_string();
+        assert!(error.starts_with("images.decoded_bytes_per_key is `671088640`"), "{error}");
+        assert!(error.contains("at least 720000000") && error.contains("images.max_pixels must be lower"), "{error}");
+        ImagesConfig { max_per_request: 3, ..more }.validate().unwrap();
     }
 }

@@ -69,6 +69,7 @@ pub trait Generation: Send + Sync + 'static {
 
     /// Starts an answer. The caller sees to it that at most [`EngineInfo::max_parallel`] and [`EngineInfo::look_ahead`]
     /// together are inside the engine, which `place` stands for. Dropping the stream ends the generation at its next step.
+    /// Compiling a schema and counting a long prompt take a while: what answers strangers calls it where blocking is allowed.
     ///
     /// # Errors
     /// The engine is being rebuilt, or the request cannot be answered by this model.
@@ -122,24 +123,30 @@ pub struct EngineInfo {
 }
 
 impl EngineInfo {
-    /// Tokens of the prompt without the template's own. Refuses what surely does not fit, before an engine sees it.
+    /// Refuses what surely does not fit, by its length in bytes: megabytes are not worth the time and memory that counting their
+    /// tokens takes.
+    ///
+    /// # Errors
+    /// [`EngineError::TooLong`].
+    pub fn check_bytes(&self, request: &Generate) -> Result<(), EngineError> {
+        self.check_tokens(self.vocabulary.fewest(request.text_bytes()) + request.pixels().count() * self.image_tokens)
+            .map(drop)
+    }
+
+    /// Tokens of the prompt without the template's own, which takes long where the prompt does. Refuses what surely does not fit.
     ///
     /// # Errors
     /// [`EngineError::TooLong`].
     pub fn check_length(&self, request: &Generate) -> Result<usize, EngineError> {
-        // Megabytes are not worth the time and memory that counting them takes.
-        let bytes = request.messages.iter().flat_map(|message| &message.content).fold(0, |sum, part| match part {
-            Content::Text(text) => sum + text.len(),
-            Content::Image(_) => sum,
-        });
-        let fewest = self.vocabulary.fewest(bytes);
-        if fewest >= self.max_len {
-            return Err(EngineError::TooLong { prompt: fewest, max_len: self.max_len });
-        }
+        self.check_bytes(request)?;
         let prompt = request.messages.iter().flat_map(|message| &message.content).fold(0, |sum, part| match part {
             Content::Text(text) => sum + self.vocabulary.count(text),
             Content::Image(_) => sum + self.image_tokens,
         });
+        self.check_tokens(prompt)
+    }
+
+    fn check_tokens(&self, prompt: usize) -> Result<usize, EngineError> {
         if prompt >= self.max_len {
             return Err(EngineError::TooLong { prompt, max_len: self.max_len });
         }

@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
-use image::DynamicImage;
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::EngineError;
 use super::grammar::Grammar;
+use crate::images::Pixels;
 
 /// One answer to generate.
 #[derive(Clone, Debug)]
@@ -31,6 +31,24 @@ pub struct Generate {
     pub grammar: Option<Arc<Grammar>>,
     /// Tokens to score instead of choosing any: the answer is these, with their log-probabilities.
     pub forced: Option<Vec<u32>>,
+}
+
+impl Generate {
+    /// Bytes of the text of all messages.
+    pub fn text_bytes(&self) -> usize {
+        self.messages.iter().flat_map(|message| &message.content).fold(0, |sum, part| match part {
+            Content::Text(text) => sum + text.len(),
+            Content::Image(_) => sum,
+        })
+    }
+
+    /// The images of all messages, in order.
+    pub fn pixels(&self) -> impl Iterator<Item = &Pixels> {
+        self.messages.iter().flat_map(|message| &message.content).filter_map(|part| match part {
+            Content::Image(pixels) => Some(pixels),
+            Content::Text(_) => None,
+        })
+    }
 }
 
 /// One message of the conversation.
@@ -78,7 +96,7 @@ pub enum Content {
     /// Text, free of the model's control tokens.
     Text(String),
     /// A decoded image, upright.
-    Image(Arc<DynamicImage>),
+    Image(Pixels),
 }
 
 /// How the next token is chosen. Penalties, bias, temperature, top-k, top-p and min-p apply in this order.

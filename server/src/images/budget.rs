@@ -5,9 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::error::ImageError;
 use crate::config::ImagesConfig;
 
-/// How many images of the largest allowed size one request may hold. More images fit when they are smaller.
-const LARGEST_IMAGES: u64 = 4;
-
 /// What is left for the images of one request. Without it, `max_per_request` images at the limit for one image would be
 /// gigabytes of pixels.
 pub(super) struct Budget {
@@ -19,8 +16,8 @@ impl Budget {
     pub(super) fn new(config: &ImagesConfig) -> Self {
         let max_bytes = u64::try_from(config.max_bytes).unwrap_or(u64::MAX);
         Self {
-            bytes: Account::new("bytes", max_bytes.saturating_mul(LARGEST_IMAGES)),
-            pixels: Account::new("pixels", config.max_pixels.saturating_mul(LARGEST_IMAGES)),
+            bytes: Account::new("bytes", max_bytes.saturating_mul(ImagesConfig::LARGEST_PER_REQUEST)),
+            pixels: Account::new("pixels", config.max_pixels.saturating_mul(ImagesConfig::LARGEST_PER_REQUEST)),
         }
     }
 

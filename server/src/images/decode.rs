@@ -66,6 +66,11 @@ impl Header {
         u64::from(self.width) * u64::from(self.height)
     }
 
+    /// Bytes of the pixels that [`Header::decode`] gives.
+    pub(super) fn decoded(&self) -> u64 {
+        self.pixels().saturating_mul(ImagesConfig::BYTES_PER_PIXEL)
+    }
+
     /// Bytes of memory that [`Header::decode`] takes, at most.
     pub(super) fn memory(&self) -> u64 {
         memory(self.pixels(), self.bytes)

@@ -18,6 +18,14 @@ const MEMORY: u64 = 1 << 30;
 /// Memory is counted in pieces of this many bytes, so that the count fits a semaphore.
 const PIECE: u64 = 64 << 10;
 
+/// An image of which the header was read and the pixels were not.
+pub(super) struct Undecoded {
+    /// What its header says.
+    pub(super) header: Header,
+    /// The encoded image.
+    pub(super) bytes: Bytes,
+}
+
 /// An image decoded.
 pub(super) struct Decoded {
     /// What its header said.
@@ -47,15 +55,13 @@ impl Decoders {
         }
     }
 
-    /// Decodes an image that must be of the declared format, if one is declared.
-    ///
-    /// A caller that stops waiting does not free what the decoder still holds: the permits go along with the work.
-    pub(super) async fn decode(
+    /// Reads the header of an image that must be of the declared format, if one is declared.
+    pub(super) async fn open(
         &self,
         bytes: Bytes,
         declared: Option<Format>,
         budget: &Budget,
-    ) -> Result<Decoded, ImageError> {
+    ) -> Result<Undecoded, ImageError> {
         let format = Format::of_bytes(&bytes)?;
         if let Some(declared) = declared.filter(|declared| *declared != format) {
             return Err(ImageError::MediaTypeMismatch { declared, found: format });
@@ -63,10 +69,20 @@ impl Decoders {
         let thread = acquire(&self.threads, 1).await?;
         let (config, encoded) = (self.config.clone(), bytes.clone());
         let (thread, header) = blocking(format, move || (thread, Header::read(&encoded, &config))).await?;
+        drop(thread);
         let header = header?;
         budget.take_pixels(header.pixels())?;
+        Ok(Undecoded { header, bytes })
+    }
+
+    /// Decodes an image.
+    ///
+    /// A caller that stops waiting does not free what the decoder still holds: the permits go along with the work.
+    pub(super) async fn decode(&self, image: Undecoded) -> Result<Decoded, ImageError> {
+        let Undecoded { header, bytes } = image;
+        let thread = acquire(&self.threads, 1).await?;
         let memory = acquire(&self.memory, pieces(header.memory())).await?;
-        let (image, digest) = blocking(format, move || {
+        let (image, digest) = blocking(header.format, move || {
             let _held = (thread, memory);
             (header.decode(&bytes), blake3::hash(&bytes).to_hex().to_string())
         })
@@ -104,6 +120,12 @@ mod tests {
     use super::*;
     use image::{ImageFormat, RgbImage};
 
+    impl Decoders {
+        async fn read(&self, bytes: Bytes, declared: Option<Format>, budget: &Budget) -> Result<Decoded, ImageError> {
+            self.decode(self.open(bytes, declared, budget).await?).await
+        }
+    }
+
     fn image(side: u32) -> Bytes {
         fixtures::encode(&RgbImage::new(side, side).into(), ImageFormat::Png).into()
     }
@@ -129,7 +151,7 @@ mod tests {
             (image(9).slice(..60), None),
             (Bytes::from_static(b"nothing"), None),
         ] {
-            let _ = decoders.decode(bytes, declared, &budget).await;
+            let _ = decoders.read(bytes, declared, &budget).await;
         }
         let after = (decoders.threads.available_permits(), decoders.memory.available_permits());
         assert_eq!(before, after);
@@ -142,7 +164,7 @@ mod tests {
         let all = u32::try_from(decoders.memory.available_permits()).unwrap();
         let held = acquire(&decoders.memory, all).await.unwrap();
         let budget = Budget::new(&config);
-        let mut decoding = std::pin::pin!(decoders.decode(image(9), None, &budget));
+        let mut decoding = std::pin::pin!(decoders.read(image(9), None, &budget));
         let soon = std::time::Duration::from_millis(50);
         assert!(tokio::time::timeout(soon, &mut decoding).await.is_err());
         drop(held);

@@ -116,6 +116,16 @@ pub enum ImageError {
         /// What happened.
         reason: String,
     },
+    /// The decoded images of requests under way take what they may.
+    #[error(
+        "the images of requests under way, of {whose}, take nearly {limit} bytes decoded, which is the limit; try again in a moment"
+    )]
+    NoRoom {
+        /// `images.decoded_bytes` or `images.decoded_bytes_per_key`.
+        limit: u64,
+        /// `all keys` or `this key`.
+        whose: &'static str,
+    },
     /// The server is going down and decodes no more.
     #[error("the server is shutting down and takes no more images")]
     ShuttingDown,
@@ -137,11 +147,12 @@ impl ImageError {
             Self::MediaTypeMismatch { .. } => "image_media_type_mismatch",
             Self::Undecodable { .. } => "invalid_image",
             Self::Fetch { .. } => "image_fetch_failed",
+            Self::NoRoom { .. } => "rate_limit_exceeded",
             Self::ShuttingDown => "shutting_down",
         }
     }
 
-    /// Whether the request was fine and the server is not (503 rather than 400).
+    /// Whether the request was fine and the server is not (503 rather than 400; [`Self::NoRoom`] is neither: 429).
     #[must_use]
     pub fn is_server_fault(&self) -> bool {
         matches!(self, Self::ShuttingDown)

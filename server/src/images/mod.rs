@@ -11,6 +11,7 @@
 //! - `data_url`: `data:image/png;base64,…`.
 //! - `fetch`: http(s) with its rules; [`Resolver`], [`Transport`]: the two things that touch the network (`network`,
 //!   `direct`); [`is_public`]: which addresses may be spoken to (`address`).
+//! - [`Pixels`]: a decoded image with its share of what all of them may take (`pixels`).
 //! - `decode`: header checks, decoding, colour, orientation; `jpeg`, `webp`: what their decoders do not check themselves;
 //!   `decoders`: how much is decoded at once.
 
@@ -27,6 +28,7 @@ mod fixtures;
 mod format;
 mod jpeg;
 mod network;
+mod pixels;
 mod reader;
 mod webp;
 
@@ -35,4 +37,5 @@ pub use direct::{DirectTransport, SystemResolver};
 pub use error::{FailedImage, ImageError};
 pub use format::Format;
 pub use network::{Hop, Reply, Resolver, Transport, TransportError};
+pub use pixels::Pixels;
 pub use reader::{ImageReader, ReadImage};

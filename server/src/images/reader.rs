@@ -9,12 +9,13 @@ use image::DynamicImage;
 
 use super::budget::Budget;
 use super::data_url::DataUrl;
-use super::decoders::Decoders;
+use super::decoders::{Decoders, Undecoded};
 use super::direct::{DirectTransport, SystemResolver};
 use super::error::{FailedImage, ImageError, excerpt};
 use super::fetch::Fetcher;
 use super::format::Format;
 use super::network::{Resolver, Transport};
+use super::pixels::{Pixels, Room, Share};
 use crate::config::ImagesConfig;
 
 /// Images of one request that are read at the same time.
@@ -30,7 +31,7 @@ pub struct ReadImage {
     /// What `bytes` are.
     pub format: Format,
     /// The pixels: upright, always 8-bit RGB (`DynamicImage::ImageRgb8`), over white where the image was transparent.
-    pub image: Arc<DynamicImage>,
+    pub image: Pixels,
 }
 
 impl fmt::Debug for ReadImage {
@@ -50,6 +51,7 @@ impl fmt::Debug for ReadImage {
 pub struct ImageReader {
     config: Arc<ImagesConfig>,
     decoders: Decoders,
+    room: Arc<Room>,
     fetcher: Option<Fetcher>,
 }
 
@@ -66,35 +68,48 @@ impl ImageReader {
         let config = Arc::new(config.clone());
         Self {
             decoders: Decoders::new(config.clone()),
+            room: Arc::new(Room::new(&config)),
             fetcher: config.allow_http.then(|| Fetcher::new(&config, resolver, transport)),
             config,
         }
     }
 
-    /// Reads one image.
+    /// Reads one image, which does not count for `images.decoded_bytes`.
     ///
     /// # Errors
     /// See [`ImageError`]: all but [`ImageError::ShuttingDown`] are the request's fault.
     pub async fn read(&self, url: &str) -> Result<ReadImage, ImageError> {
-        self.read_within(&Budget::new(&self.config), url).await
+        self.decode(self.open(&Budget::new(&self.config), url).await?, None).await
     }
 
-    /// Reads the images of one request, in order. All together may be four times as large as the largest single image, in
-    /// bytes and in pixels.
+    /// Reads the images of one request of a key, in order. All together may be four times as large as the largest single image, in
+    /// bytes and in pixels. What their pixels take is reserved from their headers, for all at once, and given back as the pixels go.
     ///
     /// # Errors
-    /// The first image that is not taken; nothing is kept of the others. With too many images, the first one too many.
-    pub async fn read_all(&self, urls: &[String]) -> Result<Vec<ReadImage>, FailedImage> {
+    /// The first image whose header is refused, else [`ImageError::NoRoom`], else the first one that cannot be decoded; nothing is
+    /// kept of the others. With too many images, the first one too many.
+    pub async fn read_all(&self, key: &Arc<str>, urls: &[String]) -> Result<Vec<ReadImage>, FailedImage> {
         let limit = self.config.max_per_request;
         if urls.len() > limit {
             return Err(FailedImage { index: limit, error: ImageError::TooMany { count: urls.len(), limit } });
         }
         let budget = &Budget::new(&self.config);
-        let reads: Vec<_> = urls
-            .iter()
+        let opened: Vec<_> =
+            urls.iter()
+                .enumerate()
+                .map(|(index, url)| async move {
+                    self.open(budget, url).await.map_err(|error| FailedImage { index, error })
+                })
+                .collect();
+        let opened: Vec<Undecoded> = stream::iter(opened).buffered(AT_ONCE).try_collect().await?;
+        let decoded: Vec<u64> = opened.iter().map(|image| image.header.decoded()).collect();
+        let shares = self.room.take(key, &decoded).map_err(|error| FailedImage { index: 0, error })?;
+        let reads: Vec<_> = opened
+            .into_iter()
+            .zip(shares)
             .enumerate()
-            .map(|(index, url)| async move {
-                self.read_within(budget, url).await.map_err(|error| FailedImage { index, error })
+            .map(|(index, (image, share))| async move {
+                self.decode(image, Some(share)).await.map_err(|error| FailedImage { index, error })
             })
             .collect();
         stream::iter(reads).buffered(AT_ONCE).try_collect().await
@@ -105,11 +120,12 @@ impl ImageReader {
     /// # Errors
     /// See [`ImageError`]; the file is damaged, or the limits were lowered since.
     pub async fn stored(&self, bytes: Vec<u8>) -> Result<DynamicImage, ImageError> {
-        let decoded = self.decoders.decode(bytes.into(), None, &Budget::new(&self.config)).await?;
-        Ok(decoded.image)
+        let opened = self.decoders.open(bytes.into(), None, &Budget::new(&self.config)).await?;
+        Ok(self.decoders.decode(opened).await?.image)
     }
 
-    async fn read_within(&self, budget: &Budget, url: &str) -> Result<ReadImage, ImageError> {
+    /// Has the encoded image and reads its header.
+    async fn open(&self, budget: &Budget, url: &str) -> Result<Undecoded, ImageError> {
         let url = url.trim_ascii();
         let (bytes, declared) = if DataUrl::is(url) {
             let url = DataUrl::parse(url, self.config.max_bytes)?;
@@ -124,8 +140,14 @@ impl ImageReader {
         if bytes.len() > self.config.max_bytes {
             return Err(ImageError::TooManyBytes { limit: self.config.max_bytes });
         }
-        let decoded = self.decoders.decode(bytes.clone(), declared, budget).await?;
-        Ok(ReadImage { bytes, digest: decoded.digest, format: decoded.header.format, image: Arc::new(decoded.image) })
+        self.decoders.open(bytes, declared, budget).await
+    }
+
+    async fn decode(&self, image: Undecoded, share: Option<Share>) -> Result<ReadImage, ImageError> {
+        let bytes = image.bytes.clone();
+        let decoded = self.decoders.decode(image).await?;
+        let image = Pixels::new(decoded.image, share);
+        Ok(ReadImage { bytes, digest: decoded.digest, format: decoded.header.format, image })
     }
 
     /// What fetches a URL that is no data URL, if it may be fetched at all.

@@ -33,6 +33,10 @@ fn gallery(config: &ImagesConfig, picture: Vec<u8>) -> ImageReader {
     ImageReader::with_network(config, gallery.clone(), gallery)
 }
 
+async fn read_all(reader: &ImageReader, urls: &[String]) -> Result<Vec<ReadImage>, FailedImage> {
+    reader.read_all(&"ann".into(), urls).await
+}
+
 fn picture(width: u32, height: u32, format: ImageFormat) -> Vec<u8> {
     let image = RgbImage::from_fn(width, height, |x, y| Rgb([(x * 3) as u8, (y * 5) as u8, (x ^ y) as u8]));
     fixtures::encode(&image.into(), format)
@@ -133,24 +137,50 @@ async fn a_request_has_limits_of_its_own() {
     let config = ImagesConfig { max_bytes: 4096, max_pixels: 100, max_per_request: 6, ..ImagesConfig::default() };
     let reader = ImageReader::new(&config);
     let full = data_url("image/png", &picture(10, 10, ImageFormat::Png));
-    let read = reader.read_all(&vec![full.clone(); 4]).await.unwrap();
+    let read = read_all(&reader, &vec![full.clone(); 4]).await.unwrap();
     assert_eq!(read.len(), 4);
-    let failed = reader.read_all(&vec![full.clone(); 5]).await.unwrap_err();
+    let failed = read_all(&reader, &vec![full.clone(); 5]).await.unwrap_err();
     assert_eq!(failed.error, ImageError::RequestTooLarge { limit: 400, unit: "pixels" });
-    let failed = reader.read_all(&vec![full.clone(); 7]).await.unwrap_err();
+    let failed = read_all(&reader, &vec![full.clone(); 7]).await.unwrap_err();
     assert_eq!(failed.error, ImageError::TooMany { count: 7, limit: 6 });
     assert_eq!(failed.index, 6);
     // Comments make it heavy, not large.
     let comment = fixtures::chunk(*b"tEXt", &[b"x\0".as_slice(), &[b'y'; 3500]].concat());
     let pixel = fixtures::stored_zlib(&[0, 5, 6, 7]);
     let heavy = data_url("image/png", &fixtures::png(1, 1, 8, 2, &comment, &pixel));
-    assert!(reader.read_all(&vec![heavy.clone(); 4]).await.is_ok());
-    let failed = reader.read_all(&vec![heavy; 5]).await.unwrap_err();
+    assert!(read_all(&reader, &vec![heavy.clone(); 4]).await.is_ok());
+    let failed = read_all(&reader, &vec![heavy; 5]).await.unwrap_err();
     assert!(failed.to_string().contains("16384 bytes"), "{failed}");
     // The one that failed is named, and the others do not matter.
-    let failed = reader.read_all(&[full.clone(), "x".into(), full]).await;
+    let failed = read_all(&reader, &[full.clone(), "x".into(), full]).await;
     assert_eq!(failed.unwrap_err().index, 1);
-    assert!(reader.read_all(&[]).await.unwrap().is_empty());
+    assert!(read_all(&reader, &[]).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn pixels_that_wait_are_counted_until_they_go() {
+    let limits =
+        ImagesConfig { max_pixels: 100, decoded_bytes: 2500, decoded_bytes_per_key: 1200, ..ImagesConfig::default() };
+    let reader = ImageReader::new(&limits);
+    let full = data_url("image/png", &picture(10, 10, ImageFormat::Png));
+    let mut waiting = read_all(&reader, &vec![full.clone(); 4]).await.unwrap();
+    let refused = ImageError::NoRoom { limit: 1200, whose: "this key" };
+    assert_eq!(read_all(&reader, std::slice::from_ref(&full)).await.unwrap_err().error, refused);
+    assert_eq!(refused.code(), "rate_limit_exceeded");
+    // A request that fits in part takes no part.
+    let copy = waiting[0].image.clone();
+    waiting.truncate(2);
+    assert_eq!(read_all(&reader, &vec![full.clone(); 3]).await.unwrap_err().error, refused);
+    let more = read_all(&reader, &vec![full.clone(); 2]).await.unwrap();
+    // The other key's are its own, and a copy counts with what it is a copy of.
+    assert!(reader.read_all(&"bob".into(), &vec![full.clone(); 4]).await.is_ok());
+    drop((waiting, more));
+    assert_eq!(read_all(&reader, &vec![full.clone(); 4]).await.unwrap_err().error, refused);
+    drop(copy);
+    // What cannot be decoded gives back what it took.
+    let half = data_url("image/png", &picture(10, 10, ImageFormat::Png)[..60]);
+    assert_eq!(read_all(&reader, &[full.clone(), half]).await.unwrap_err().index, 1);
+    assert!(read_all(&reader, &vec![full; 4]).await.is_ok());
 }
 
 #[tokio::test]
@@ -158,7 +188,7 @@ async fn images_keep_their_order() {
     let reader = ImageReader::new(&ImagesConfig::default());
     let urls: Vec<_> =
         (1..=16).map(|side| data_url("image/gif", &picture(side, 200 / side, ImageFormat::Gif))).collect();
-    let read = reader.read_all(&urls).await.unwrap();
+    let read = read_all(&reader, &urls).await.unwrap();
     let widths: Vec<_> = read.iter().map(|read| read.image.width()).collect();
     assert_eq!(widths, (1..=16).collect::<Vec<_>>());
 }

@@ -1,7 +1,8 @@
 //! Image files without what a camera or a program wrote into them: place, time, device, author, remarks.
 //!
 //! Pixels stay bit for bit. The one thing kept of EXIF is the orientation: without it the stored image would be another
-//! one than the model saw. GIF and BMP have no place for EXIF and stay as they are.
+//! one than the model saw. What lies behind the image goes, too: cameras put a second picture there, with EXIF of its own, or a film.
+//! GIF and BMP have no place for EXIF and stay as they are.
 
 use crate::images::Format;
 
@@ -28,22 +29,35 @@ pub(super) fn without(bytes: &[u8], format: Format) -> Option<Vec<u8>> {
     (cleaned != bytes).then_some(cleaned)
 }
 
-/// Segments up to the picture: APP0 (JFIF), APP2 (colour profile) and APP14 (colour transform) change how pixels are read
+/// Segments up to the end of the image: APP0 (JFIF), APP2 (colour profile) and APP14 (colour transform) change how pixels are read
 /// and stay; the other APPs and comments go.
 fn jpeg(bytes: &[u8]) -> Option<Vec<u8>> {
     const EXIF: &[u8] = b"Exif\0\0";
     let mut out = bytes.get(..2)?.to_vec();
     let mut at = 2;
     loop {
-        let &[0xff, marker, high, low] = bytes.get(at..at + 4)? else { return None };
-        let end = at + 2 + usize::from(u16::from_be_bytes([high, low]));
-        let segment = bytes.get(at..end)?;
+        // What is no marker is passed over, as decoders do.
+        at += coded(bytes.get(at..)?);
+        let marker = *bytes.get(at + 1)?;
         match marker {
-            // Start of scan: what follows is the picture.
-            0xda => {
-                out.extend_from_slice(&bytes[at..]);
+            // Any number of fill bytes may precede a marker.
+            0xff => {
+                at += 1;
+                continue;
+            }
+            0xd9 => {
+                out.extend_from_slice(&[0xff, marker]);
                 return Some(out);
             }
+            _ => {}
+        }
+        let length = u16::from_be_bytes(bytes.get(at + 2..at + 4)?.try_into().ok()?);
+        let mut end = at + 2 + usize::from(length);
+        if marker == 0xda {
+            end += coded(bytes.get(end..)?);
+        }
+        let segment = bytes.get(at..end)?;
+        match marker {
             0xe1 => {
                 let tiff = segment.get(4..).and_then(|body| body.strip_prefix(EXIF));
                 if let Some(turned) = tiff.and_then(orientation) {
@@ -58,6 +72,12 @@ fn jpeg(bytes: &[u8]) -> Option<Vec<u8>> {
         }
         at = end;
     }
+}
+
+/// Bytes up to the next marker. Among the coded pixels of a scan, 0xff is followed by 0 or a restart marker.
+fn coded(bytes: &[u8]) -> usize {
+    let is_marker = |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0x00 | 0xd0..=0xd7);
+    bytes.windows(2).position(is_marker).unwrap_or(bytes.len())
 }
 
 /// Chunks: eXIf and the texts go, and the time of the last change.
@@ -78,6 +98,10 @@ fn png(bytes: &[u8]) -> Option<Vec<u8>> {
                 }
             }
             b"tEXt" | b"zTXt" | b"iTXt" | b"tIME" => {}
+            b"IEND" => {
+                out.extend_from_slice(chunk);
+                break;
+            }
             _ => out.extend_from_slice(chunk),
         }
         at = end;
@@ -94,6 +118,8 @@ fn crc(bytes: &[u8]) -> u32 {
 
 /// RIFF chunks: EXIF and XMP go, with their flags in VP8X.
 fn webp(bytes: &[u8]) -> Option<Vec<u8>> {
+    let size = usize::try_from(u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?)).ok()?;
+    let bytes = bytes.get(..size.checked_add(8)?).unwrap_or(bytes);
     let mut out = bytes.get(..12)?.to_vec();
     let (mut at, mut flags, mut turned) = (12, None, None);
     while at < bytes.len() {
@@ -209,6 +235,40 @@ mod tests {
                 assert_eq!(without(&clean, format), None, "{format:?}: nothing is left to take out");
             }
         }
+    }
+
+    #[test]
+    fn what_lies_behind_the_image_goes() {
+        for format in [Format::Jpeg, Format::Png, Format::WebP] {
+            let telling = with_secret(format, 6);
+            let second = with_secret(Format::Jpeg, 1);
+            for behind in [b"SPY".as_slice(), b"\0", &second] {
+                let file = [&telling[..], behind].concat();
+                let clean = without(&file, format).unwrap();
+                assert!(!clean.windows(3).any(|three| three == b"SPY"), "{format:?}");
+                assert_eq!(seen(&clean), seen(&telling), "{format:?}");
+                assert_eq!(Some(clean), without(&telling, format), "{format:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn fill_bytes_before_a_marker_are_no_marker() {
+        let telling = with_secret(Format::Jpeg, 6);
+        // The second marker is that of EXIF, the third that of the comment.
+        let comment = telling.windows(2).position(|pair| pair == b"\xff\xfe").unwrap();
+        let fill = [0xff; 3];
+        let filled = [&telling[..2], &fill, &telling[2..comment], &fill, &telling[comment..]].concat();
+        assert_eq!(without(&filled, Format::Jpeg), without(&telling, Format::Jpeg));
+    }
+
+    #[test]
+    fn what_stands_between_scans_goes_and_coded_pixels_stay() {
+        let scan = b"\xff\xda\0\x04\x01\0coded\xff\0\xff\xd3\xff\0on".as_slice();
+        let secret = b"\xff\xff\xfe\0\x05SPY".as_slice();
+        let file = |between: &[u8]| [b"\xff\xd8".as_slice(), scan, between, scan, b"\xff\xd9"].concat();
+        assert_eq!(without(&file(secret), Format::Jpeg), Some(file(b"")));
+        assert_eq!(without(&file(b""), Format::Jpeg), None);
     }
 
     #[test]

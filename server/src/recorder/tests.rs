@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use image::DynamicImage;
+use image::{DynamicImage, Rgb, RgbImage};
 use reground_learner::store::rows::{BootstrapState, Feedback, Record, Timings};
 use reground_learner::store::{Options, Query, Store, id};
 use tempfile::TempDir;
@@ -22,12 +22,17 @@ fn recorder(config: &RecordConfig) -> (TempDir, Arc<Store>, Arc<Recorder>) {
 }
 
 fn image() -> ReadImage {
-    let image = DynamicImage::new_rgb8(4, 3);
+    of_shade(0)
+}
+
+/// An image of its own for each shade.
+fn of_shade(shade: u8) -> ReadImage {
+    let image = DynamicImage::from(RgbImage::from_pixel(4, 3, Rgb([shade; 3])));
     let mut png = std::io::Cursor::new(Vec::new());
     image.write_to(&mut png, image::ImageFormat::Png).unwrap();
     let bytes = png.into_inner();
     let digest = blake3::hash(&bytes).to_hex().to_string();
-    ReadImage { bytes: bytes.into(), digest, format: Format::Png, image: Arc::new(image) }
+    ReadImage { bytes: bytes.into(), digest, format: Format::Png, image: image.into() }
 }
 
 fn record() -> Record {
@@ -85,7 +90,7 @@ fn a_record_waits_without_pixels() {
     let (_directory, _, recorder) = recorder(&RecordConfig::default());
     let read = image();
     let draft = Draft::new(recorder, record(), 1, std::slice::from_ref(&read), Instant::now());
-    assert_eq!(Arc::strong_count(&read.image), 1);
+    assert_eq!(read.image.holders(), 1);
     drop(draft);
 }
 
@@ -101,22 +106,19 @@ fn a_record_is_stored_with_what_was_said_meanwhile() {
 /// More at once than is written at once, each with an image of its own and feedback meanwhile.
 #[test]
 fn many_that_come_at_once_are_all_stored() {
-    const COUNT: usize = 150;
+    const COUNT: u8 = 150;
     let (_directory, store, recorder) = recorder(&RecordConfig::default());
     let drafts: Vec<Draft> = (0..COUNT)
-        .map(|number| {
-            let mut read = image();
-            read.bytes = [&read.bytes[..], number.to_string().as_bytes()].concat().into();
-            read.digest = blake3::hash(&read.bytes).to_hex().to_string();
-            let mut draft = Draft::new(recorder.clone(), record(), 1, &[read], Instant::now());
+        .map(|shade| {
+            let mut draft = Draft::new(recorder.clone(), record(), 1, &[of_shade(shade)], Instant::now());
             draft.begun("base", 3);
             draft
         })
         .collect();
     drop(drafts);
     recorder.close();
-    assert_eq!(store.count::<Record>(&Query::default()).unwrap(), COUNT);
-    assert_eq!(store.stats().unwrap().blobs, COUNT);
+    assert_eq!(store.count::<Record>(&Query::default()).unwrap(), usize::from(COUNT));
+    assert_eq!(store.stats().unwrap().blobs, usize::from(COUNT));
     assert_eq!(store.verify(false).unwrap().problems, Vec::<String>::new());
     assert_eq!(recorder.shared.waiting.load(std::sync::atomic::Ordering::Acquire), 0);
 }

@@ -23,12 +23,12 @@ const PAGE: usize = 64;
 /// Records that are looked at until there are enough with a picture.
 const MOST: usize = 1024;
 
-/// The latest records whose answer can be scored, at most so many.
+/// The latest records whose answer can be scored, at most so many. What is damaged is left out.
 pub(super) fn candidates(store: &Store, most: usize) -> Result<Vec<Record>, StoreError> {
     let mut query = Query { limit: PAGE, newest_first: true, ..Query::default() };
     let (mut found, mut seen) = (Vec::new(), 0);
     while found.len() < most && seen < MOST {
-        let page = store.list::<Record>(&query)?;
+        let page = store.list_readable::<Record>(&query)?;
         seen += page.rows.len();
         query.after = page.rows.last().map(|record| record.id.clone());
         found.extend(page.rows.into_iter().filter(can_be_scored));

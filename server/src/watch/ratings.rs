@@ -10,9 +10,13 @@ use crate::rollout::{Sample, Watched};
 /// Feedback that is looked at: the latest.
 const LATEST: usize = 1000;
 
-/// The ratings of the generation that is watched, and of the other one: of each record the mean of each key's latest rating.
+/// The ratings of the generation that is watched, and of the other one: of each record the mean of each key's latest rating. What is
+/// damaged is left out.
+///
+/// # Errors
+/// The store failed.
 pub(super) fn ratings(store: &Store, watched: &Watched) -> Result<(Sample, Sample), StoreError> {
-    let said = store.list::<Feedback>(&Query { limit: LATEST, newest_first: true, ..Query::default() })?.rows;
+    let said = store.list_readable::<Feedback>(&Query { limit: LATEST, newest_first: true, ..Query::default() })?.rows;
     let mut of_records: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
     for Feedback { record, key, rating, .. } in said {
         if let Some(rating) = rating {
@@ -23,7 +27,11 @@ pub(super) fn ratings(store: &Store, watched: &Watched) -> Result<(Sample, Sampl
     let (mut new, mut old) = (Sample::default(), Sample::default());
     for (record, ratings) in of_records {
         // A record that is under way still is not there yet.
-        let Some(record) = store.get::<Record>(&record)? else { continue };
+        let record = match store.get::<Record>(&record) {
+            Ok(Some(record)) => record,
+            Ok(None) | Err(StoreError::Damaged { .. }) => continue,
+            Err(error) => return Err(error),
+        };
         let mean = ratings.values().sum::<f64>() / ratings.len() as f64;
         if record.generation == watched.generation.as_str() {
             new.add(mean);

@@ -1,6 +1,7 @@
 //! Watching, over an engine that repeats what it is told.
 
 use std::future::Future;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use reground_learner::bpo::data::blobs::Blobs;
 use reground_learner::bpo::pair::{ImageRef, Part};
 use reground_learner::generator::{Generated, Generator, GeneratorError, Question};
-use reground_learner::store::rows::{Answer, Feedback, Finish, Record, RecordedMessage};
+use reground_learner::store::rows::{Answer, Feedback, Finish, Record, RecordedMessage, Row};
 use reground_learner::store::{Options, Store, id};
 use serde_json::json;
 use tempfile::TempDir;
@@ -30,6 +31,19 @@ struct Place {
 }
 
 const BASE: &str = "base";
+
+fn said(record: &str, key: &str, rating: f64) -> Feedback {
+    Feedback {
+        id: id::new("fb"),
+        created_ms: id::now_ms(),
+        record: record.into(),
+        key: key.into(),
+        trusted: false,
+        rating: Some(rating),
+        correction: None,
+        comment: None,
+    }
+}
 
 impl Place {
     /// An adapter beside the base, which answers.
@@ -80,19 +94,9 @@ impl Place {
     fn rated(&self, generation: &str, count: usize, rating: f64) {
         for _ in 0..count {
             let record = self.record(generation, false);
-            let said = |key: &str, rating| Feedback {
-                id: id::new("fb"),
-                created_ms: id::now_ms(),
-                record: record.clone(),
-                key: key.into(),
-                trusted: false,
-                rating: Some(rating),
-                correction: None,
-                comment: None,
-            };
             // What a key said before does not count.
-            self.store.add_feedback(&said("ann", -rating), false).unwrap();
-            self.store.add_feedback(&said("ann", rating), false).unwrap();
+            self.store.add_feedback(&said(&record, "ann", -rating), false).unwrap();
+            self.store.add_feedback(&said(&record, "ann", rating), false).unwrap();
         }
     }
 
@@ -170,6 +174,41 @@ async fn answers_that_people_like_less_are_taken_back() {
     place.rated(place.new.as_str(), 4, -0.5);
     assert_eq!(place.taken_back_for().await, None);
     place.rated(place.new.as_str(), 1, -0.5);
+    let why = place.taken_back_for().await.unwrap();
+    assert_eq!(why, "ratings: -0.5000 mean rating (n = 5) against 0.7500 (n = 6); 0.25 lower is allowed");
+}
+
+/// A row under the name of another kind that is none.
+#[derive(Clone, serde::Serialize, serde::Deserialize)]
+struct Broken<R> {
+    id: String,
+    kind: PhantomData<R>,
+}
+
+impl<R: Row> Row for Broken<R> {
+    const KIND: &'static str = R::KIND;
+    const PREFIX: &'static str = R::PREFIX;
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn indexes(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_row_switches_no_signal_off() {
+    let place = Place::new(|config| config.watch.min_ratings = 5).await;
+    place.rated(BASE, 6, 0.75);
+    place.activate().await;
+    place.rated(place.new.as_str(), 5, -0.5);
+    let record = Broken::<Record> { id: id::new("chatcmpl"), kind: PhantomData };
+    place.store.insert(&record).unwrap();
+    place.store.insert(&Broken::<Feedback> { id: id::new("fb"), kind: PhantomData }).unwrap();
+    place.store.insert(&said(&record.id, "ann", 1.0)).unwrap();
+    assert_eq!(grounding::candidates(&place.store, 10).unwrap(), []);
     let why = place.taken_back_for().await.unwrap();
     assert_eq!(why, "ratings: -0.5000 mean rating (n = 5) against 0.7500 (n = 6); 0.25 lower is allowed");
 }

@@ -116,13 +116,7 @@ impl Watcher {
                 reports.push(Report { watched, state: State::Passed, figures });
                 continue;
             }
-            let figures = match self.figures(&watched).await {
-                Ok(figures) => figures,
-                Err(error) => {
-                    warn!(generation = %watched.generation, %error, "A watched generation cannot be looked at now.");
-                    continue;
-                }
-            };
+            let figures = self.figures(&watched).await;
             let breach = figures.iter().find(|figures| figures.verdict == Verdict::Breach).copied();
             let state = match breach {
                 Some(breach) => self.act(&watched, breach).await,
@@ -158,7 +152,7 @@ impl Watcher {
         }
     }
 
-    async fn figures(&self, watched: &Watched) -> Result<Vec<Figures>, String> {
+    async fn figures(&self, watched: &Watched) -> Vec<Figures> {
         let since =
             |id| self.generations.get(id).map(|lease| lease.observed.since(watched.began_ms)).unwrap_or_default();
         let new = since(&watched.generation);
@@ -167,12 +161,17 @@ impl Watcher {
             Trial::Canary => since(&watched.against),
         };
         let asked = watched.clone();
-        let (new_ratings, old_ratings) = self.stored(move |store| ratings::ratings(store, &asked)).await?;
+        let ratings = self.stored(move |store| ratings::ratings(store, &asked)).await;
+        // The other signals are judged all the same.
+        let (new_ratings, old_ratings) = ratings.unwrap_or_else(|error| {
+            warn!(generation = %watched.generation, %error, "The ratings of a watched generation cannot be read now.");
+            Default::default()
+        });
         let mut figures = of_answers(&new, &old, &self.config).to_vec();
         figures.push(of_ratings((&new_ratings, &old_ratings), &self.config));
         let measured = self.seen().grounding.get(&key_of(watched)).map(|probed| probed.measured).unwrap_or_default();
         figures.push(of_grounding(&measured, &self.config));
-        Ok(figures)
+        figures
     }
 
     fn last_figures(&self, watched: &Watched) -> Vec<Figures> {

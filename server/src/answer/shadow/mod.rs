@@ -15,6 +15,7 @@ mod worker;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use metrics::counter;
 use rand::Rng;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -23,6 +24,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub(super) use self::case::Case;
 pub use self::comparison::{Comparison, Side};
 use crate::engine::{Generate, GenerationId};
+use crate::images::Pixels;
 use crate::rollout::Generations;
 
 /// Live answers that wait to be compared; what does not fit is counted and dropped.
@@ -85,6 +87,11 @@ impl Shadow {
         let shadow = route.shadow.filter(|_| *answering == route.live)?;
         let queue = self.state().queue.clone()?;
         let drawn = rand::rng().random_range(0..100) < shadow.percent;
+        // A case waits for long, and live queries need the room.
+        if drawn && request.pixels().any(Pixels::are_scarce) {
+            counter!(comparison::OUTCOMES, "outcome" => "dropped").increment(1);
+            return None;
+        }
         drawn.then(|| Case::new(shadow.generation, route.live, request.clone(), stop.to_vec(), queue))
     }
 

@@ -69,7 +69,7 @@ struct Head {
         (status = 404, description = "No such model or generation", body = ErrorBody),
         (status = 413, description = "The body is too large", body = ErrorBody),
         (status = 415, description = "The body is no JSON by its Content-Type", body = ErrorBody),
-        (status = 429, description = "The queue is full", body = ErrorBody,
+        (status = 429, description = "The queue is full, or requests under way hold as many decoded images as they may", body = ErrorBody,
             headers(("retry-after" = u64, description = "Seconds until a place is likely"))),
         (status = 500, description = "The engine failed", body = ErrorBody),
         (status = 503, description = "The engine is being rebuilt, or the server is going down", body = ErrorBody,
@@ -114,9 +114,9 @@ async fn begin(
         })
         .await?;
     let recorder = record::wanted(app, &request, http)?;
-    check_schema(app, &request).await?;
+    check_grammar(app, &request).await?;
     let deadline = arrival + app.deadline();
-    let images = read_images(app, &mut request, deadline).await?;
+    let images = read_images(app, &mut request, &caller.name, deadline).await?;
     // Several choices are one answer: a generation that goes live between them must not come into it.
     let lease = if request.n > 1 && pinned.is_none() {
         let entered = app.generations.enter(sticky, &caller.name, deadline).await;
@@ -135,23 +135,36 @@ async fn begin(
     Ok((Head::of(id, request), choices))
 }
 
-/// A schema that cannot be enforced is refused before it waits in the queue. Compiling one can take a while, which must
-/// not hold up other requests' tokens.
-async fn check_schema(app: &Arc<App>, request: &ChatRequest) -> Result<(), ApiError> {
-    let Some(grammar @ Grammar::JsonSchema(_)) = request.grammar.clone() else { return Ok(()) };
+/// A schema that cannot be enforced, of the answer or of a tool's arguments, is refused before it waits in the queue. Compiling one can
+/// take a while, which must not hold up other requests' tokens.
+async fn check_grammar(app: &Arc<App>, request: &ChatRequest) -> Result<(), ApiError> {
+    let asked = request.grammar.clone().filter(|grammar| matches!(grammar, Grammar::JsonSchema(_)));
+    let demanded = tools::Demanded::of(&request.tools, &request.tool_choice);
+    if asked.is_none() && demanded.is_none() {
+        return Ok(());
+    }
     let vocabulary = app.generations.info().vocabulary.clone();
-    web::block(move || grammar.matcher(&vocabulary).map(drop))
-        .await
-        .map_err(|_| ApiError::internal("the thread that compiled the schema is gone"))?
-        .map_err(|error| ApiError::from(error).at("response_format.json_schema.schema"))
+    let check = move || {
+        if let Some(grammar) = asked {
+            let compiled = grammar.matcher(&vocabulary);
+            compiled.map_err(|error| ApiError::from(error).at("response_format.json_schema.schema"))?;
+        }
+        demanded.map_or(Ok(()), |demanded| demanded.check(&vocabulary))
+    };
+    web::block(check).await.map_err(|_| ApiError::internal("the thread that compiled the schema is gone"))?
 }
 
-async fn read_images(app: &App, request: &mut ChatRequest, deadline: Instant) -> Result<Vec<ReadImage>, ApiError> {
+async fn read_images(
+    app: &App,
+    request: &mut ChatRequest,
+    key: &Arc<str>,
+    deadline: Instant,
+) -> Result<Vec<ReadImage>, ApiError> {
     let urls = query::image_urls(request);
     if urls.is_empty() {
         return Ok(Vec::new());
     }
-    match timeout_at(deadline, app.images.read_all(&urls)).await {
+    match timeout_at(deadline, app.images.read_all(key, &urls)).await {
         Ok(read) => read.map_err(|failed| query::failed_image(request, &failed)),
         Err(_) => Err(AnswerError::Deadline { after: app.deadline() }.into()),
     }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use image::DynamicImage;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -11,8 +10,11 @@ use super::request::ChatRequest;
 use crate::answer::Query;
 use crate::api::error::{ApiError, code, shown};
 use crate::engine::{Content, EngineInfo, GenerationId, Message, Role, Sampling, Vocabulary};
-use crate::images::FailedImage;
+use crate::images::{FailedImage, ImageError, Pixels};
 use crate::rollout::{Generations, Lease, Sticky};
+
+/// Seconds after which images that the server cannot take now may be sent again.
+const RETRY_AFTER_S: u64 = 5;
 
 /// The generation that `model` pins; `None`: the live one.
 ///
@@ -144,8 +146,11 @@ pub(super) fn image_urls(request: &mut ChatRequest) -> Vec<String> {
 /// An image was refused: the error names the part that it came in.
 pub(super) fn failed_image(request: &ChatRequest, failed: &FailedImage) -> ApiError {
     let FailedImage { index, error } = failed;
+    if let ImageError::NoRoom { .. } = error {
+        return ApiError::too_many(error.code(), error.to_string(), RETRY_AFTER_S);
+    }
     if error.is_server_fault() {
-        return ApiError::unavailable(error.code(), error.to_string(), 5);
+        return ApiError::unavailable(error.code(), error.to_string(), RETRY_AFTER_S);
     }
     let error = ApiError::bad_request(error.code(), error.to_string());
     let mut places = request.messages.iter().enumerate().flat_map(|(message, said)| {
@@ -187,7 +192,7 @@ pub(super) fn sticky(request: &ChatRequest) -> Sticky {
 
 /// One query per choice. The choices of a seeded request have the seeds `seed`, `seed + 1`, …: each is reproducible, and
 /// they differ.
-pub(super) fn queries(request: &mut ChatRequest, images: Vec<Arc<DynamicImage>>, asker: &Asker) -> Vec<Query> {
+pub(super) fn queries(request: &mut ChatRequest, images: Vec<Pixels>, asker: &Asker) -> Vec<Query> {
     let mut images = images.into_iter();
     let messages: Vec<Message> = std::mem::take(&mut request.messages)
         .into_iter()

@@ -3,11 +3,43 @@
 use serde_json::Value;
 
 use crate::answer::ToolChoice;
+use crate::answer::tools::grammar;
 use crate::api::error::{ApiError, shown};
 use crate::api::json::{self, Fields, Path};
+use crate::engine::Vocabulary;
+use crate::engine::grammar::Grammar;
 
 /// Most tools of one request.
 const MAX_TOOLS: usize = 128;
+
+/// A call that the caller demands.
+pub(super) struct Demanded {
+    tools: Vec<Value>,
+    choice: ToolChoice,
+    grammar: Grammar,
+}
+
+impl Demanded {
+    /// `None`: the model may do without.
+    pub(super) fn of(tools: &[Value], choice: &ToolChoice) -> Option<Self> {
+        let grammar = grammar(tools, choice)?;
+        Some(Self { tools: tools.to_vec(), choice: choice.clone(), grammar })
+    }
+
+    /// Compiles its grammar, which can take a while.
+    ///
+    /// # Errors
+    /// It cannot be enforced; the first tool whose schema alone cannot is named.
+    pub(super) fn check(&self, vocabulary: &Vocabulary) -> Result<(), ApiError> {
+        let Err(error) = self.grammar.matcher(vocabulary) else { return Ok(()) };
+        let alone = |tool| grammar(std::slice::from_ref(tool), &self.choice)?.matcher(vocabulary).err();
+        let at_fault = self.tools.iter().enumerate().find_map(|(index, tool)| Some((index, alone(tool)?)));
+        Err(match at_fault {
+            Some((index, error)) => ApiError::from(error).at(format_args!("tools[{index}].function.parameters")),
+            None => ApiError::from(error).at("tools"),
+        })
+    }
+}
 
 /// Takes the three parameters, which must fit each other.
 pub(super) fn take(fields: &mut Fields<'_>) -> Result<(Vec<Value>, ToolChoice), ApiError> {

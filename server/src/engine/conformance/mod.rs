@@ -46,7 +46,7 @@ fn about(image: DynamicImage, text: &str, forced: Option<Vec<u32>>, max_tokens: 
     Generate {
         messages: vec![Message {
             role: Role::User,
-            content: vec![Content::Image(Arc::new(image)), Content::Text(text.to_owned())],
+            content: vec![Content::Image(image.into()), Content::Text(text.to_owned())],
             tool_calls: Vec::new(),
             tool_call_id: None,
         }],

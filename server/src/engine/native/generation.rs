@@ -30,7 +30,8 @@ impl NativeGeneration {
         if !self.is_ready() {
             return Err(EngineError::Unavailable(self.id.clone()));
         }
-        self.core.info.check_length(&request)?;
+        // The tokens are counted where they are made, in `prepare`.
+        self.core.info.check_bytes(&request)?;
         let sampler = Sampler::new(&request, self.core.info.vocabulary.clone())?;
         let (stream, events) = TokenStream::channel();
         let task = Task { adapter: self.adapter.clone(), owner: self.owner, is_behind, sampler, events, place };

@@ -53,7 +53,7 @@ fn request(at: usize) -> Generate {
         0 => {
             request.messages[0].content.remove(0);
         }
-        1 => request.messages[0].content[0] = Content::Image(Arc::new(noise(40 + at as u32, 64))),
+        1 => request.messages[0].content[0] = Content::Image(noise(40 + at as u32, 64).into()),
         _ => {}
     }
     request.messages[0].content.push(Content::Text(" and then?".repeat(at)));
@@ -222,6 +222,12 @@ async fn a_cache_smaller_than_the_context_limits_the_context() {
     let (prompt, tokens, finish) = answer(&base, whole).await;
     assert_eq!((prompt + tokens.len(), finish), (100, Finish::Length));
     assert!(matches!(attempt(&base, request(63)).await, Err(EngineError::TooLong { max_len: 100, .. })));
+    // What its length in bytes does not tell is counted off this thread.
+    let mut stream = base.generate(request(63), Box::new(())).unwrap();
+    assert!(matches!(stream.next().await, Some(Event::Failed(EngineError::TooLong { max_len: 100, .. }))));
+    let mut megabytes = request(0);
+    megabytes.messages[0].content.push(Content::Text("x".repeat(1 << 20)));
+    assert!(matches!(base.generate(megabytes, Box::new(())), Err(EngineError::TooLong { max_len: 100, .. })));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -262,7 +268,7 @@ async fn a_picture_seen_before_gives_the_same_answer_on_every_generation() {
 fn about(picture: u32, at: usize) -> Generate {
     let mut request = request(6);
     request.messages[0].content =
-        vec![Content::Image(Arc::new(noise(picture, 64))), Content::Text(format!("what is {at} beside it?"))];
+        vec![Content::Image(noise(picture, 64).into()), Content::Text(format!("what is {at} beside it?"))];
     request
 }
 
