@@ -80,32 +80,3 @@ pub(crate) fn survive_a_stop() {
         }
     }
 }
-
-/// Lets this thread in at once where another one computes, instead of when that one's time is up: who talks to callers needs a core
-/// for microseconds. Linux from 6.12 on.
-pub(crate) fn answer_promptly() {
-    #[cfg(target_os = "linux")]
-    {
-        /// The shortest that there is.
-        const SLICE_NS: u64 = 100_000;
-        #[expect(unsafe_code, reason = "the C library's call; it touches no memory of this process")]
-        // SAFETY: getpriority takes two numbers.
-        let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
-        let wanted = libc::sched_attr {
-            size: size_of::<libc::sched_attr>() as u32,
-            sched_policy: libc::SCHED_OTHER as u32,
-            sched_flags: 0,
-            sched_nice: nice,
-            sched_priority: 0,
-            sched_runtime: SLICE_NS,
-            sched_deadline: 0,
-            sched_period: 0,
-        };
-        #[expect(unsafe_code, reason = "the system's call; it only reads what it is given")]
-        // SAFETY: the pointer is to a value that lives until the call returns, and has the size that it says.
-        let refused = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const wanted, 0) } != 0;
-        if refused {
-            tracing::debug!("A thread waits for its core as others do: {}", io::Error::last_os_error());
-        }
-    }
-}

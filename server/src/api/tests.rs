@@ -358,10 +358,11 @@ async fn decoded_images_that_wait_have_a_limit() {
 }
 
 #[actix_web::test]
-async fn engines_are_asked_where_blocking_is_allowed() {
+async fn engines_are_asked_about_long_texts_where_blocking_is_allowed() {
     let server = open_server().await;
     let service = serve!(server);
-    assert_eq!(send(&service, post(CHAT, &ask("hi", json!({}))).to_request()).await.status, 200);
+    let long = ask(&"x".repeat(5000), json!({"max_tokens": 1}));
+    assert_eq!(send(&service, post(CHAT, &long).to_request()).await.status, 200);
     let asked_by = server.watch.thread.lock().unwrap().unwrap();
     assert_ne!(asked_by, std::thread::current().id());
 }
@@ -538,17 +539,17 @@ async fn adapters_come_and_go_as_generations() {
         let request = post("/v1/unload_lora_adapter", &body).to_request();
         send(&service, request)
     };
-    let reply = load(json!({"lora_name": "ad-1", "lora_path": "one", "load_inplace": false})).await;
-    assert_eq!((reply.status, &*reply.text), (200, "Success: LoRA adapter 'ad-1' added successfully."));
+    let reply = load(json!({"lora_name": "a-1", "lora_path": "one", "load_inplace": false})).await;
+    assert_eq!((reply.status, &*reply.text), (200, "Success: LoRA adapter 'a-1' added successfully."));
     for (body, error) in [
-        (json!({"lora_name": "ad-1", "lora_path": "one"}), (409, "conflict", "lora_name")),
+        (json!({"lora_name": "a-1", "lora_path": "one"}), (409, "conflict", "lora_name")),
         (json!({"lora_name": "a b", "lora_path": "one"}), (400, "invalid_value", "lora_name")),
-        (json!({"lora_name": "ad-2", "lora_path": "two"}), (404, "adapter_not_found", "lora_path")),
-        (json!({"lora_name": "ad-2", "lora_path": "../one"}), (400, "invalid_value", "lora_path")),
-        (json!({"lora_name": "ad-2"}), (400, "missing_required_parameter", "lora_path")),
-        (json!({"lora_name": "ad-2", "lora_path": "one", "x": 1}), (400, "unsupported_parameter", "x")),
+        (json!({"lora_name": "a-2", "lora_path": "two"}), (404, "adapter_not_found", "lora_path")),
+        (json!({"lora_name": "a-2", "lora_path": "../one"}), (400, "invalid_value", "lora_path")),
+        (json!({"lora_name": "a-2"}), (400, "missing_required_parameter", "lora_path")),
+        (json!({"lora_name": "a-2", "lora_path": "one", "x": 1}), (400, "unsupported_parameter", "x")),
         (
-            json!({"lora_name": "ad-2", "lora_path": "one", "load_inplace": true}),
+            json!({"lora_name": "a-2", "lora_path": "one", "load_inplace": true}),
             (400, "unsupported_value", "load_inplace"),
         ),
     ] {
@@ -562,16 +563,16 @@ async fn adapters_come_and_go_as_generations() {
         .iter()
         .map(|model| (model["id"].as_str().unwrap(), model["generation"].as_str().unwrap(), model["live"] == true))
         .collect();
-    assert_eq!(listed, [("reground", "base", true), ("reground@ad-1", "ad-1", false), ("reground@base", "base", true)]);
-    let one = send(&service, TestRequest::get().uri("/v1/models/reground@ad-1").to_request()).await.json();
-    assert_eq!((&one["id"], &one["object"]), (&json!("reground@ad-1"), &json!("model")));
-    let pinned = post(CHAT, &ask("hi", json!({"model": "reground@ad-1"}))).to_request();
+    assert_eq!(listed, [("reground", "base", true), ("reground@a-1", "a-1", false), ("reground@base", "base", true)]);
+    let one = send(&service, TestRequest::get().uri("/v1/models/reground@a-1").to_request()).await.json();
+    assert_eq!((&one["id"], &one["object"]), (&json!("reground@a-1"), &json!("model")));
+    let pinned = post(CHAT, &ask("hi", json!({"model": "reground@a-1"}))).to_request();
     let reply = send(&service, pinned).await;
-    assert_eq!(reply.header("x-reground-generation"), Some("ad-1"));
-    assert_eq!(reply.json()["system_fingerprint"], "ad-1");
+    assert_eq!(reply.header("x-reground-generation"), Some("a-1"));
+    assert_eq!(reply.json()["system_fingerprint"], "a-1");
     assert_eq!(unload("base").await.error().0, 409);
-    assert_eq!(unload("ad-1").await.text, "Success: LoRA adapter 'ad-1' removed successfully.");
-    assert_eq!(unload("ad-1").await.error(), (404, "adapter_not_found".into(), "lora_name".into()));
+    assert_eq!(unload("a-1").await.text, "Success: LoRA adapter 'a-1' removed successfully.");
+    assert_eq!(unload("a-1").await.error(), (404, "adapter_not_found".into(), "lora_name".into()));
 }
 
 #[actix_web::test]
@@ -644,7 +645,11 @@ async fn browsers_may_call_from_configured_origins_only() {
 
     let server = open_server().await;
     let service = serve!(server);
-    assert_eq!(send(&service, preflight("https://app.example")).await.error().0, 405);
+    assert_eq!(
+        send(&service, preflight("https://app.example")).await.error().0,
+        403,
+        "nor, without keys, may they send"
+    );
 }
 
 #[actix_web::test]

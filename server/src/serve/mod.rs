@@ -21,7 +21,6 @@ use crate::engine::Engine;
 use crate::engine::native::NativeEngine;
 use crate::engine::source::{BUILTIN, ModelFiles};
 use crate::images::ImageReader;
-use crate::os;
 use crate::recorder::Recorder;
 use crate::rollout::Generations;
 use crate::runs::{Base, Program, Runs};
@@ -136,21 +135,16 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let runs = Arc::new(Runs::start(store, app.rollout.clone(), &config, base, Program::this()?));
     let app = web::Data::new(app.with_runs(runs.clone()));
 
-    let server = HttpServer::new(move || {
-        if std::env::var("REGROUND_SLICE").is_ok() {
-            os::answer_promptly();
-        }
-        ActixApp::new().configure(api::configure(app.clone()))
-    })
-    .disable_signals()
-    .keep_alive(KEEP_ALIVE)
-    // A token is a small packet: without this it waits 40 ms for the client's acknowledgement of the one before.
-    .tcp_nodelay(true)
-    // Only then does actix drop a request whose client left before the first byte of the answer.
-    .h1_allow_half_closed(false)
-    .shutdown_timeout(config.server.shutdown_deadline_s + 5)
-    .bind((config.server.bind, config.server.port))
-    .with_context(|| format!("cannot listen on {}:{}", config.server.bind, config.server.port))?;
+    let server = HttpServer::new(move || ActixApp::new().configure(api::configure(app.clone())))
+        .disable_signals()
+        .keep_alive(KEEP_ALIVE)
+        // A token is a small packet: without this it waits 40 ms for the client's acknowledgement of the one before.
+        .tcp_nodelay(true)
+        // Only then does actix drop a request whose client left before the first byte of the answer.
+        .h1_allow_half_closed(false)
+        .shutdown_timeout(config.server.shutdown_deadline_s + 5)
+        .bind((config.server.bind, config.server.port))
+        .with_context(|| format!("cannot listen on {}:{}", config.server.bind, config.server.port))?;
     let address = *server.addrs().first().context("the server has no address")?;
     let server = server.run();
     Ok(Running {

@@ -13,6 +13,7 @@ fn waits() -> String {
 
 impl Place {
     async fn training(&self, runs: &Runs) -> (String, PathBuf) {
+        self.pair(7, PairState::New);
         let id = asked(runs).await;
         let pid = self.store.run_directory(&id).join("pid");
         until_there(&pid).await;
