@@ -73,7 +73,8 @@ async fn it_has_its_share_where_somebody_always_is() {
 async fn one_that_stands_still_can_be_cancelled_paused_and_stopped() {
     let place = Place::with(|config| config.train.min_share = 0.0).await;
     let _live = place.answering().await;
-    let script = format!("{}echo $$ > id\nmv id pid\nread line\n{}", started(0), paused());
+    // It is stopped with its first word.
+    let script = format!("echo $$ > id\nmv id pid\n{}read line\n{}", started(0), paused());
     let runs = place.runs(&script);
     let (id, process) = place.training(&runs).await;
     until_it_stands_still(&process).await;
