@@ -4,6 +4,9 @@ use anyhow::{Context, Result, ensure};
 use reground_tests::{Client, Server, Settings, command};
 use serde_json::json;
 
+/// The setting as a variable, which goes before what the suite as a whole runs against.
+const ENGINE: &str = "REGROUND__MODEL__ENGINE";
+
 /// What answered, its text, and the log-probabilities of its tokens.
 async fn ask(client: &Client) -> Result<(String, String, Vec<f64>)> {
     let question = json!({"model": "reground", "temperature": 0, "max_tokens": 12, "logprobs": true,
@@ -25,10 +28,10 @@ fn apart(a: &[f64], b: &[f64]) -> f64 {
 /// `auto` takes the native engine here, too: mistralrs takes no adapter on rounded weights.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_adapter_goes_live_on_rounded_weights_and_comes_back() -> Result<()> {
-    let exact = Server::start(Settings::golden().section("model", "engine = \"native\"")).await?;
+    let exact = Server::start(Settings::golden().environment(ENGINE, "native")).await?;
     let exact = ask(&exact.client()).await?;
     for (isq, engine) in [("q8", "native"), ("q4", "auto")] {
-        let settings = Settings::golden().section("model", &format!("isq = {isq:?}\nengine = {engine:?}"));
+        let settings = Settings::golden().environment(ENGINE, engine).section("model", &format!("isq = {isq:?}"));
         let server = Server::start(settings).await?;
         let client = server.client();
         let base = ask(&client).await?;
