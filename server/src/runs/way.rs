@@ -1,7 +1,7 @@
 //! Training makes way for live queries.
 //!
-//! The lowest priority is not enough: a core that a training thread has is no idle one, so the system leaves threads that
-//! answer queued behind each other on another core for milliseconds. A process that stands still has no core.
+//! The lowest priority is not enough: beside a training thread that has a core, threads that answer were seen queued behind each
+//! other on another core for milliseconds (docs/benchmarks.md). A process that stands still has no core.
 
 use std::convert::Infallible;
 use std::future::pending;
