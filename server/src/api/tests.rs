@@ -681,7 +681,7 @@ async fn a_generation_is_observed_as_its_answers_go() {
         let reply = send(&service, post(CHAT, &ask(text, more)).to_request()).await;
         assert_eq!(reply.status, status, "{text}: {}", reply.text);
     }
-    let seen = server.app.generations.live().unwrap().observed.since(0);
+    let seen = server.app.generations.live().unwrap().observed.all();
     assert_eq!(seen.failures.count(), 6);
     assert!((seen.failures.mean() - 2.0 / 6.0).abs() < 1e-12);
     assert_eq!((seen.first_token.count(), seen.per_token.count()), (6, 6));
@@ -694,7 +694,7 @@ async fn a_plain_answer_is_timed_by_its_tokens() {
     let service = serve!(server);
     let reply = send(&service, post(CHAT, &ask("!slow answer", json!({}))).to_request()).await;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    let seen = server.app.generations.live().unwrap().observed.since(0);
+    let seen = server.app.generations.live().unwrap().observed.all();
     let per_token = seen.per_token.mean().exp();
     assert!(per_token >= 0.0019, "{per_token} s per token, though all of them were read at once");
 }

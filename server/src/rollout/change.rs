@@ -87,7 +87,7 @@ impl Rollout {
         if !self.watches {
             return Vec::new();
         }
-        let before = self.generations.get(against).map(|lease| lease.observed.since(0)).unwrap_or_default();
+        let before = self.generations.get(against).map(|lease| lease.observed.all()).unwrap_or_default();
         let (generation, against) = (generation.clone(), against.clone());
         vec![Watched { generation, against, trial, began_ms: id::now_ms(), before }]
     }

@@ -50,11 +50,22 @@ impl Observed {
         answers.push_back(observation);
     }
 
-    /// How the last answers went that ended then or later; milliseconds since 1970.
+    /// How all of the last answers went.
     #[must_use]
-    pub fn since(&self, from_ms: u64) -> Behaviour {
+    pub fn all(&self) -> Behaviour {
+        self.of(|_| true)
+    }
+
+    /// How those of the last answers went that ended later than then, milliseconds since 1970. What ended within that very millisecond
+    /// began before it.
+    #[must_use]
+    pub fn after(&self, ms: u64) -> Behaviour {
+        self.of(|answer| answer.at_ms > ms)
+    }
+
+    fn of(&self, counts: impl Fn(&Observation) -> bool) -> Behaviour {
         let mut behaviour = Behaviour::default();
-        for answer in self.lock().iter().filter(|answer| answer.at_ms >= from_ms) {
+        for answer in self.lock().iter().filter(|answer| counts(answer)) {
             if let Some(failed) = answer.failed {
                 behaviour.failures.add(f64::from(u8::from(failed)));
             }
@@ -82,15 +93,15 @@ mod tests {
     #[test]
     fn the_last_answers_count_and_who_left_is_no_failure() {
         let observed = Observed::default();
-        assert_eq!(observed.since(0), Behaviour::default());
+        assert_eq!(observed.all(), Behaviour::default());
         observed.note(answer(1, Some(true)));
         observed.note(answer(2, Some(false)));
         observed.note(answer(3, None));
-        let all = observed.since(0);
+        let all = observed.all();
         assert_eq!((all.failures.count(), all.failures.mean(), all.per_token.count()), (2, 0.5, 0));
-        assert_eq!((all.first_token.count(), observed.since(2).failures.mean()), (3, 0.0));
+        assert_eq!((all.first_token.count(), observed.after(1).failures.mean()), (3, 0.0));
         assert!((all.first_token.mean() - 0.1_f64.ln()).abs() < 1e-9);
         (0..2000).for_each(|at| observed.note(answer(at, Some(false))));
-        assert_eq!(observed.since(0).failures.count(), REMEMBERED as u64);
+        assert_eq!(observed.all().failures.count(), REMEMBERED as u64);
     }
 }

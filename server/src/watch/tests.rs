@@ -62,6 +62,8 @@ impl Place {
 
     fn answers(&self, generation: &str, count: usize, failed: bool) {
         let observed = self.generations.get(&generation.into()).unwrap().observed;
+        // What ends in the millisecond of a change belongs before it.
+        std::thread::sleep(Duration::from_millis(2));
         for _ in 0..count {
             let first_token = Some(Duration::from_millis(10));
             observed.note(Observation { at_ms: id::now_ms(), failed: Some(failed), first_token, per_token: None });
@@ -132,7 +134,6 @@ async fn a_canary_is_compared_with_what_is_live_meanwhile() {
     let place = Place::new(|config| config.watch.min_answers = 10).await;
     place.answers(BASE, 100, false);
     place.rollout.canary(&place.new, 50, None, "test").await.unwrap();
-    tokio::time::sleep(Duration::from_millis(2)).await;
     // Something is wrong with both.
     place.answers(place.new.as_str(), 20, true);
     place.answers(BASE, 20, true);

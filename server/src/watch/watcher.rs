@@ -154,7 +154,7 @@ impl Watcher {
 
     async fn figures(&self, watched: &Watched) -> Vec<Figures> {
         let since =
-            |id| self.generations.get(id).map(|lease| lease.observed.since(watched.began_ms)).unwrap_or_default();
+            |id| self.generations.get(id).map(|lease| lease.observed.after(watched.began_ms)).unwrap_or_default();
         let new = since(&watched.generation);
         let old = match watched.trial {
             Trial::Live => watched.before,
