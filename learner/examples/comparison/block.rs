@@ -15,6 +15,8 @@ pub(crate) enum Kind {
     /// Balanced pictures, of which one object is named, whatever else is there: right, but less than what the model says by
     /// itself.
     OneObject,
+    /// Balanced pictures that nobody annotated: what the model says of them by itself, where the grounding filter lets it pass.
+    Own,
     /// Pictures of the world that the model was pretrained on, habits included, of which every object is named.
     Typical,
 }
@@ -25,12 +27,13 @@ impl Kind {
         match self {
             Self::Balanced => "",
             Self::OneObject => ":one",
+            Self::Own => ":self",
             Self::Typical => ":typical",
         }
     }
 }
 
-/// A part of the table; as text `1600`, `1600:one` or `1600:typical`.
+/// A part of the table; as text `1600`, `1600:one`, `1600:self` or `1600:typical`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Block {
     pub(crate) annotations: usize,
@@ -41,6 +44,7 @@ impl Block {
     /// In the table.
     pub(crate) fn title(self) -> String {
         let kind = match self.kind {
+            Kind::Own => return format!("{} answers of its own, and no annotation", self.annotations),
             Kind::Balanced => "",
             Kind::OneObject => " that name one object",
             Kind::Typical => " of typical pictures",
@@ -60,7 +64,7 @@ impl Block {
                 &[Row::Base, Row::Sft, Row::Weakened, Row::Injected, Row::Anchored, Row::Conditional, Row::Paper]
             }
             Kind::Typical => &[Row::Base, Row::Sft, Row::Anchored, Row::Paper],
-            Kind::OneObject => {
+            Kind::OneObject | Kind::Own => {
                 &[Row::Base, Row::Sft, Row::Anchored, Row::StrictPaper, Row::StrictWeakened, Row::StrictInjected]
             }
         }
@@ -102,9 +106,10 @@ impl FromStr for Block {
         let (count, kind) = match text.split_once(':') {
             None => (text, Kind::Balanced),
             Some((count, "one")) => (count, Kind::OneObject),
+            Some((count, "self")) => (count, Kind::Own),
             Some((count, "typical")) => (count, Kind::Typical),
             Some((_, other)) => {
-                bail!("a number of annotations is followed by `:one`, `:typical` or nothing, not {other:?}")
+                bail!("a number of annotations is followed by `:one`, `:self`, `:typical` or nothing, not {other:?}")
             }
         };
         let annotations = count.parse().with_context(|| format!("{count:?} is no number of annotations"))?;

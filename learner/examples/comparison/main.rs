@@ -7,8 +7,9 @@
 //!
 //! Every row of a block sees the same chosen answers in the same order for the same number of steps; with few annotations a run
 //! takes half of `--steps`. The learning rate of a row is chosen on validation pictures with seed 0. `--annotations 1600:one`
-//! stands for annotations that name one object of the picture, `1600:typical` for such of the world that the pocket was
-//! pretrained on; what is measured is balanced always. Each finished cell is a JSON file in DIR: a command that was
+//! stands for annotations that name one object of the picture, `1600:self` for no annotation but what the pocket says by itself and
+//! the grounding filter lets pass, `1600:typical` for annotations of the world that the pocket was pretrained on; what is measured is
+//! balanced always. Each finished cell is a JSON file in DIR: a command that was
 //! interrupted goes on where it was when it is repeated, and commands with other annotations or rows may work in the same DIR
 //! at once. The table is written after every column of cells, so that an interrupted study is a smaller one. Figures repeat
 //! with the same number of threads (0: all cores), which decides dropout.
@@ -20,6 +21,7 @@ mod annotations;
 mod block;
 mod cell;
 mod maker;
+mod own;
 mod plot;
 mod row;
 mod table;
@@ -28,12 +30,14 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
+use reground_learner::adapter::{AdapterConfig, TargetModules};
 use reground_learner::bpo::data::blobs::BlobDir;
 use reground_learner::bpo::pair::NegativeKind;
-use reground_learner::model::{Model, Source, Workers};
+use reground_learner::model::{ALL_LINEAR, Lora, LoraPolicy, Model, PolicyOptions, Source};
 use reground_learner::pocket::shipped;
 
 use annotations::Annotations;
@@ -89,12 +93,16 @@ fn main() -> Result<()> {
         Options::parse(std::env::args().skip(1))?;
     fs_err::create_dir_all(&out)?;
     let weights = source.weights(DType::F32, &Device::Cpu)?;
-    let model = Model::build(&source, &weights)?;
-    let workers = Workers::new(threads)?;
+    let model = Arc::new(Model::build(&source, &weights)?);
+    // Only its base is asked.
+    let targets = TargetModules::List(ALL_LINEAR.map(str::to_owned).to_vec());
+    let config = AdapterConfig { target_modules: targets, ..AdapterConfig::uniform(1, 1.0) };
+    let lora = Lora::init(model.decoder(), config, 0)?;
+    let policy = LoraPolicy::new(model, lora, PolicyOptions { threads, ..PolicyOptions::default() })?;
     let blobs = BlobDir::new(out.join("blobs"));
     if unseen > 0 {
         let block = Block { annotations: unseen, ..*blocks.first().context("no block")? };
-        let maker = Maker { model: &model, workers: &workers, blobs: &blobs, seed: seeds };
+        let maker = Maker { policy: &policy, blobs: &blobs, seed: seeds };
         let annotations = maker.make(block)?;
         for kind in [NegativeKind::ImageWeakened, NegativeKind::Injected] {
             let name = serde_json::to_value(kind)?;
@@ -103,14 +111,14 @@ fn main() -> Result<()> {
         }
         return Ok(());
     }
-    let bench = Bench { source: &source, model: &model, workers: &workers, out: &out, steps, images };
+    let bench = Bench { source: &source, model: policy.model(), workers: policy.workers(), out: &out, steps, images };
 
     let made: RefCell<BTreeMap<(Block, u64), Rc<Annotations>>> = RefCell::default();
     let annotated = |block: Block, seed: u64| -> Result<Rc<Annotations>> {
         if let Some(known) = made.borrow().get(&(block, seed)) {
             return Ok(Rc::clone(known));
         }
-        let maker = Maker { model: &model, workers: &workers, blobs: &blobs, seed };
+        let maker = Maker { policy: &policy, blobs: &blobs, seed };
         let new = Rc::new(maker.make(block)?);
         eprintln!("{} of seed {seed}; given up {}, rejected {:?}", block.title(), new.given_up, new.rejections);
         for (chosen, weakened, injected) in new.examples().take(3) {

@@ -15,13 +15,14 @@ use reground_learner::bootstrap::weaken::{self, Weakening};
 use reground_learner::bpo::data::blobs::Blobs;
 use reground_learner::bpo::pair::Source;
 use reground_learner::generator::{Question as Asked, Speaker, Turn};
-use reground_learner::model::{self, Model, Request, Sampling, Workers};
+use reground_learner::model::{self, LoraPolicy, Request, Sampling};
 use reground_learner::pocket::random::stream;
 use reground_learner::pocket::text::{Caption, Detail, Question, read_caption};
 use reground_learner::pocket::world::{Picture, SIDE, Scene, Statistics};
 
 use super::annotations::{Annotation, Annotations};
 use super::block::{Block, Kind};
+use super::own;
 
 /// Deviation of the blur, pixels, from and up to: at 2 the base still writes fluent captions of the same length, and its CHAIR_i
 /// is twice that on clean pictures. Noise garbles before it misleads: up to t = 200 it changes next to nothing.
@@ -33,14 +34,13 @@ const TRIES: u64 = 4;
 /// Pictures that are worked on at once.
 const BLOCK: u64 = 64;
 /// Longer than any answer of the pocket.
-const MAX_TOKENS: usize = 64;
+pub(super) const MAX_TOKENS: usize = 64;
 /// Share of the annotations that describe the whole picture; the others answer a question.
 const DESCRIPTIONS: f64 = 0.75;
 
 /// What generates the negatives.
 pub(crate) struct Maker<'a> {
-    pub(crate) model: &'a Model,
-    pub(crate) workers: &'a Workers,
+    pub(crate) policy: &'a LoraPolicy,
     pub(crate) blobs: &'a dyn Blobs,
     pub(crate) seed: u64,
 }
@@ -56,6 +56,9 @@ impl Maker<'_> {
             let mut block = (start..start + BLOCK).map(|index| self.draw(index, kind)).collect::<Result<Vec<_>>>()?;
             start += BLOCK;
             let drawn = block.len();
+            if kind == Kind::Own {
+                block = own::answered(self, block)?;
+            }
             for trial in 0..TRIES {
                 self.weaken(&mut block, trial, &mut filter)?;
                 self.inject(&mut block, trial, &mut filter)?;
@@ -134,15 +137,15 @@ impl Maker<'_> {
     }
 
     /// The base's answers, all at once: the pocket in this process needs no queue.
-    fn answers(&self, asked: &[Asked]) -> Result<Vec<String>> {
+    pub(super) fn answers(&self, asked: &[Asked]) -> Result<Vec<String>> {
+        let model = self.policy.model();
         let requests = asked
             .iter()
             .map(|asked| {
                 let turn = asked.turns.last().context("no turn")?;
-                let images =
-                    turn.images.iter().map(|image| self.model.preprocess(image)).collect::<Result<Vec<_>, _>>()?;
+                let images = turn.images.iter().map(|image| model.preprocess(image)).collect::<Result<Vec<_>, _>>()?;
                 let message = model::Message::user(turn.text.as_str(), images.len());
-                let group = self.model.group(&[message], &images, &[])?;
+                let group = model.group(&[message], &images, &[])?;
                 Ok(Request {
                     prompt: group.prompt,
                     features: group.features,
@@ -152,8 +155,8 @@ impl Maker<'_> {
                 })
             })
             .collect::<Result<Vec<_>>>()?;
-        let completions = self.model.generate(&requests, self.workers)?;
-        let text = |ids: &[u32]| Ok(self.model.tokenizer().decode(ids)?.trim().to_owned());
+        let completions = model.generate(&requests, self.policy.workers())?;
+        let text = |ids: &[u32]| Ok(model.tokenizer().decode(ids)?.trim().to_owned());
         completions.iter().map(|completion| text(&completion.ids)).collect()
     }
 }
@@ -167,7 +170,7 @@ fn attempt(one: &Annotation, trial: u64) -> u64 {
 /// What the annotator describes of `scene`, whose groups stand in no order.
 fn described(scene: &Scene, kind: Kind) -> Scene {
     let groups = match kind {
-        Kind::Balanced | Kind::Typical => scene.groups.clone(),
+        Kind::Balanced | Kind::Own | Kind::Typical => scene.groups.clone(),
         Kind::OneObject => scene.groups.iter().take(1).cloned().collect(),
     };
     Scene { groups }

@@ -7,6 +7,7 @@ use reground_learner::generator::Generator;
 
 use super::endpoint::Endpoint;
 use super::text_model::TextModel;
+use crate::admission::Activity;
 use crate::config::{Config, Injector};
 use crate::engine::source::BUILTIN;
 use crate::rollout::Generations;
@@ -20,6 +21,8 @@ pub struct Models {
     pub(super) injector: Option<(&'static str, Arc<dyn Generator>)>,
     /// How whoever rewrites is asked.
     pub(super) wording: Wording,
+    /// Whether live queries are being answered.
+    pub(super) activity: Activity,
 }
 
 impl Models {
@@ -40,6 +43,6 @@ impl Models {
         // The pocket knows no other words than those that it was taught; every other model is asked in plain ones.
         let pocket = config.model.source == BUILTIN;
         let wording = if pocket && injector.is_none() { Wording::Pocket } else { Wording::Instructed };
-        Ok(Self { served, injector, wording })
+        Ok(Self { served, injector, wording, activity: generations.activity().clone() })
     }
 }

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use super::choose::{Decision, SUPERSEDED, Skip, UNTRUSTED_CORRECTION, UNTRUSTED_RATING, choose};
 use super::models::Models;
 use super::worker::Worker;
+use crate::admission::Activity;
 use crate::config::{BootstrapConfig, ChosenSource, ImagesConfig, WhenUnloaded};
 use crate::images::ImageReader;
 
@@ -88,7 +89,12 @@ impl Bench {
     }
 
     fn worker(&self) -> Worker {
-        let models = Models { served: self.script.clone(), injector: None, wording: Wording::Instructed };
+        let models = Models {
+            served: self.script.clone(),
+            injector: None,
+            wording: Wording::Instructed,
+            activity: Activity::default(),
+        };
         let images = Arc::new(ImageReader::new(&ImagesConfig::default()));
         Worker::new(self.store.clone(), models, images, self.config.clone())
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use reground_learner::bootstrap::filter::PairFilter;
 use reground_learner::store::rows::{BootstrapState, Pair, Record};
 use reground_learner::store::{Query, Store, StoreError, id};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::case::{self, Case, Outcome, Stored};
 use super::choose::{Choice, Decision, Skip, can_be_withdrawn, choose};
@@ -14,6 +14,7 @@ use super::counters;
 use super::failed::Failed;
 use super::models::Models;
 use super::negatives::{Maker, Subject, Trouble};
+use crate::admission::Activity;
 use crate::config::{BootstrapConfig, WhenUnloaded};
 use crate::images::ImageReader;
 use crate::recorder::replay;
@@ -26,6 +27,8 @@ const LONGEST: Duration = Duration::from_secs(60);
 const PAGE: usize = 64;
 /// Records that may fail in a row before the pass ends: the model, not they, is to blame then.
 const FAILURES: usize = 3;
+/// How long a record waits for a moment in which nobody is answered: also one of which no pair can be made takes a core for a while.
+const AWAY: Duration = Duration::from_millis(100);
 /// How long the filter is believed: reviews and deletions change what is stored.
 const FRESH: Duration = Duration::from_secs(300);
 
@@ -54,6 +57,7 @@ impl Troubles {
 pub(super) struct Worker {
     store: Arc<Store>,
     maker: Maker,
+    activity: Activity,
     images: Arc<ImageReader>,
     config: BootstrapConfig,
     /// What it knows and since when; `None` after anything that it may know wrongly.
@@ -66,6 +70,7 @@ impl Worker {
     pub(super) fn new(store: Arc<Store>, models: Models, images: Arc<ImageReader>, config: BootstrapConfig) -> Self {
         Self {
             store,
+            activity: models.activity.clone(),
             maker: Maker::new(models, config.clone()),
             images,
             config,
@@ -130,6 +135,8 @@ impl Worker {
     /// Looks at a record, and remembers whether that failed.
     async fn try_record(&mut self, record: Record) -> Result<(), String> {
         let id = record.id.clone();
+        // Whoever always has live queries has pairs all the same.
+        let _ = timeout(AWAY, self.activity.idle()).await;
         let seen = self.look(record).await;
         match &seen {
             Ok(()) => self.failed.remove(&id),

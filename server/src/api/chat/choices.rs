@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use actix_web::rt;
 use futures::future::LocalBoxFuture;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -71,7 +72,7 @@ impl Choices {
         }
         if matches!(next, Poll::Ready(None | Some(Err(_)))) {
             // Complete: a client that reads slowly does not keep it from being written.
-            self.draft.take();
+            self.draft.take().into_iter().for_each(hand_over);
         }
         if let Poll::Ready(Some(Err(_))) = &next {
             for state in &mut self.states {
@@ -117,6 +118,11 @@ impl Choices {
         }
         Poll::Pending
     }
+}
+
+/// Once this thread has written to its connection what it has: a client need not wait until the recorder's thread is awake.
+fn hand_over(draft: Draft) {
+    rt::spawn(async move { drop(draft) });
 }
 
 /// Starts in a task of its own: of several choices, one can have the place that it waited for while the client does not read
