@@ -32,22 +32,6 @@ pub(crate) fn lower_priority(steps: u8) {
     }
 }
 
-/// Has glibc keep one heap for each core, where its default is eight: threads that come and go leave gaps in all of them, and memory then grows
-/// for hours before it levels out. `MALLOC_ARENA_MAX` in the environment goes before this, and threads that are there already keep their
-/// heaps.
-pub(crate) fn keep_few_heaps() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    if std::env::var_os("MALLOC_ARENA_MAX").is_none() {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        #[expect(unsafe_code, reason = "the C library's call; it touches no memory of this process")]
-        // SAFETY: mallopt takes two numbers.
-        let taken = unsafe { libc::mallopt(libc::M_ARENA_MAX, i32::try_from(cores).unwrap_or(i32::MAX)) } == 1;
-        if !taken {
-            tracing::warn!("The number of heaps stays as it is");
-        }
-    }
-}
-
 /// A process that stands still until this is dropped.
 #[derive(Debug)]
 #[must_use = "dropping it continues the process"]

@@ -7,7 +7,6 @@ use tokio::runtime::Builder;
 
 use super::settings::SettingsArgs;
 use super::{logging, refuse};
-use crate::os::keep_few_heaps;
 
 /// Serves until it is told to stop.
 pub(super) fn run(settings: SettingsArgs) -> anyhow::Result<ExitCode> {
@@ -16,7 +15,6 @@ pub(super) fn run(settings: SettingsArgs) -> anyhow::Result<ExitCode> {
         Err(error) => return Ok(refuse(&error)),
     };
     logging::start(&config.log)?;
-    keep_few_heaps();
     // A plain tokio runtime, not actix's: that one has a single thread, and the answers under way run here.
     let runtime = Builder::new_multi_thread()
         .thread_name("reground-async")
