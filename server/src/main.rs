@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// glibc's own allocator grows for hours while threads come and go: by 3 % over a thousand changes of who answers, where this one does not.
+/// glibc's own allocator grew by 3 % over a thousand changes of who answers, where this one did not (docs/benchmarks.md).
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

@@ -10,6 +10,11 @@ use serde_json::{Value, json};
 
 const LEAVING: usize = 50;
 const LONG: u64 = 400;
+/// Answers of a wave: those that are left, one that is crawled through, and those beside them.
+const ANSWERS: usize = LEAVING + 1 + BESIDE;
+const BESIDE: usize = 8;
+/// What a record was seen to take in memory is 18 KiB, whatever `data.cache_bytes` is; why is not known.
+const OF_A_RECORD_KIB: u64 = 32;
 
 fn long(at: usize) -> Value {
     json!({
@@ -95,7 +100,7 @@ fn same(a: &Value, b: &Value) -> bool {
 async fn wave(server: &Server, client: &Client, expected: &Value) -> Result<()> {
     let crawler = crawl(server, 6)?;
     let leaving = load::run((0..LEAVING).map(|at| leave(client, at)), LEAVING, Duration::from_secs(120));
-    let beside = load::run((0..8).map(|_| async { client.answer(&normal()).await }), 2, Duration::from_secs(120));
+    let beside = load::run((0..BESIDE).map(|_| async { client.answer(&normal()).await }), 2, Duration::from_secs(120));
     let (_, answers) = tokio::try_join!(leaving, beside)?;
     for answer in answers {
         ensure!(
@@ -112,8 +117,17 @@ async fn wave(server: &Server, client: &Client, expected: &Value) -> Result<()> 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_of_them_stays_behind() -> Result<()> {
-    // Records are to stay, and until the store's cache is full they do so in memory.
-    let server = Server::start(Settings::golden().section("record", "enabled = false")).await?;
+    stays_behind(Settings::golden().section("record", "enabled = false"), 0).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_them_stays_behind_but_their_records() -> Result<()> {
+    stays_behind(Settings::golden(), OF_A_RECORD_KIB).await
+}
+
+/// Memory may grow by a tenth, and by so much for each answer.
+async fn stays_behind(settings: Settings, of_an_answer_kib: u64) -> Result<()> {
+    let server = Server::start(settings).await?;
     let client = server.client();
     let expected = client.answer(&normal()).await?["choices"].clone();
     // Allocator and thread pools reach their size in the first waves.
@@ -135,7 +149,8 @@ async fn nothing_of_them_stays_behind() -> Result<()> {
         after.2
     );
     say!("slow readers: {generated} tokens generated in three waves");
-    ensure!(after.0 as f64 <= memory as f64 * 1.1, "memory grew from {memory} to {} KiB", after.0);
+    let most = memory as f64 * 1.1 + (3 * ANSWERS as u64 * of_an_answer_kib) as f64;
+    ensure!(after.0 as f64 <= most, "memory grew from {memory} to {} KiB", after.0);
     // The pool for what blocks comes and goes by itself; one left behind by each reader would be a hundred and fifty.
     ensure!(after.1 <= threads + 16, "threads grew from {threads} to {}", after.1);
     ensure!(after.2 <= files + 4, "open files grew from {files} to {}", after.2);

@@ -41,7 +41,7 @@ const TIDY: Duration = Duration::from_secs(600);
 /// Records that are written at once when several wait.
 const AT_ONCE: usize = 64;
 /// How long a record waits for others that are written with it. With [`reground_learner::store::Options::flush_every`] it is on the disk
-/// within 100 ms; one by one they would take several times as much of the cores that answer.
+/// within 100 ms; one by one, each would wake this thread and those of the store.
 const GATHER: Duration = Duration::from_millis(25);
 
 /// Writes records. One for the whole server.
