@@ -13,7 +13,8 @@ const LONG: u64 = 400;
 /// Answers of a wave: those that are left, one that is crawled through, and those beside them.
 const ANSWERS: usize = LEAVING + 1 + BESIDE;
 const BESIDE: usize = 8;
-/// What a record was seen to take in memory is 18 KiB, whatever `data.cache_bytes` is; why is not known.
+/// The first thousands of records take some 18 KiB of memory each, whatever `data.cache_bytes` is, until the store trims its cache;
+/// that memory then stays level is shown by `store_memory` in the learner's tests.
 const OF_A_RECORD_KIB: u64 = 32;
 
 fn long(at: usize) -> Value {
