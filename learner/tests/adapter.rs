@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use reground_learner::adapter::{
-    AdapterConfig, AdapterError, CONFIG_FILE, Naming, PeftAdapter, TargetModules, WEIGHTS_FILE, checkpoint_shapes,
+    AdapterConfig, AdapterError, CONFIG_FILE, LoraWeights, Naming, PeftAdapter, TargetModules, WEIGHTS_FILE,
+    checkpoint_shapes,
 };
 use serde_json::{Value, json};
 
@@ -43,6 +44,36 @@ fn refusal(directory: &Path) -> AdapterError {
 }
 
 const Q0: &str = "model.text_model.layers.0.self_attn.q_proj";
+
+#[test]
+fn a_digest_tells_adapters_that_do_something_else_apart() {
+    let golden = PeftAdapter::read(&golden("adapter")).unwrap();
+    let digest = golden.digest().unwrap();
+    assert_eq!(PeftAdapter::read(copy().path()).unwrap().digest().unwrap(), digest);
+    let changed = |change: &dyn Fn(&mut PeftAdapter)| {
+        let mut adapter = golden.clone();
+        change(&mut adapter);
+        adapter.digest().unwrap() != digest
+    };
+    assert!(changed(&|adapter| adapter.modules.get_mut(Q0).unwrap().scale = 2.5));
+    assert!(changed(&|adapter| drop(adapter.modules.remove(Q0))));
+    assert!(changed(&|adapter| {
+        let weights = adapter.modules.remove(Q0).unwrap();
+        adapter.modules.insert(Q0.replace("q_proj", "k_proj"), weights);
+    }));
+    let halves: [fn(&mut LoraWeights) -> &mut Tensor; 2] = [|weights| &mut weights.a, |weights| &mut weights.b];
+    for half in halves {
+        assert!(changed(&|adapter| {
+            let matrix = half(adapter.modules.get_mut(Q0).unwrap());
+            *matrix = (&*matrix + 1e-3).unwrap();
+        }));
+        // The same numbers in another shape.
+        assert!(changed(&|adapter| {
+            let matrix = half(adapter.modules.get_mut(Q0).unwrap());
+            *matrix = matrix.reshape((matrix.dims()[0] / 2, matrix.dims()[1] * 2)).unwrap();
+        }));
+    }
+}
 
 #[test]
 fn the_golden_adapter_is_read_and_fits_its_base() {

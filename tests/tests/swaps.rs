@@ -71,15 +71,34 @@ impl Changer {
         Ok(took)
     }
 
-    async fn activate(&mut self) -> Result<()> {
+    /// What it took.
+    async fn activate(&self) -> Result<f64> {
         let path = format!("/v1/adapters/{}/activate", self.adapter);
-        self.activations.push(self.post(&path, &json!({}), &self.adapter, false).await?);
-        Ok(())
+        self.post(&path, &json!({}), &self.adapter, false).await
+    }
+
+    /// What it took.
+    async fn roll_back(&self) -> Result<f64> {
+        self.post("/v1/adapters/rollback", &json!({}), "base", false).await
     }
 
     async fn activate_and_roll_back(&mut self) -> Result<()> {
+        self.activations.push(self.activate().await?);
+        self.rollbacks.push(self.roll_back().await?);
+        Ok(())
+    }
+
+    /// Lets each generation answer without changes for half of a time, as with changes each does.
+    async fn rest(&self, time: Duration, shared: &Shared) -> Result<()> {
+        let quiet = async || {
+            shared.enter(Phase::Quiet);
+            tokio::time::sleep(time / 2).await;
+            shared.enter(Phase::Between);
+        };
+        quiet().await;
         self.activate().await?;
-        self.rollbacks.push(self.post("/v1/adapters/rollback", &json!({}), "base", false).await?);
+        quiet().await;
+        self.roll_back().await?;
         Ok(())
     }
 
@@ -147,7 +166,7 @@ async fn streams_notice_nothing_of_many_activations_rollbacks_and_canaries() -> 
     let askers: Vec<_> = (0..clients)
         .map(|from| tokio::spawn(keep_asking(server.client(), (from, clients), shared.clone(), routes.clone())))
         .collect();
-    shared.enter(Phase::WarmUp);
+    shared.enter(Phase::Between);
     // Allocator and thread pools reach their size with the first changes, the cache of the store with some 1,300; mistralrs loads an
     // engine with each, which a limit counts.
     let warm_up = if has_limits && !is_mistralrs() { 1500 } else { 10 };
@@ -166,9 +185,7 @@ async fn streams_notice_nothing_of_many_activations_rollbacks_and_canaries() -> 
                 sizes.push(size(&server, changer.activations.len())?);
             }
         }
-        let took = began.elapsed();
-        shared.enter(Phase::Quiet);
-        tokio::time::sleep(took).await;
+        changer.rest(began.elapsed(), &shared).await?;
         shared.enter(Phase::Canary);
         changer.canary(&shared).await?;
     }
@@ -182,7 +199,6 @@ async fn streams_notice_nothing_of_many_activations_rollbacks_and_canaries() -> 
     let users = routes.check(&seen.answers)?;
     // Loaded once more, to be asked alone.
     changer.activate().await?;
-    changer.activations.pop();
     let counts = compare_with_alone(&client, &seen.answers).await?;
     ensure!(counts.keys().collect::<BTreeSet<_>>() == BTreeSet::from([&"base".to_owned(), &adapter]), "{counts:?}");
     let switches = Switches::read(&client).await?;

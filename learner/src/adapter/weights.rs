@@ -119,6 +119,25 @@ impl PeftAdapter {
         self.clone().resolved(base).map(drop)
     }
 
+    /// BLAKE3 of all that what the adapter does depends on: modules, scales and matrices.
+    ///
+    /// # Errors
+    /// A failed tensor operation.
+    pub fn digest(&self) -> candle_core::Result<blake3::Hash> {
+        let mut hasher = blake3::Hasher::new();
+        for (module, weights) in &self.modules {
+            hasher.update(&(module.len() as u64).to_le_bytes()).update(module.as_bytes());
+            hasher.update(&weights.scale.to_le_bytes());
+            for matrix in [&weights.a, &weights.b] {
+                let (rows, columns) = matrix.dims2()?;
+                hasher.update(&(rows as u64).to_le_bytes()).update(&(columns as u64).to_le_bytes());
+                let values = matrix.flatten_all()?.to_vec1::<f32>()?;
+                hasher.update(&values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<_>>());
+            }
+        }
+        Ok(hasher.finalize())
+    }
+
     /// Number of values in all matrices.
     pub fn parameter_count(&self) -> usize {
         self.modules.values().map(|weights| weights.a.elem_count() + weights.b.elem_count()).sum()

@@ -20,7 +20,8 @@ const QUESTIONS: usize = 12;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Phase {
-    WarmUp,
+    /// Warming up, and from one stretch to the next.
+    Between,
     Quiet,
     Changes,
     Canary,

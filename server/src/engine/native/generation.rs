@@ -6,7 +6,7 @@ use reground_learner::model::{Lora, ModelError};
 
 use super::Core;
 use super::features::digest;
-use super::prefixes::{Owner, marks};
+use super::prefixes::{Weights, marks};
 use super::prompt::template_message;
 use super::sequence::{Picture, Prompt, Sequence, Task};
 use crate::engine::sampler::Sampler;
@@ -16,14 +16,14 @@ use crate::engine::{Content, EngineError, Event, Generate, Generation, Generatio
 pub(super) struct NativeGeneration {
     id: GenerationId,
     adapter: Option<Arc<Lora>>,
-    /// Whose prefixes are kept.
-    owner: Owner,
+    /// By what its prefixes are known.
+    weights: Weights,
     core: Arc<Core>,
 }
 
 impl NativeGeneration {
-    pub(super) fn new(id: GenerationId, adapter: Option<Arc<Lora>>, core: Arc<Core>) -> Self {
-        Self { id, adapter, owner: core.prefixes.register(), core }
+    pub(super) fn new(id: GenerationId, adapter: Option<Arc<Lora>>, weights: Weights, core: Arc<Core>) -> Self {
+        Self { id, adapter, weights, core }
     }
 
     fn begin(&self, request: Generate, place: Place, is_behind: bool) -> Result<TokenStream, EngineError> {
@@ -34,17 +34,11 @@ impl NativeGeneration {
         self.core.info.check_bytes(&request)?;
         let sampler = Sampler::new(&request, self.core.info.vocabulary.clone())?;
         let (stream, events) = TokenStream::channel();
-        let task = Task { adapter: self.adapter.clone(), owner: self.owner, is_behind, sampler, events, place };
-        let core = self.core.clone();
+        let task = Task { adapter: self.adapter.clone(), is_behind, sampler, events, place };
+        let (core, weights) = (self.core.clone(), self.weights);
         // Scaling a large picture takes longer than a token.
-        self.core.tasks.spawn_blocking(move || core.prepare(&request, task));
+        self.core.tasks.spawn_blocking(move || core.prepare(&request, weights, task));
         Ok(stream)
-    }
-}
-
-impl Drop for NativeGeneration {
-    fn drop(&mut self) {
-        self.core.prefixes.forget(self.owner);
     }
 }
 
@@ -68,11 +62,11 @@ impl Generation for NativeGeneration {
 
 impl Core {
     /// Reads the request and hands it to the thread.
-    fn prepare(&self, request: &Generate, task: Task) {
+    fn prepare(&self, request: &Generate, weights: Weights, task: Task) {
         if task.events.is_cancelled() {
             return;
         }
-        let prompt = match self.read(request, task.owner) {
+        let prompt = match self.read(request, weights) {
             Ok(prompt) => prompt,
             Err(error) => return refuse(task, error),
         };
@@ -89,7 +83,7 @@ impl Core {
     }
 
     /// The prompt's tokens, its pictures in order, and by what its beginnings are known.
-    fn read(&self, request: &Generate, owner: Owner) -> Result<Prompt, EngineError> {
+    fn read(&self, request: &Generate, weights: Weights) -> Result<Prompt, EngineError> {
         let family = self.model.family();
         let (mut pictures, mut grids, mut digests) = (Vec::new(), Vec::new(), Vec::new());
         for part in request.messages.iter().flat_map(|message| &message.content) {
@@ -113,7 +107,7 @@ impl Core {
         let marks = if self.prefixes.is_on() {
             let tokens = |grid: &(usize, usize)| family.image_text(*grid).matches(family.placeholder()).count();
             let pictures: Vec<_> = digests.into_iter().zip(grids.iter().map(tokens)).collect();
-            marks(owner, &ids, family.image_token(), &pictures)
+            marks(weights, &ids, family.image_token(), &pictures)
         } else {
             Vec::new()
         };

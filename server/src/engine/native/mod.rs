@@ -144,20 +144,22 @@ impl Engine for NativeEngine {
         adapter: Option<PathBuf>,
     ) -> BoxFuture<'_, Result<Arc<dyn Generation>, EngineError>> {
         Box::pin(async move {
-            let adapter = match adapter {
+            let (adapter, weights) = match adapter {
                 Some(directory) => {
                     let model = self.core.model.clone();
                     let read = tokio::task::spawn_blocking(move || {
                         let adapter = PeftAdapter::read(&directory).map_err(|error| error.to_string())?;
-                        Lora::load(model.decoder(), &adapter).map_err(|error| error.to_string())
+                        let lora = Lora::load(model.decoder(), &adapter).map_err(|error| error.to_string())?;
+                        let weights = adapter.digest().map_err(|error| error.to_string())?;
+                        Ok((Some(Arc::new(lora)), weights))
                     });
                     let read = read.await.map_err(|error| error.to_string()).and_then(|read| read);
                     let unusable = |error| EngineError::Load(format!("the adapter cannot be used: {error}"));
-                    Some(Arc::new(read.map_err(unusable)?))
+                    read.map_err(unusable)?
                 }
-                None => None,
+                None => (None, prefixes::base()),
             };
-            Ok(Arc::new(NativeGeneration::new(id, adapter, self.core.clone())) as Arc<dyn Generation>)
+            Ok(Arc::new(NativeGeneration::new(id, adapter, weights, self.core.clone())) as Arc<dyn Generation>)
         })
     }
 }

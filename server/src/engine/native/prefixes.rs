@@ -1,11 +1,12 @@
 //! Keys and values of prompts that were read, kept for the next prompt that begins the same.
 //!
-//! A prefix is known by the digest of everything that its keys and values depend on: the loaded generation, the tokens, and
-//! the pictures that image tokens stand for. Every eighth token of a prompt has such a [`Mark`], so that what two prompts
+//! A prefix is known by the digest of everything that its keys and values depend on: the adapter's weights, the tokens, and
+//! the pictures that image tokens stand for. So it is never another generation's, and an adapter that is unloaded and comes
+//! back finds what it read before, if no other took its room. Every eighth token of a prompt has such a [`Mark`], so that what two prompts
 //! share is found by looking marks up, the longest first. Rows are copied in and out: a kept prefix belongs to nobody's
 //! answer, and an answer's memory to nobody else.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::Result;
@@ -24,17 +25,22 @@ const BLOCK: usize = 8;
 /// A mark in its entry and in the index, roughly.
 const MARK_BYTES: usize = 160;
 
-/// One load of a generation. Not its id: an adapter that is unloaded may come back with other weights under the same name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Owner(u64);
+/// Digest of an adapter's weights. Not a generation's id: an adapter that is unloaded may come back with other weights under the
+/// same name.
+pub(super) type Weights = blake3::Hash;
+
+/// The base, which has no adapter.
+pub(super) fn base() -> Weights {
+    blake3::hash(b"")
+}
 
 /// Names a prefix of a prompt: everything that its keys and values depend on.
 pub(super) type Mark = blake3::Hash;
 
 /// Marks of a prompt, one for every [`BLOCK`] tokens. `pictures` are the prompt's, with the number of image tokens of each.
-pub(super) fn marks(owner: Owner, prompt: &[u32], image_token: u32, pictures: &[(Digest, usize)]) -> Vec<Mark> {
+pub(super) fn marks(weights: Weights, prompt: &[u32], image_token: u32, pictures: &[(Digest, usize)]) -> Vec<Mark> {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&owner.0.to_le_bytes());
+    hasher.update(weights.as_bytes());
     let mut pictures = pictures.iter();
     // Image tokens that still belong to the picture whose digest went in last.
     let mut left = 0;
@@ -62,7 +68,7 @@ pub(super) fn shared(a: &[Mark], b: &[Mark]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count() * BLOCK
 }
 
-/// The prompts last read, up to a number of bytes, of the generations that are loaded.
+/// The prompts last read, up to a number of bytes.
 pub(super) struct PrefixCache {
     limit: usize,
     state: Mutex<State>,
@@ -73,9 +79,8 @@ struct State {
     entries: HashMap<u64, Entry>,
     /// The entries that begin with a mark's tokens.
     index: HashMap<Mark, BTreeSet<u64>>,
-    owners: HashSet<Owner>,
     bytes: usize,
-    /// Counts owners, entries and uses: names the first two, and tells which entry was not used for longest.
+    /// Counts entries and uses: names the former, and tells which of them was not used for longest.
     clock: u64,
     /// Tokens that were found.
     #[cfg(test)]
@@ -83,7 +88,6 @@ struct State {
 }
 
 struct Entry {
-    owner: Owner,
     marks: Vec<Mark>,
     rows: Arc<KeyValues>,
     bytes: usize,
@@ -103,25 +107,6 @@ impl PrefixCache {
     /// Whether it keeps anything at all.
     pub(super) fn is_on(&self) -> bool {
         self.limit > 0
-    }
-
-    /// A generation was loaded.
-    pub(super) fn register(&self) -> Owner {
-        let mut state = self.state();
-        let owner = Owner(state.tick());
-        state.owners.insert(owner);
-        owner
-    }
-
-    /// A generation has gone: nothing of it is kept, and nothing of it will be.
-    pub(super) fn forget(&self, owner: Owner) {
-        let mut state = self.state();
-        state.owners.remove(&owner);
-        let gone: Vec<u64> =
-            state.entries.iter().filter(|(_, entry)| entry.owner == owner).map(|(number, _)| *number).collect();
-        for number in gone {
-            state.remove(number);
-        }
     }
 
     /// The most tokens of a prompt with these marks that are kept, fewer than `below`, and the entry whose first rows they
@@ -156,7 +141,7 @@ impl PrefixCache {
     ///
     /// # Errors
     /// A failed copy.
-    pub(super) fn put(&self, owner: Owner, marks: &[Mark], bytes_per_token: usize, rows: &KeyValues) -> Result<()> {
+    pub(super) fn put(&self, marks: &[Mark], bytes_per_token: usize, rows: &KeyValues) -> Result<()> {
         let tokens = marks.len() * BLOCK;
         let bytes = tokens * bytes_per_token + marks.len() * MARK_BYTES;
         let Some(last) = marks.last() else { return Ok(()) };
@@ -165,10 +150,6 @@ impl PrefixCache {
         }
         let rows = Arc::new(rows.fork(tokens, tokens)?);
         let mut state = self.state();
-        // It may have gone while its last answer was being read.
-        if !state.owners.contains(&owner) {
-            return Ok(());
-        }
         while state.bytes + bytes > self.limit {
             let oldest = state.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(number, _)| *number);
             let Some(oldest) = oldest else { break };
@@ -178,7 +159,7 @@ impl PrefixCache {
         for mark in marks {
             state.index.entry(*mark).or_default().insert(number);
         }
-        state.entries.insert(number, Entry { owner, marks: marks.to_vec(), rows, bytes, used: number });
+        state.entries.insert(number, Entry { marks: marks.to_vec(), rows, bytes, used: number });
         state.bytes += bytes;
         state.show();
         Ok(())
@@ -255,21 +236,18 @@ mod tests {
         cache
     }
 
-    fn cache_of(entries_of_16: usize) -> (PrefixCache, Owner) {
-        let cache = PrefixCache::new(entries_of_16 * (16 * ROW + 2 * MARK_BYTES));
-        let owner = cache.register();
-        (cache, owner)
+    fn cache_of(entries_of_16: usize) -> PrefixCache {
+        PrefixCache::new(entries_of_16 * (16 * ROW + 2 * MARK_BYTES))
     }
 
     #[test]
     fn a_mark_depends_on_all_before_it() {
-        let owner = Owner(1);
         let prompt = [&[1, 2], [IMAGE; 6].as_slice(), &[3; 8], &[IMAGE; 2], &[4; 6]].concat();
         let pictures = [(picture("a"), 6), (picture("b"), 2)];
-        let whole = marks(owner, &prompt, IMAGE, &pictures);
+        let whole = marks(base(), &prompt, IMAGE, &pictures);
         assert_eq!(whole.len(), 3);
         let common = |prompt: &[u32], pictures: &[(Digest, usize)]| {
-            shared(&whole, &marks(owner, prompt, IMAGE, pictures)) / BLOCK
+            shared(&whole, &marks(base(), prompt, IMAGE, pictures)) / BLOCK
         };
         assert_eq!(common(&prompt[..23], &pictures), 2, "a block that is not full has no mark");
         assert_eq!(common(&prompt, &[(picture("a"), 6), (picture("c"), 2)]), 2, "another second picture");
@@ -278,19 +256,23 @@ mod tests {
         let mut other = prompt.clone();
         other[9] = 5;
         assert_eq!(common(&other, &pictures), 1);
-        assert_eq!(shared(&whole, &marks(Owner(2), &prompt, IMAGE, &pictures)), 0, "another generation");
+        assert_eq!(
+            shared(&whole, &marks(blake3::hash(b"an adapter"), &prompt, IMAGE, &pictures)),
+            0,
+            "another generation"
+        );
         // One picture of two rows is not two pictures of one row.
-        let split = marks(owner, &[IMAGE; 8], IMAGE, &[(picture("a"), 4), (picture("a"), 4)]);
-        assert_eq!(shared(&split, &marks(owner, &[IMAGE; 8], IMAGE, &[(picture("a"), 8)])), 0);
+        let split = marks(base(), &[IMAGE; 8], IMAGE, &[(picture("a"), 4), (picture("a"), 4)]);
+        assert_eq!(shared(&split, &marks(base(), &[IMAGE; 8], IMAGE, &[(picture("a"), 8)])), 0);
     }
 
     #[test]
     fn the_longest_beginning_is_found_and_never_the_whole_prompt() {
-        let (cache, owner) = cache_of(10);
+        let cache = cache_of(10);
         let rows = rows(40);
-        let of = |prompt: &[u32]| marks(owner, prompt, IMAGE, &[]);
-        cache.put(owner, &of(&text(40)[..16]), ROW, &rows).unwrap();
-        cache.put(owner, &of(&text(40)), ROW, &rows).unwrap();
+        let of = |prompt: &[u32]| marks(base(), prompt, IMAGE, &[]);
+        cache.put(&of(&text(40)[..16]), ROW, &rows).unwrap();
+        cache.put(&of(&text(40)), ROW, &rows).unwrap();
         let tokens = |prompt: &[u32], below| cache.get(&of(prompt), below).map(|(tokens, _)| tokens);
         assert_eq!(tokens(&text(40), 40), Some(32), "the last row must be read: its hidden state is needed");
         assert_eq!(tokens(&text(40), 41), Some(40));
@@ -306,23 +288,23 @@ mod tests {
 
     #[test]
     fn what_was_not_used_for_longest_makes_room() {
-        let (cache, owner) = cache_of(2);
+        let cache = cache_of(2);
         let rows = rows(40);
         let prompt = |first: u32| (first..first + 16).collect::<Vec<u32>>();
-        let of = |first| marks(owner, &prompt(first), IMAGE, &[]);
+        let of = |first| marks(base(), &prompt(first), IMAGE, &[]);
         let is_kept = |first| cache.get(&of(first), 17).is_some();
-        cache.put(owner, &of(100), ROW, &rows).unwrap();
-        cache.put(owner, &of(200), ROW, &rows).unwrap();
+        cache.put(&of(100), ROW, &rows).unwrap();
+        cache.put(&of(200), ROW, &rows).unwrap();
         assert!(is_kept(100));
-        cache.put(owner, &of(300), ROW, &rows).unwrap();
+        cache.put(&of(300), ROW, &rows).unwrap();
         assert!(is_kept(100) && !is_kept(200) && is_kept(300));
         let full = cache.bytes();
-        cache.put(owner, &of(300), ROW, &rows).unwrap();
+        cache.put(&of(300), ROW, &rows).unwrap();
         assert_eq!(cache.bytes(), full, "what is kept is not kept twice");
-        let long = marks(owner, &text(24), IMAGE, &[]);
-        cache.put(owner, &long, ROW, &rows).unwrap();
+        let long = marks(base(), &text(24), IMAGE, &[]);
+        cache.put(&long, ROW, &rows).unwrap();
         assert!(!is_kept(100) && !is_kept(300), "a long one takes the room of both");
-        cache.put(owner, &marks(owner, &text(40), IMAGE, &[]), ROW, &rows).unwrap();
+        cache.put(&marks(base(), &text(40), IMAGE, &[]), ROW, &rows).unwrap();
         assert_eq!(cache.get(&long, 25).map(|(tokens, _)| tokens), Some(24), "what never fits drives nobody out");
         let state = cache.state();
         assert_eq!(state.index.len(), state.entries.values().map(|entry| entry.marks.len()).sum::<usize>());
@@ -330,12 +312,12 @@ mod tests {
 
     #[test]
     fn a_shared_beginning_outlives_one_of_those_that_share_it() {
-        let (cache, owner) = cache_of(4);
+        let cache = cache_of(4);
         let rows = rows(40);
         let prompt = |end: u32| [text(16), vec![end; 8]].concat();
-        let of = |end| marks(owner, &prompt(end), IMAGE, &[]);
+        let of = |end| marks(base(), &prompt(end), IMAGE, &[]);
         for end in [1, 2] {
-            cache.put(owner, &of(end), ROW, &rows).unwrap();
+            cache.put(&of(end), ROW, &rows).unwrap();
         }
         let newest = *cache.state().entries.keys().max().unwrap();
         cache.state().remove(newest);
@@ -343,29 +325,10 @@ mod tests {
     }
 
     #[test]
-    fn a_generation_leaves_nothing_behind() {
-        let (cache, first) = cache_of(10);
-        let second = cache.register();
-        let rows = rows(40);
-        let of = |owner| marks(owner, &text(16), IMAGE, &[]);
-        for owner in [first, second] {
-            cache.put(owner, &of(owner), ROW, &rows).unwrap();
-        }
-        cache.forget(first);
-        assert!(cache.get(&of(first), 17).is_none() && cache.get(&of(second), 17).is_some());
-        cache.put(first, &of(first), ROW, &rows).unwrap();
-        assert!(cache.get(&of(first), 17).is_none(), "its last answer came too late");
-        cache.forget(second);
-        let state = cache.state();
-        assert_eq!((state.bytes, state.entries.len(), state.index.len()), (0, 0, 0));
-    }
-
-    #[test]
     fn without_room_nothing_is_kept() {
         let cache = PrefixCache::new(0);
-        let owner = cache.register();
-        let of = marks(owner, &text(16), IMAGE, &[]);
-        cache.put(owner, &of, ROW, &rows(40)).unwrap();
+        let of = marks(base(), &text(16), IMAGE, &[]);
+        cache.put(&of, ROW, &rows(40)).unwrap();
         assert!(cache.get(&of, 17).is_none() && !cache.is_on());
     }
 }

@@ -7,7 +7,7 @@ use reground_learner::bpo::policy::Group;
 use reground_learner::model::{ImageInput, KeyValues, Lora, Model, ModelError, Packed};
 
 use super::features::{Digest, FeatureCache, Features};
-use super::prefixes::{Mark, Owner, PrefixCache, shared};
+use super::prefixes::{Mark, PrefixCache, shared};
 use crate::engine::sampler::Sampler;
 use crate::engine::{EngineError, Event, EventSender, Finish, Place};
 
@@ -15,7 +15,6 @@ use crate::engine::{EngineError, Event, EventSender, Finish, Place};
 pub(super) struct Task {
     /// The generation's adapter; `None` for the base.
     pub(super) adapter: Option<Arc<Lora>>,
-    pub(super) owner: Owner,
     /// Whether live answers go before it.
     pub(super) is_behind: bool,
     pub(super) sampler: Sampler,
@@ -168,7 +167,7 @@ impl Sequence {
     /// Keeps the rows of its prompt for others.
     pub(super) fn remember(&self, prefixes: &PrefixCache, bytes_per_token: usize) -> Result<()> {
         match &self.cache {
-            Some(cache) => prefixes.put(self.task.owner, &self.prompt.marks, bytes_per_token, cache),
+            Some(cache) => prefixes.put(&self.prompt.marks, bytes_per_token, cache),
             None => Ok(()),
         }
     }
