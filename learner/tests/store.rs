@@ -291,6 +291,44 @@ fn a_full_disk_refuses_and_recovers_by_itself() {
 }
 
 #[test]
+fn a_full_disk_can_be_made_room_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let (bytes, _) = image(1);
+    let (old, new) = (record(&[1]), record(&[]));
+    store.add_record(&old, &[&bytes]).unwrap();
+    store.add_record(&new, &[] as &[&[u8]]).unwrap();
+    store.keep_free(u64::MAX);
+    assert!(store.add_record(&record(&[]), &[] as &[&[u8]]).is_err());
+    let deleted = store.delete_record(&old.id).unwrap();
+    assert_eq!(deleted.blobs, 1, "its image is gone, too");
+    assert_eq!(store.retain(new.created_ms + 2, 1, 0).unwrap(), 1);
+    assert_eq!(store.count::<Record>(&Query::default()).unwrap(), 0);
+}
+
+#[test]
+fn what_a_crash_left_unfinished_is_gone_when_the_store_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let (bytes, picture) = image(1);
+    let kept = record(&[1]);
+    open(&dir).add_record(&kept, &[&bytes]).unwrap();
+    let shelf = dir.path().join("blobs").join(&picture.digest[..2]);
+    let unfinished = [
+        shelf.join(format!(".{}.tmp-17-3", picture.digest)),
+        dir.path().join("adapters/.ad-1.tmp-17-4/adapter_model.safetensors"),
+        dir.path().join("incoming/upload"),
+    ];
+    for path in &unfinished {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "half of somebody's picture").unwrap();
+    }
+    let store = open(&dir);
+    assert!(unfinished.iter().all(|path| !path.exists()), "{unfinished:?}");
+    assert_eq!(std::fs::read_dir(dir.path().join("adapters")).unwrap().count(), 0);
+    assert_eq!(Blobs::get(&store, &picture.digest).unwrap(), bytes);
+}
+
+#[test]
 fn a_second_store_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);

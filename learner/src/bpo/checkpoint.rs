@@ -185,20 +185,6 @@ pub fn newest(dir: &Path, device: &Device) -> Result<Found, CheckpointError> {
     Ok(found)
 }
 
-/// Removes what a killed process left half-written in `dir`.
-///
-/// # Errors
-/// The directory cannot be listed or written.
-pub fn sweep(dir: &Path) -> io::Result<()> {
-    for entry in entries(dir)? {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with('.') && name.contains(".tmp-") {
-            if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
-        }
-    }
-    Ok(())
-}
-
 /// Checkpoints by step, newest first.
 fn list(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let step = |name: &str| name.strip_prefix("step-").and_then(|digits| digits.parse().ok());
@@ -308,7 +294,7 @@ mod tests {
         fs::create_dir(dir.path().join(".step-00000002.tmp-17")).unwrap();
         fs::write(dir.path().join(".reference.tmp-17"), "half").unwrap();
         assert_eq!(newest(dir.path(), &Device::Cpu).unwrap().checkpoint.unwrap().1.state.step, 1);
-        sweep(dir.path()).unwrap();
+        files::remove_unfinished(dir.path()).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

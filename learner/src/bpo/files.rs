@@ -11,7 +11,7 @@ use fs_err as fs;
 /// Writes `path` so that a crash at any moment leaves the old content or the new one, never a part.
 ///
 /// # Errors
-/// Any failure of the file system; the temporary file is then left behind under a name that starts with a dot.
+/// Any failure of the file system; the temporary file is then left behind, for [`remove_unfinished`].
 pub fn write_atomic(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let beside = beside(path)?;
     let mut file = io::BufWriter::new(fs::File::create(&beside)?);
@@ -97,6 +97,27 @@ pub fn beside(path: &Path) -> io::Result<PathBuf> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     Ok(path.with_file_name(format!(".{}.tmp-{}-{count}", name.to_string_lossy(), std::process::id())))
+}
+
+/// Removes what [`write_atomic`] and others that write beside left in a directory when they were interrupted. Nobody may be writing there.
+///
+/// # Errors
+/// Any failure of the file system; a directory that is not there has none.
+pub fn remove_unfinished(directory: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if !(name.starts_with('.') && name.contains(".tmp-")) {
+            continue;
+        }
+        if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -15,12 +15,13 @@ use std::time::Instant;
 use fs_err as fs;
 
 use super::adamw::{AdamW, clip_global_norm};
-use super::checkpoint::{self, Checkpoint, CheckpointError, State, Tensors};
+use super::checkpoint::{Checkpoint, CheckpointError, State, Tensors};
 use super::config::RunConfig;
 pub use super::control::{Control, Inputs, Outcome};
 use super::early_stop::EarlyStop;
 use super::error::TrainError;
 use super::evaluate::evaluate;
+use super::files;
 use super::guard::Guard;
 use super::history::{History, Line};
 use super::loss::Loss;
@@ -125,7 +126,7 @@ impl<'a, P: Policy> Run<'a, P> {
         let checkpoints = dir.join("checkpoints");
         fs::create_dir_all(&checkpoints).map_err(TrainError::io("cannot make the run's directories"))?;
         for swept in [dir, &checkpoints] {
-            checkpoint::sweep(swept).map_err(TrainError::io("cannot remove what a killed run left"))?;
+            files::remove_unfinished(swept).map_err(TrainError::io("cannot remove what a killed run left"))?;
         }
         let resumed = newest(&checkpoints, &device, &key, progress)?;
 

@@ -61,7 +61,8 @@ pub struct EvaluationSet {
     pub kind: SetKind,
     /// The JSONL file, relative to the run's directory.
     pub file: PathBuf,
-    /// The directory of its images, relative to the run's directory.
+    /// The directory of its images, relative to the run's directory. `unchanged` can do without.
+    #[serde(default)]
     pub images: PathBuf,
     /// For captions: CHAIR's `synonyms.txt`, relative to the run's directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -147,6 +148,14 @@ impl GateConfig {
                 return Err(ConfigError::OutOfRange { key, value: value.to_string(), allowed });
             }
         }
+        for set in &self.sets {
+            let empty = |path: &Path| path.as_os_str().is_empty();
+            let without_images = empty(&set.images) && set.kind != SetKind::Unchanged;
+            if empty(&set.file) || without_images || set.synonyms.as_deref().is_some_and(empty) {
+                let allowed = "sets with a `file`, `images` unless their kind is `unchanged`, and no empty `synonyms`";
+                return Err(ConfigError::OutOfRange { key: "sets", value: set.name.clone(), allowed });
+            }
+        }
         Ok(())
     }
 
@@ -191,6 +200,8 @@ mod tests {
     #[test]
     fn wrong_keys_and_values_are_named() {
         for (text, message) in [
+            ("sets = [{name = 'a', kind = 'pope', file = 'a.jsonl'}]", "sets is a"),
+            ("sets = [{name = 'a', kind = 'unchanged', file = ''}]", "sets is a"),
             ("min_item = 1", "unknown field `min_item`"),
             ("min_items = 0", "min_items is 0"),
             ("confidence = 1.0", "confidence is 1"),

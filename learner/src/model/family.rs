@@ -32,6 +32,12 @@ pub trait Family: Send + Sync {
     /// Settings that contradict each other; a failed tensor operation.
     fn preprocess(&self, image: &DynamicImage) -> Result<ImageInput, ModelError>;
 
+    /// What [`Family::preprocess`] will give as the grid of an image of this width and height.
+    ///
+    /// # Errors
+    /// Settings that contradict each other.
+    fn grid(&self, size: (u32, u32)) -> Result<(usize, usize), ModelError>;
+
     /// The text that replaces the placeholder of an image that was cut into this grid ([`ImageInput::grid`]).
     fn image_text(&self, grid: (usize, usize)) -> String;
 

@@ -11,6 +11,7 @@ use fs_err as fs;
 use super::rows::Record;
 use super::{Store, StoreError, keys};
 use crate::bpo::data::blobs::{BlobDir, Blobs};
+use crate::bpo::files;
 
 /// How long a blob without a row is kept for whoever brought it.
 const CLAIM: Duration = Duration::from_secs(3600);
@@ -21,15 +22,24 @@ const INCOMING: &str = "incoming";
 /// Blobs that came without a row yet, and when.
 pub(super) type Unclaimed = HashMap<String, Instant>;
 
-/// Removes what uploads that a crash ended have left.
+/// Removes what uploads, blobs and adapters that a crash cut off have left: nothing else would find them, and they may hold what its
+/// owner has deleted since.
 ///
 /// # Errors
 /// A file cannot be removed.
-pub(super) fn empty_incoming(directory: &Path) -> io::Result<()> {
+pub(super) fn remove_unfinished(directory: &Path) -> io::Result<()> {
     match fs::remove_dir_all(directory.join(INCOMING)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
+    files::remove_unfinished(&directory.join("adapters"))?;
+    for shelf in fs::read_dir(directory.join("blobs"))? {
+        let shelf = shelf?;
+        if shelf.file_type()?.is_dir() {
+            files::remove_unfinished(&shelf.path())?;
+        }
+    }
+    Ok(())
 }
 
 impl Store {

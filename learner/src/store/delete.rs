@@ -31,7 +31,7 @@ impl Store {
     /// [`StoreError::Missing`], or a failure of the store.
     pub fn delete_record(&self, id: &str) -> Result<Deleted, StoreError> {
         let _nobody_writes = self.blob_use.write().unwrap_or_else(PoisonError::into_inner);
-        let Committed { done: mut deleted, released, epoch } = self.commit(|rows| {
+        let Committed { done: mut deleted, released, epoch } = self.commit_deletion(|rows| {
             if !rows.purge::<Record>(id)?.0 {
                 return Err(StoreError::Missing { kind: "record", id: id.to_owned() });
             }

@@ -10,10 +10,12 @@ pub fn new(prefix: &str) -> String {
     format!("{prefix}-{}", Uuid::now_v7())
 }
 
-/// Whether `id` can be one: 1 to 128 letters, digits, `-`, `_` or `.`.
+/// Whether `id` can be one: 1 to 128 letters, digits, `-`, `_` or `.`, with a letter or digit first, so that it names no other directory
+/// than its own.
 #[must_use]
 pub fn is_id(id: &str) -> bool {
     (1..=128).contains(&id.len())
+        && id.as_bytes()[0].is_ascii_alphanumeric()
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
@@ -33,5 +35,6 @@ mod tests {
         assert!(ids.is_sorted());
         assert!(ids.iter().all(|id| is_id(id)));
         assert!(!is_id("") && !is_id("a/b") && !is_id(&"a".repeat(129)));
+        assert!(!is_id(".") && !is_id("..") && !is_id(".hidden") && is_id("a..b"));
     }
 }

@@ -148,7 +148,7 @@ impl Store {
         let made = files::make_directories(blobs.root()).and_then(|()| keeper::probe(&directory));
         made.map_err(|source| StoreError::Open { path: directory.clone(), source })?;
         let db = keeper::open(&directory, &options, OPENING)?;
-        blobs::empty_incoming(&directory).map_err(|source| StoreError::Open { path: directory.clone(), source })?;
+        blobs::remove_unfinished(&directory).map_err(|source| StoreError::Open { path: directory.clone(), source })?;
         let core = Arc::new(Core {
             directory,
             min_free: AtomicU64::new(options.min_free_bytes),
@@ -284,6 +284,22 @@ impl Store {
         change: impl FnOnce(&mut Transaction<'_>) -> Result<T, StoreError>,
     ) -> Result<Committed<T>, StoreError> {
         self.core.check_space()?;
+        self.apply(change)
+    }
+
+    /// As [`Self::commit`], for what only deletes: it may take the space that is kept free, which it is to enlarge.
+    fn commit_deletion<T>(
+        &self,
+        change: impl FnOnce(&mut Transaction<'_>) -> Result<T, StoreError>,
+    ) -> Result<Committed<T>, StoreError> {
+        self.core.check_whole()?;
+        self.apply(change)
+    }
+
+    fn apply<T>(
+        &self,
+        change: impl FnOnce(&mut Transaction<'_>) -> Result<T, StoreError>,
+    ) -> Result<Committed<T>, StoreError> {
         let _one_at_a_time = self.core.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let attempt = self.core.with(|db| {
             let mut transaction = Transaction::new(db, &self.blobs);

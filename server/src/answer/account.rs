@@ -43,9 +43,13 @@ impl Account {
         self.failed = Some(false);
     }
 
-    /// The answer broke off, or never began.
+    /// The answer broke off, or never began. A deadline counts only if hardly any of the time for it went by in the queue.
     pub(super) fn broke_off(&mut self, error: &AnswerError) {
-        self.failed = error.is_failure().then_some(true);
+        let waited = match error {
+            AnswerError::Deadline { after } => after.saturating_sub(self.admitted.elapsed()) > *after / 10,
+            _ => false,
+        };
+        self.failed = (error.is_failure() && !waited).then_some(true);
     }
 }
 
@@ -61,5 +65,25 @@ impl Drop for Account {
             first_token: self.first.map(|first| first - self.admitted),
             per_token,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_deadline_that_went_by_in_the_queue_is_no_failure_of_what_answers() {
+        let observed = Arc::new(Observed::default());
+        let past = |queued: u64, inside: u64| {
+            let mut account = Account::open(observed.clone());
+            account.admitted = Instant::now().checked_sub(Duration::from_secs(inside)).unwrap();
+            account.broke_off(&AnswerError::Deadline { after: Duration::from_secs(queued + inside) });
+            drop(account);
+            observed.all().failures.count()
+        };
+        assert_eq!((past(29, 1), past(10, 20), past(1, 29), past(0, 30)), (0, 0, 1, 2));
     }
 }

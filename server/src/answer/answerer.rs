@@ -207,12 +207,15 @@ impl Answer {
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, AnswerError>> {
-        if self.deadline.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(AnswerError::Deadline { after: self.began.elapsed() }));
-        }
-        if let Poll::Ready(event) = self.stream.poll_next(cx) {
+        // What the engine made in time is given out, however late the caller takes it.
+        if let Poll::Ready(event) = self.stream.poll_next(cx)
+            && self.stream.reported() <= self.deadline.deadline()
+        {
             let died = || EngineError::Failed("it died while it answered; it is being restarted".into()).into();
             return Poll::Ready(event.ok_or_else(died));
+        }
+        if self.deadline.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(AnswerError::Deadline { after: self.began.elapsed() }));
         }
         self.closing.as_mut().poll(cx).map(|()| Err(AnswerError::ShuttingDown))
     }

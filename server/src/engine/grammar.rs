@@ -2,11 +2,19 @@
 //!
 //! The work is done by `llguidance`, which turns a schema into the set of tokens that may come next.
 
-use llguidance::Matcher;
-use llguidance::api::TopLevelGrammar;
-use serde_json::{Value, json};
+use std::thread;
 
-use super::{EngineError, Vocabulary};
+use llguidance::api::TopLevelGrammar;
+use llguidance::{Matcher, TokenParser};
+use serde_json::{Value, json};
+use tracing::warn;
+
+use super::{EngineError, Vocabulary, schema_limits};
+
+/// Stack of the compiler, which also calls itself for each property; what is not used of it costs nothing.
+const STACK: usize = 256 << 20;
+/// Most characters of why a schema is refused that its sender is told.
+const MAX_WHY: usize = 500;
 
 /// A constraint on the answer's text.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,23 +26,60 @@ pub enum Grammar {
 }
 
 impl Grammar {
-    /// Compiles the grammar for one answer.
+    /// Compiles the grammar for one answer, in a thread of its own: see [`STACK`].
     ///
     /// # Errors
-    /// The schema is malformed, or uses a keyword that cannot be enforced.
+    /// The schema is malformed or too large, or uses a keyword that cannot be enforced.
     pub fn matcher(&self, vocabulary: &Vocabulary) -> Result<Matcher, EngineError> {
+        self.check_size()?;
+        let parser = thread::scope(|scope| {
+            let compile = thread::Builder::new().name("grammar".to_owned()).stack_size(STACK);
+            let compiling = compile.spawn_scoped(scope, || self.compile(vocabulary));
+            let compiling =
+                compiling.map_err(|error| EngineError::Failed(format!("no thread for a schema: {error}")))?;
+            compiling.join().unwrap_or_else(|_| Err(EngineError::Invalid(MALFORMED.to_owned())))
+        })?;
+        Ok(Matcher::new(Ok(parser)))
+    }
+
+    fn compile(&self, vocabulary: &Vocabulary) -> Result<TokenParser, EngineError> {
         let mut schema = match self {
             Self::JsonObject => json!({"type": "object"}),
             Self::JsonSchema(schema) => schema.clone(),
         };
+        schema_limits::check_work(&schema)?;
         // Where any white space is allowed, a weak model writes nothing else until its tokens are used up.
         if let Some(schema) = schema.as_object_mut() {
             schema.insert("x-guidance".into(), json!({"whitespace_flexible": false}));
         }
-        let invalid = |error| EngineError::Invalid(format!("the JSON schema cannot be enforced: {error:#}"));
-        let parser = vocabulary.grammars.create_parser(TopLevelGrammar::from_json_schema(schema)).map_err(invalid)?;
-        Ok(Matcher::new(Ok(parser)))
+        let parser = vocabulary.grammars.create_parser(TopLevelGrammar::from_json_schema(schema));
+        parser.map_err(|error| refusal(&format!("{error:#}")))
     }
+
+    /// Whether compiling it is little work, as far as its size tells.
+    ///
+    /// # Errors
+    /// The schema is too large; by what is said.
+    pub fn check_size(&self) -> Result<(), EngineError> {
+        match self {
+            Self::JsonObject => Ok(()),
+            Self::JsonSchema(schema) => schema_limits::check_size(schema),
+        }
+    }
+}
+
+const MALFORMED: &str = "the JSON schema cannot be enforced: it is malformed";
+
+/// Why a schema is refused, for its sender.
+fn refusal(why: &str) -> EngineError {
+    // A panic of the compiler comes with its backtrace.
+    let (why, backtrace) = why.split_once("\n<backtrace>").unwrap_or((why, ""));
+    if !backtrace.is_empty() || why.contains("panic: ") {
+        warn!(why, "A malformed JSON schema was refused.");
+        return EngineError::Invalid(MALFORMED.to_owned());
+    }
+    let why: String = why.chars().take(MAX_WHY).collect();
+    EngineError::Invalid(format!("the JSON schema cannot be enforced: {why}"))
 }
 
 #[cfg(test)]
@@ -76,5 +121,14 @@ mod tests {
             let error = Grammar::JsonSchema(schema.clone()).matcher(&vocabulary).err();
             assert!(matches!(error, Some(EngineError::Invalid(_))), "{schema}: {error:?}");
         }
+    }
+
+    #[test]
+    fn a_compiler_that_panics_tells_nobody_its_backtrace() {
+        let vocabulary = Vocabulary::read(&golden("model"), Some(342)).unwrap();
+        let schema = json!({"type": "number", "minimum": "é".repeat(60)});
+        let error = Grammar::JsonSchema(schema).matcher(&vocabulary).err().unwrap().to_string();
+        assert!(error.len() < 2 * MAX_WHY && !error.contains("backtrace"), "{error}");
+        assert!(matches!(refusal("panic: x\n<backtrace>\n 0: y"), EngineError::Invalid(why) if why == MALFORMED));
     }
 }

@@ -21,6 +21,7 @@ pub mod native;
 mod prepared;
 pub mod request;
 pub mod sampler;
+mod schema_limits;
 pub mod source;
 pub mod vocabulary;
 
@@ -35,6 +36,7 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
+pub(crate) use request::string_bytes;
 pub use request::{Content, Event, EventSender, Finish, Generate, Message, Role, Sampling, Token, TokenStream};
 pub use vocabulary::Vocabulary;
 
@@ -129,8 +131,15 @@ impl EngineInfo {
     /// # Errors
     /// [`EngineError::TooLong`].
     pub fn check_bytes(&self, request: &Generate) -> Result<(), EngineError> {
-        self.check_tokens(self.vocabulary.fewest(request.text_bytes()) + request.pixels().count() * self.image_tokens)
-            .map(drop)
+        self.check_sizes(request.text_bytes(), request.pixels().count())
+    }
+
+    /// As [`Self::check_bytes`], by the bytes of all text and the number of images.
+    ///
+    /// # Errors
+    /// [`EngineError::TooLong`].
+    pub fn check_sizes(&self, text_bytes: usize, images: usize) -> Result<(), EngineError> {
+        self.check_tokens(self.vocabulary.fewest(text_bytes) + images * self.image_tokens).map(drop)
     }
 
     /// Tokens of the prompt without the template's own, which takes long where the prompt does. Refuses what surely does not fit.

@@ -34,12 +34,14 @@ pub struct Generate {
 }
 
 impl Generate {
-    /// Bytes of the text of all messages.
+    /// Bytes of all text: messages, calls of tools, and what is said of the tools.
     pub fn text_bytes(&self) -> usize {
-        self.messages.iter().flat_map(|message| &message.content).fold(0, |sum, part| match part {
-            Content::Text(text) => sum + text.len(),
-            Content::Image(_) => sum,
-        })
+        let parts = self.messages.iter().flat_map(|message| &message.content).map(|part| match part {
+            Content::Text(text) => text.len(),
+            Content::Image(_) => 0,
+        });
+        let calls = self.messages.iter().flat_map(|message| &message.tool_calls);
+        parts.sum::<usize>() + calls.chain(&self.tools).map(string_bytes).sum::<usize>()
     }
 
     /// The images of all messages, in order.
@@ -48,6 +50,16 @@ impl Generate {
             Content::Image(pixels) => Some(pixels),
             Content::Text(_) => None,
         })
+    }
+}
+
+/// Bytes of all strings in a value, keys left out.
+pub(crate) fn string_bytes(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(string_bytes).sum(),
+        Value::Object(fields) => fields.values().map(string_bytes).sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
     }
 }
 

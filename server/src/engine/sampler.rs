@@ -54,7 +54,7 @@ impl Sampler {
     /// Chooses the next token from the model's logits, `[vocabulary]`.
     ///
     /// # Errors
-    /// The logits hold no finite number, or the grammar broke.
+    /// The logits hold no finite number, or the schema is too complex to go on with.
     pub fn next(&mut self, logits: &[f32]) -> Result<Token, EngineError> {
         let normaliser = log_sum_exp(logits);
         if !normaliser.is_finite() {
@@ -69,7 +69,7 @@ impl Sampler {
         if let Some(matcher) = &mut self.matcher
             && !matcher.is_stopped()
         {
-            matcher.consume_token(id).map_err(|error| EngineError::Failed(format!("the grammar broke: {error:#}")))?;
+            matcher.consume_token(id).map_err(|error| broke(&error))?;
         }
         *self.generated.entry(id).or_default() += 1;
         let logprob = |id: u32| (f64::from(logits[id as usize]) - normaliser) as f32;
@@ -126,9 +126,7 @@ impl Sampler {
             }
             return Ok(());
         }
-        let mask = matcher
-            .compute_mask_or_eos()
-            .map_err(|error| EngineError::Failed(format!("the grammar broke: {error:#}")))?;
+        let mask = matcher.compute_mask_or_eos().map_err(|error| broke(&error))?;
         for (id, logit) in logits.iter_mut().enumerate() {
             if !mask.is_allowed(id as u32) {
                 *logit = f32::NEG_INFINITY;
@@ -168,6 +166,14 @@ impl Sampler {
         candidates.truncate(keep.map_or(candidates.len(), |last| last + 1));
         candidates
     }
+}
+
+/// The schema, which compiled, has come to where it cannot be followed: too many ways to go on at once. It is the caller's, so it is
+/// no failure of what answers.
+fn broke(error: &anyhow::Error) -> EngineError {
+    let why = error.to_string();
+    let why = why.lines().next().unwrap_or_default();
+    EngineError::Invalid(format!("the answer cannot go on as the JSON schema wants it: {why}"))
 }
 
 /// The candidate at `point` (0 ≤ point < 1) of the cumulative distribution.

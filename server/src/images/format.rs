@@ -60,7 +60,7 @@ impl Format {
     }
 
     /// The format of an encoded image, by its first bytes.
-    pub(super) fn of_bytes(bytes: &[u8]) -> Result<Self, ImageError> {
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Result<Self, ImageError> {
         let starts = |magic: &[u8]| bytes.starts_with(magic);
         if starts(b"\xff\xd8\xff") {
             Ok(Self::Jpeg)

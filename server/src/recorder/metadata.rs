@@ -19,7 +19,7 @@ fn orientation(tiff: &[u8]) -> Option<u8> {
 }
 
 /// An image file without its metadata; `None` where there was none, or where the file is not built as it should be.
-pub(super) fn without(bytes: &[u8], format: Format) -> Option<Vec<u8>> {
+pub(crate) fn without(bytes: &[u8], format: Format) -> Option<Vec<u8>> {
     let cleaned = match format {
         Format::Jpeg => jpeg(bytes)?,
         Format::Png => png(bytes)?,

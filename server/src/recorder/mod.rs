@@ -29,6 +29,7 @@ use reground_learner::store::{Health, Store, StoreError, id};
 
 pub use self::draft::Draft;
 use self::image::EncodedImage;
+pub(crate) use self::metadata::without as without_metadata;
 pub use self::redact::{Rules, is_redacted};
 use crate::config::RecordConfig;
 
@@ -277,10 +278,11 @@ impl Writer {
     fn tidy(&self) {
         const DAY: u64 = 24 * 3600 * 1000;
         let tidy = || {
-            let records = self.store.retain(id::now_ms(), self.config.max_age_days * DAY, self.config.max_bytes)?;
-            let feedback = self.store.drop_stray_feedback(|record| self.shared.is_open(record))?;
+            let records = self.store.retain(id::now_ms(), self.config.max_age_days * DAY, self.config.max_bytes);
+            // Whatever became of the records: on a full disk it makes room.
             let (blobs, bytes) = self.store.collect_garbage()?;
-            Ok::<_, StoreError>((records, feedback, blobs, bytes))
+            let feedback = self.store.drop_stray_feedback(|record| self.shared.is_open(record))?;
+            Ok::<_, StoreError>((records?, feedback, blobs, bytes))
         };
         match tidy() {
             Ok((0, 0, 0, _)) => {}

@@ -1,6 +1,6 @@
 //! The pairs of a run, frozen when it begins.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::Path;
 
@@ -14,6 +14,8 @@ use reground_learner::store::{Query, Store};
 use super::settings::BLOBS;
 use super::{RunRequest, RunsError, Training, files};
 use crate::config::TrainConfig;
+use crate::images::Format;
+use crate::recorder::without_metadata;
 
 /// A run's frozen pairs, in its directory.
 pub(super) const FILE: &str = "dataset.jsonl";
@@ -42,8 +44,8 @@ pub(super) fn freeze(store: &Store, run: &Run, train: &TrainConfig, directory: &
         Training::File(id) => {
             let mut pairs = Vec::new();
             let file = files::get(store, &id)?;
-            files::read(&store.blob_path(&file.digest)?, &images, &mut |pair| pairs.push(pair))?;
-            Chosen { pairs, ..Chosen::default() }
+            let gone = files::read_again(&store.blob_path(&file.digest)?, &images, &mut |pair| pairs.push(pair))?;
+            Chosen { pairs, without_image: gone, ..Chosen::default() }
         }
         Training::New => {
             let new = fresh(store)?;
@@ -52,10 +54,10 @@ pub(super) fn freeze(store: &Store, run: &Run, train: &TrainConfig, directory: &
                 return Err(RunsError::NoData(why.to_owned()));
             }
             let replayed = share(train.replay_share, new.len());
-            let old = sample(used(store)?, replayed, &run.id, |pair| pair.id.as_str());
+            let old = sample_used(store, replayed, &run.id)?;
             images.collected(new.into_iter().chain(old))?
         }
-        Training::All => images.collected(fresh(store)?.into_iter().chain(used(store)?))?,
+        Training::All => images.collected(fresh(store)?.into_iter().chain(in_state(store, "used")?))?,
     };
     if chosen.pairs.is_empty() {
         return Err(RunsError::NoData("there is no pair to train on".to_owned()));
@@ -63,7 +65,9 @@ pub(super) fn freeze(store: &Store, run: &Run, train: &TrainConfig, directory: &
     if !chosen.collected.is_empty() {
         let most = share(train.anchor_share, chosen.pairs.len());
         let files = request.anchors.as_ref().unwrap_or(&train.anchors);
-        chosen.pairs.extend(anchors(store, files, &images, most, &run.id)?);
+        let (anchors, gone) = anchors(store, files, &images, most, &run.id)?;
+        chosen.pairs.extend(anchors);
+        chosen.without_image += gone;
     }
     let mut seen = HashSet::new();
     chosen.pairs.retain(|pair| seen.insert(pair.id.clone()));
@@ -129,8 +133,11 @@ impl Images<'_> {
 }
 
 impl Blobs for Images<'_> {
+    /// Without metadata, as the recorder keeps images: held out or trained on is decided by the digest, and the same photograph must
+    /// not be both.
     fn put(&self, bytes: &[u8]) -> io::Result<String> {
-        self.kept.put(bytes)
+        let cleaned = Format::of_bytes(bytes).ok().and_then(|format| without_metadata(bytes, format));
+        self.kept.put(cleaned.as_deref().unwrap_or(bytes))
     }
 
     fn get(&self, digest: &str) -> io::Result<Vec<u8>> {
@@ -146,29 +153,49 @@ fn fresh(store: &Store) -> Result<Vec<PreferencePair>, RunsError> {
     Ok(pairs)
 }
 
-/// Pairs that a run had.
-fn used(store: &Store) -> Result<Vec<PreferencePair>, RunsError> {
-    in_state(store, "used")
+/// Of the pairs that a run had at most so many, as [`sample`] chooses; read in pages, since a store can have millions.
+fn sample_used(store: &Store, most: usize, run: &str) -> Result<Vec<PreferencePair>, RunsError> {
+    const PAGE: usize = 1000;
+    let mut chosen = BTreeMap::new();
+    let mut query = Query { limit: PAGE, ..Query::by("state", "used") };
+    if most == 0 {
+        return Ok(Vec::new());
+    }
+    loop {
+        let page = store.list_readable::<Pair>(&query)?;
+        let Some(last) = page.rows.last() else { break };
+        query.after = Some(last.data.id.clone());
+        for row in page.rows {
+            chosen.insert(rank(run, &row.data.id), row.data);
+            if chosen.len() > most {
+                chosen.pop_last();
+            }
+        }
+        if !page.more {
+            break;
+        }
+    }
+    Ok(chosen.into_values().collect())
 }
 
 fn in_state(store: &Store, state: &str) -> Result<Vec<PreferencePair>, RunsError> {
     Ok(store.list_readable::<Pair>(&Query::by("state", state))?.rows.into_iter().map(|row| row.data).collect())
 }
 
-/// Pairs of `files`, at most so many.
+/// Pairs of `files`, at most so many, and how many there would be if no image were gone.
 fn anchors(
     store: &Store,
     files: &[String],
     images: &Images<'_>,
     most: usize,
     run: &str,
-) -> Result<Vec<PreferencePair>, RunsError> {
-    let mut pairs = Vec::new();
+) -> Result<(Vec<PreferencePair>, usize), RunsError> {
+    let (mut pairs, mut gone) = (Vec::new(), 0);
     for id in files {
         let file = files::get(store, id)?;
-        files::read(&store.blob_path(&file.digest)?, images, &mut |pair| pairs.push(pair))?;
+        gone += files::read_again(&store.blob_path(&file.digest)?, images, &mut |pair| pairs.push(pair))?;
     }
-    Ok(sample(pairs, most, run, |pair| pair.id.as_str()))
+    Ok((sample(pairs, most, run, |pair| pair.id.as_str()), gone))
 }
 
 /// How many others make up `share` of a set that has so many already.
@@ -182,10 +209,15 @@ fn share(share: f64, others: usize) -> usize {
     (others as f64 * share / (1.0 - share)).round() as usize
 }
 
+/// Where an item comes in a run's choice.
+fn rank(run: &str, id: &str) -> [u8; 32] {
+    *blake3::hash(format!("{run} {id}").as_bytes()).as_bytes()
+}
+
 /// At most so many, another choice for each run and the same for the same one.
 fn sample<T>(mut all: Vec<T>, most: usize, run: &str, id: impl Fn(&T) -> &str) -> Vec<T> {
     if all.len() > most {
-        all.sort_by_cached_key(|item| *blake3::hash(format!("{run} {}", id(item)).as_bytes()).as_bytes());
+        all.sort_by_cached_key(|item| rank(run, id(item)));
         all.truncate(most);
     }
     all

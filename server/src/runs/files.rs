@@ -83,13 +83,28 @@ pub fn remove(store: &Store, id: &str, anchors: &[String]) -> Result<(), RunsErr
 }
 
 /// Reads preference data; the error names the line, and no path.
-pub(super) fn read(
+fn read(path: &Path, blobs: &dyn Blobs, keep: &mut dyn FnMut(PreferencePair)) -> Result<ReadReport, RunsError> {
+    let options = ReadOptions { on_error: OnError::Fail, ..ReadOptions::default() };
+    data::read(path, &options, blobs, keep).map_err(bad_file)
+}
+
+/// Reads preference data that were checked when they were uploaded, but for what is of no use any more: lines that name an image
+/// whose record was deleted since. Gives their number.
+pub(super) fn read_again(
     path: &Path,
     blobs: &dyn Blobs,
     keep: &mut dyn FnMut(PreferencePair),
-) -> Result<ReadReport, RunsError> {
-    let options = ReadOptions { on_error: OnError::Fail, ..ReadOptions::default() };
-    data::read(path, &options, blobs, keep).map_err(|error| match error {
+) -> Result<usize, RunsError> {
+    let options = ReadOptions { on_error: OnError::Skip, max_errors: usize::MAX, ..ReadOptions::default() };
+    match data::read(path, &options, blobs, keep) {
+        Ok(report) => Ok(report.faults),
+        Err(DataError::NothingUsable { faults, .. }) => Ok(faults),
+        Err(error) => Err(bad_file(error)),
+    }
+}
+
+fn bad_file(error: DataError) -> RunsError {
+    match error {
         DataError::Entry { line, fault, .. } => RunsError::BadFile(format!("line {line}: {fault}")),
         DataError::Array { line, what, .. } => RunsError::BadFile(format!("line {line}: {what}")),
         DataError::Empty(_) => RunsError::BadFile("it is empty".to_owned()),
@@ -102,7 +117,7 @@ pub(super) fn read(
         DataError::TooManyFaults { line, fault, .. } => RunsError::BadFile(format!("line {line}: {fault}")),
         DataError::NotAFile(_) => RunsError::BadFile("it is no regular file".to_owned()),
         DataError::Digest { .. } => RunsError::BadFile("it is not what was taken in".to_owned()),
-    })
+    }
 }
 
 /// Images are looked at and forgotten; those that the store has can be referred to.

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use fs_err as fs;
+use reground_learner::bpo::files;
 use reground_learner::store::rows::{Run, RunState};
 use reground_learner::store::{Query, Store};
 use tracing::warn;
@@ -30,6 +31,9 @@ pub(super) fn remove(directory: &Path) {
             }
             _ => {}
         }
+    }
+    if let Err(error) = files::remove_unfinished(directory) {
+        warn!(%error, "Unfinished files of a run that is over stay.");
     }
 }
 

@@ -288,8 +288,11 @@ pub(super) fn is_outage(error: &RunsError) -> bool {
     match error {
         RunsError::Store(StoreError::Damaged { .. }) => false,
         RunsError::Store(error) => error.is_failure(),
-        // A file that is gone does not come back by waiting.
-        RunsError::Io(error) => error.kind() != io::ErrorKind::NotFound,
+        // What is gone, malformed or no use of a file system does not mend by waiting.
+        RunsError::Io(error) => !matches!(
+            error.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::Other
+        ),
         _ => false,
     }
 }

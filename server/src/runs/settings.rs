@@ -71,9 +71,10 @@ pub(super) fn threads(train: &TrainConfig) -> usize {
 /// The working directory is gone.
 pub(super) fn gate_config(gate: &GateConfig) -> io::Result<GateConfig> {
     let absolute = |set: &EvaluationSet| {
+        let no_images = set.images.as_os_str().is_empty();
         Ok(EvaluationSet {
             file: std::path::absolute(&set.file)?,
-            images: std::path::absolute(&set.images)?,
+            images: if no_images { PathBuf::new() } else { std::path::absolute(&set.images)? },
             synonyms: set.synonyms.as_deref().map(std::path::absolute).transpose()?,
             ..set.clone()
         })

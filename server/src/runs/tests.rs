@@ -23,6 +23,7 @@ use crate::rollout::{Generations, Origin, Rollout};
 
 mod ends;
 mod interference;
+mod pictures;
 mod way;
 
 /// No state of these tests takes longer to come, on however busy a machine.

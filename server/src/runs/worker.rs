@@ -23,6 +23,8 @@ use crate::engine::GenerationId;
 
 /// How often triggers are looked at, and how long the task waits after a failure of the store.
 const TICK: Duration = Duration::from_secs(5);
+/// How often it is tried to take in what a run has made, [`TICK`] after one another.
+const CONCLUSIONS: usize = 60;
 /// Longest wait before a process that died is started again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -130,12 +132,12 @@ impl Shared {
         let mut journal = self.journal(&run.id).await?;
         if run.adapter.is_some() {
             // The server stopped while the adapter went live.
-            return self.conclude(&run, &journal).await;
+            return self.settle(&run, &journal).await;
         }
         let mut restarts = run.restarts;
         loop {
             let how = match self.supervise(&run, &mut journal).await? {
-                End::Finished => return self.conclude(&run, &journal).await,
+                End::Finished => return self.settle(&run, &journal).await,
                 End::Failed(reason) => return self.fail(&run.id, &reason, false).await,
                 End::Stopped => return Ok(()),
                 End::Died(how) => how,
@@ -156,6 +158,20 @@ impl Shared {
                 () = self.stop.cancelled() => return Ok(()),
             }
         }
+    }
+
+    /// Concludes a run that has finished; what fails is tried again for a while, without training and measuring it again.
+    async fn settle(&self, run: &Run, journal: &Journal) -> Result<(), RunsError> {
+        for _ in 0..CONCLUSIONS {
+            let Err(error) = self.conclude(run, journal).await else { return Ok(()) };
+            warn!(run.id = %run.id, %error, "What a run has made cannot be taken in yet.");
+            tokio::select! {
+                () = sleep(TICK) => {}
+                () = self.stop.cancelled() => return Err(error),
+            }
+        }
+        let Err(error) = self.conclude(run, journal).await else { return Ok(()) };
+        self.fail(&run.id, &format!("what it has made could not be taken in: {error}"), false).await
     }
 
     /// Freezes the pairs of a run and writes its settings, unless that was done; then it is running. `None`: it is no longer

@@ -93,6 +93,10 @@ impl Family for Idefics3 {
         Ok(ImageInput { pixels: pixels.to_dtype(self.vision.dtype())?, grid: (rows, columns) })
     }
 
+    fn grid(&self, size: (u32, u32)) -> Result<(usize, usize), ModelError> {
+        self.preprocessor.grid(size)
+    }
+
     fn image_text(&self, grid: (usize, usize)) -> String {
         prompt::image_text(grid.0, grid.1, self.tokens_per_tile)
     }

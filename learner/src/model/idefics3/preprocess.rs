@@ -117,24 +117,22 @@ impl Preprocessor {
     /// Settings that contradict each other; a failed tensor operation.
     pub fn tiles(&self, image: &DynamicImage, device: &Device) -> Result<Tiles, ModelError> {
         let mut image = DynamicImage::ImageRgb8(image.to_rgb8());
-        if let Some(size) = &self.resize_to {
-            let (height, width) = match (size.longest_edge, size.height, size.width) {
-                (Some(edge), _, _) => longest_edge(&image, edge as usize),
-                (None, Some(height), Some(width)) => (height as usize, width as usize),
-                _ => {
-                    return Err(refuse("size", "incomplete", "needs longest_edge, or height and width"));
-                }
-            };
-            image = image.resize_exact(width as u32, height as u32, self.filter);
+        let (rows, columns) = self.grid(image.dimensions())?;
+        let (width, height) = self.resized(image.dimensions())?;
+        if self.resize_to.is_some() {
+            image = image.resize_exact(width, height, self.filter);
         }
-        let (mut frames, mut rows, mut columns) = (Vec::new(), 0, 0);
+        let mut frames = Vec::with_capacity(rows * columns + 1);
         if self.split {
-            let (height, width) = multiple_of_tile(&image, self.tile as usize);
-            let image = image.resize_exact(width as u32, height as u32, self.filter);
-            (rows, columns) = self.cut(&image, &mut frames);
-        } else {
-            frames.push(image.resize_exact(self.tile, self.tile, FilterType::Lanczos3));
+            let (width, height) = multiple_of_tile((width, height), self.tile);
+            image = image.resize_exact(width, height, self.filter);
+            for (row, column) in (0..rows as u32).flat_map(|row| (0..columns as u32).map(move |column| (row, column))) {
+                frames.push(image.crop_imm(column * self.tile, row * self.tile, self.tile, self.tile));
+            }
         }
+        // The whole image last. One that was too small to be cut has the size of a tile by now.
+        let is_tile = self.split && (rows, columns) == (0, 0);
+        frames.push(if is_tile { image } else { image.resize_exact(self.tile, self.tile, FilterType::Lanczos3) });
         let edge = self.tile as usize;
         let mut values = Vec::with_capacity(frames.len() * 3 * edge * edge);
         for frame in &frames {
@@ -147,21 +145,29 @@ impl Preprocessor {
         Ok(Tiles { pixels: Tensor::from_vec(values, (frames.len(), 3, edge, edge), device)?, rows, columns })
     }
 
-    /// Cuts an image whose sides are multiples of the tile, the whole image last.
-    fn cut(&self, image: &DynamicImage, frames: &mut Vec<DynamicImage>) -> (usize, usize) {
-        let (width, height) = image.dimensions();
+    /// Rows and columns of the grid that an image of this width and height is cut into; `(0, 0)` if it is not.
+    ///
+    /// # Errors
+    /// Settings that contradict each other.
+    pub fn grid(&self, size: (u32, u32)) -> Result<(usize, usize), ModelError> {
+        if !self.split {
+            return Ok((0, 0));
+        }
+        let (width, height) = multiple_of_tile(self.resized(size)?, self.tile);
         if width <= self.tile && height <= self.tile {
-            frames.push(image.clone());
-            return (0, 0);
+            return Ok((0, 0));
         }
-        let (rows, columns) = (height.div_ceil(self.tile), width.div_ceil(self.tile));
-        for row in 0..rows {
-            for column in 0..columns {
-                frames.push(image.crop_imm(column * self.tile, row * self.tile, self.tile, self.tile));
-            }
+        Ok((height.div_ceil(self.tile) as usize, width.div_ceil(self.tile) as usize))
+    }
+
+    /// Width and height after the first resize.
+    fn resized(&self, image: (u32, u32)) -> Result<(u32, u32), ModelError> {
+        let Some(size) = &self.resize_to else { return Ok(image) };
+        match (size.longest_edge, size.height, size.width) {
+            (Some(edge), _, _) => Ok(longest_edge(image, edge as usize)),
+            (None, Some(height), Some(width)) => Ok((width, height)),
+            _ => Err(refuse("size", "incomplete", "needs longest_edge, or height and width")),
         }
-        frames.push(image.resize_exact(self.tile, self.tile, FilterType::Lanczos3));
-        (rows as usize, columns as usize)
     }
 }
 
@@ -169,11 +175,10 @@ impl Preprocessor {
 const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
-/// `(height, width)` with the longer side at `edge`, the other one even, then both at most [`MAX_SIDE`].
+/// Width and height with the longer side at `edge`, the other one even, then both at most [`MAX_SIDE`].
 ///
 /// The f32 arithmetic is part of the definition: other precision rounds other sizes.
-fn longest_edge(image: &DynamicImage, edge: usize) -> (usize, usize) {
-    let (width, height) = (image.width() as usize, image.height() as usize);
+fn longest_edge((width, height): (u32, u32), edge: usize) -> (u32, u32) {
     let ratio = width as f32 / height as f32;
     let even = |side: usize| (side + side % 2).max(1);
     let (height, width) = if width >= height {
@@ -189,20 +194,19 @@ fn longest_edge(image: &DynamicImage, edge: usize) -> (usize, usize) {
     } else {
         (height, width)
     };
-    (height.max(1), width.max(1))
+    (width.max(1) as u32, height.max(1) as u32)
 }
 
-/// `(height, width)` with both sides rounded up to multiples of the tile, the longer one first.
-fn multiple_of_tile(image: &DynamicImage, tile: usize) -> (usize, usize) {
-    let (width, height) = (image.width() as usize, image.height() as usize);
+/// Width and height, both rounded up to multiples of the tile, the longer one first.
+fn multiple_of_tile((width, height): (u32, u32), tile: u32) -> (u32, u32) {
     let ratio = width as f32 / height as f32;
-    let up = |side: usize| (side as f32 / tile as f32).ceil() as usize * tile;
+    let up = |side: u32| (side as f32 / tile as f32).ceil() as u32 * tile;
     if width >= height {
         let width = up(width);
-        (up((width as f32 / ratio) as usize), width)
+        (width, up((width as f32 / ratio) as u32))
     } else {
         let height = up(height);
-        (height, up((height as f32 * ratio) as usize))
+        (up((height as f32 * ratio) as u32), height)
     }
 }
 
@@ -230,6 +234,7 @@ mod tests {
             let image = DynamicImage::new_rgb8(width, height);
             let tiles = preprocessor(true).tiles(&image, &Device::Cpu).unwrap();
             assert_eq!((tiles.rows, tiles.columns), (rows, columns), "{width} × {height}");
+            assert_eq!(preprocessor(true).grid((width, height)).unwrap(), (rows, columns));
             assert_eq!(tiles.pixels.dims(), [rows * columns + 1, 3, 64, 64]);
             let single = preprocessor(false).tiles(&image, &Device::Cpu).unwrap();
             assert_eq!((single.rows, single.columns), (0, 0));

@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use super::messages::Part;
 use super::request::ChatRequest;
-use crate::answer::Query;
+use crate::answer::{Query, ToolChoice};
 use crate::api::error::{ApiError, code, shown};
-use crate::engine::{Content, EngineInfo, GenerationId, Message, Role, Sampling, Vocabulary};
+use crate::engine::{Content, EngineInfo, GenerationId, Message, Role, Sampling, Vocabulary, string_bytes};
 use crate::images::{FailedImage, ImageError, Pixels};
 use crate::rollout::{Generations, Lease, Sticky};
 
@@ -80,7 +80,26 @@ pub(super) fn check(request: &ChatRequest, info: &EngineInfo) -> Result<(), ApiE
             return Err(ApiError::unsupported(format_args!("messages[{index}].content"), text));
         }
     }
+    check_size(request, info)?;
     check_control_tokens(request, &info.vocabulary)
+}
+
+/// What surely does not fit is refused here: in the queue it would be kept, once for each choice, until its turn comes.
+fn check_size(request: &ChatRequest, info: &EngineInfo) -> Result<(), ApiError> {
+    let (mut bytes, mut images) = (0, 0);
+    for message in &request.messages {
+        bytes += message.tool_calls.iter().map(string_bytes).sum::<usize>();
+        for part in &message.content {
+            match part {
+                Part::Text(text) => bytes += text.len(),
+                Part::Image(_) => images += 1,
+            }
+        }
+    }
+    if request.tool_choice != ToolChoice::None {
+        bytes += request.tools.iter().map(string_bytes).sum::<usize>();
+    }
+    Ok(info.check_sizes(bytes, images)?)
 }
 
 /// Control tokens are the model's own punctuation. Typed by a user, they would be taken for real ones: an image where

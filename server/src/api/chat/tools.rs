@@ -31,6 +31,8 @@ impl Demanded {
     /// # Errors
     /// It cannot be enforced; the first tool whose schema alone cannot is named.
     pub(super) fn check(&self, vocabulary: &Vocabulary) -> Result<(), ApiError> {
+        // Without a look at each tool, which could be a hundred times the work that one schema may make.
+        self.grammar.check_size().map_err(|error| ApiError::from(error).at("tools"))?;
         let Err(error) = self.grammar.matcher(vocabulary) else { return Ok(()) };
         let alone = |tool| grammar(std::slice::from_ref(tool), &self.choice)?.matcher(vocabulary).err();
         let at_fault = self.tools.iter().enumerate().find_map(|(index, tool)| Some((index, alone(tool)?)));

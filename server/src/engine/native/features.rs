@@ -24,22 +24,11 @@ pub(super) fn digest(image: &DynamicImage) -> Digest {
     hasher.finalize()
 }
 
-/// What the decoder sees of a picture.
-#[derive(Clone)]
-pub(super) struct Features {
-    /// Rows and columns that it was cut into; `(0, 0)` if it was not.
-    pub(super) grid: (usize, usize),
-    /// `[image tokens, hidden]`.
-    pub(super) rows: Tensor,
+fn bytes_of(features: &Tensor) -> usize {
+    features.elem_count() * features.dtype().size_in_bytes()
 }
 
-impl Features {
-    fn bytes(&self) -> usize {
-        self.rows.elem_count() * self.rows.dtype().size_in_bytes()
-    }
-}
-
-/// The features of the pictures last asked about, up to a number of bytes.
+/// The features of the pictures last asked about, each `[image tokens, hidden]`, up to a number of bytes.
 pub(super) struct FeatureCache {
     limit: usize,
     state: Mutex<State>,
@@ -54,7 +43,7 @@ struct State {
 }
 
 struct Entry {
-    features: Features,
+    features: Tensor,
     used: u64,
 }
 
@@ -69,14 +58,14 @@ impl FeatureCache {
     }
 
     /// A picture's features if they are kept; counted as a hit or a miss.
-    pub(super) fn get(&self, digest: &Digest) -> Option<Features> {
+    pub(super) fn get(&self, digest: &Digest) -> Option<Tensor> {
         let found = self.peek(digest);
         counter!(if found.is_some() { HITS } else { MISSES }).increment(1);
         found
     }
 
     /// As [`FeatureCache::get`], not counted: for who has missed already and looks again.
-    pub(super) fn peek(&self, digest: &Digest) -> Option<Features> {
+    pub(super) fn peek(&self, digest: &Digest) -> Option<Tensor> {
         let mut state = self.state();
         state.clock += 1;
         let now = state.clock;
@@ -88,8 +77,8 @@ impl FeatureCache {
 
     /// Keeps a picture's features; what was not used for longest makes room.
     #[expect(clippy::cast_precision_loss, reason = "gauges are floating point; a cache is far below 2^53 bytes")]
-    pub(super) fn put(&self, digest: Digest, features: Features) {
-        let bytes = features.bytes();
+    pub(super) fn put(&self, digest: Digest, features: Tensor) {
+        let bytes = bytes_of(&features);
         let mut state = self.state();
         if bytes > self.limit || state.entries.contains_key(&digest) {
             return;
@@ -97,7 +86,7 @@ impl FeatureCache {
         while state.bytes + bytes > self.limit {
             let oldest = state.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(digest, _)| *digest);
             let Some(gone) = oldest.and_then(|digest| state.entries.remove(&digest)) else { break };
-            state.bytes -= gone.features.bytes();
+            state.bytes -= bytes_of(&gone.features);
         }
         state.bytes += bytes;
         state.clock += 1;
@@ -114,8 +103,8 @@ mod tests {
     use super::*;
 
     /// Features of `rows` × 4 values: 16 bytes a row.
-    fn features(rows: usize) -> Features {
-        Features { grid: (0, 0), rows: Tensor::zeros((rows, 4), DType::F32, &Device::Cpu).unwrap() }
+    fn features(rows: usize) -> Tensor {
+        Tensor::zeros((rows, 4), DType::F32, &Device::Cpu).unwrap()
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! A loaded generation, and what happens to a request before it reaches the engine's thread.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use reground_learner::model::{Lora, ModelError};
 
 use super::Core;
-use super::features::digest;
+use super::features::{Digest, digest};
 use super::prefixes::{Weights, marks};
 use super::prompt::template_message;
 use super::sequence::{Picture, Prompt, Sequence, Task};
 use crate::engine::sampler::Sampler;
-use crate::engine::{Content, EngineError, Event, Generate, Generation, GenerationId, Place, TokenStream};
+use crate::engine::{EngineError, Event, Generate, Generation, GenerationId, Place, TokenStream};
+use crate::images::Pixels;
 
 /// The base, or the base with an adapter beside it.
 pub(super) struct NativeGeneration {
@@ -70,48 +73,55 @@ impl Core {
             Ok(prompt) => prompt,
             Err(error) => return refuse(task, error),
         };
-        let max_len = self.info.max_len;
-        if prompt.ids.len() >= max_len {
-            let prompt = prompt.ids.len();
-            return refuse(task, EngineError::TooLong { prompt, max_len });
-        }
-        let room = max_len - prompt.ids.len();
+        let room = self.info.max_len - prompt.ids.len();
         let wanted = request.forced.as_ref().map(Vec::len).or(request.max_tokens).unwrap_or(room);
         let sequence = Sequence::new(task, prompt, wanted.min(room));
         // A thread that is gone drops the sequence, whose stream ends without an end: the caller takes that for a failure.
         drop(self.arrivals.send(sequence));
     }
 
-    /// The prompt's tokens, its pictures in order, and by what its beginnings are known.
+    /// The prompt's tokens, its pictures in order, and by what its beginnings are known. A prompt without room for an answer is refused
+    /// before its pictures are prepared, which takes memory.
     fn read(&self, request: &Generate, weights: Weights) -> Result<Prompt, EngineError> {
         let family = self.model.family();
-        let (mut pictures, mut grids, mut digests) = (Vec::new(), Vec::new(), Vec::new());
-        for part in request.messages.iter().flat_map(|message| &message.content) {
-            let Content::Image(image) = part else { continue };
-            let digest = digest(image);
-            digests.push(digest);
-            match self.features.get(&digest) {
-                Some(features) => {
-                    grids.push(features.grid);
-                    pictures.push(Picture::Seen(features.rows));
-                }
-                None => {
-                    let input = self.model.preprocess(image).map_err(failed)?;
-                    grids.push(input.grid);
-                    pictures.push(Picture::New { digest, input, tiles: Vec::new() });
-                }
-            }
-        }
+        let grids: Vec<_> = request
+            .pixels()
+            .map(|image| family.grid((image.width(), image.height())))
+            .collect::<Result<_, _>>()
+            .map_err(failed)?;
         let messages: Vec<_> = request.messages.iter().map(template_message).collect();
         let ids = self.model.render(&messages, &request.tools, &grids).map_err(failed)?;
+        let max_len = self.info.max_len;
+        if ids.len() >= max_len {
+            return Err(EngineError::TooLong { prompt: ids.len(), max_len });
+        }
+        let digests: Vec<_> = request.pixels().map(|image| digest(image)).collect();
         let marks = if self.prefixes.is_on() {
             let tokens = |grid: &(usize, usize)| family.image_text(*grid).matches(family.placeholder()).count();
-            let pictures: Vec<_> = digests.into_iter().zip(grids.iter().map(tokens)).collect();
+            let pictures: Vec<_> = digests.iter().copied().zip(grids.iter().map(tokens)).collect();
             marks(weights, &ids, family.image_token(), &pictures)
         } else {
             Vec::new()
         };
+        let pictures = self.pictures(request, &digests)?;
         Ok(Prompt { ids: ids.into(), pictures, marks })
+    }
+
+    /// The request's pictures, the same one prepared once.
+    fn pictures(&self, request: &Generate, digests: &[Digest]) -> Result<Vec<Picture>, EngineError> {
+        let mut prepared = HashMap::new();
+        let picture = |(image, digest): (&Pixels, &Digest)| {
+            if let Some(features) = self.features.get(digest) {
+                return Ok(Picture::Seen(features));
+            }
+            let input = match prepared.entry(*digest) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(self.model.preprocess(image).map_err(failed)?),
+            };
+            // Copies share the pixel values.
+            Ok(Picture::New { digest: *digest, input: input.clone(), tiles: Vec::new() })
+        };
+        request.pixels().zip(digests).map(picture).collect()
     }
 }
 

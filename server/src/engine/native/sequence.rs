@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 use reground_learner::bpo::policy::Group;
 use reground_learner::model::{ImageInput, KeyValues, Lora, Model, ModelError, Packed};
 
-use super::features::{Digest, FeatureCache, Features};
+use super::features::{Digest, FeatureCache};
 use super::prefixes::{Mark, PrefixCache, shared};
 use crate::engine::sampler::Sampler;
 use crate::engine::{EngineError, Event, EventSender, Finish, Place};
@@ -50,13 +50,13 @@ impl Picture {
         if tiles.is_empty()
             && let Some(features) = cache.peek(digest)
         {
-            *self = Self::Seen(features.rows);
+            *self = Self::Seen(features);
             return Ok(());
         }
         tiles.push(model.family().encode(&input.pixels.narrow(0, tiles.len(), 1)?)?);
         if tiles.len() == input.pixels.dim(0)? {
             let rows = Tensor::cat(&tiles[..], 0)?;
-            cache.put(*digest, Features { grid: input.grid, rows: rows.clone() });
+            cache.put(*digest, rows.clone());
             *self = Self::Seen(rows);
         }
         Ok(())

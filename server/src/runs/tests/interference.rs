@@ -70,10 +70,12 @@ async fn what_keeps_a_run_from_beginning_is_not_tried_again_at_once() {
 }
 
 #[test]
-fn a_full_disk_is_waited_for_and_a_file_that_is_gone_is_not() {
+fn a_full_disk_is_waited_for_and_what_does_not_mend_is_not() {
     use std::io::{Error, ErrorKind};
     assert!(crate::runs::runs::is_outage(&Error::from(ErrorKind::StorageFull).into()));
-    assert!(!crate::runs::runs::is_outage(&Error::from(ErrorKind::NotFound).into()));
+    for kind in [ErrorKind::NotFound, ErrorKind::InvalidInput, ErrorKind::Other] {
+        assert!(!crate::runs::runs::is_outage(&Error::from(kind).into()));
+    }
 }
 
 /// A row under the name of a run that is none.
