@@ -88,7 +88,12 @@ async fn a_correction_becomes_pairs_that_training_takes() -> Result<()> {
     ensure!(weakened["distortion"]["seed"] == weakened["made"]["seed"], "{weakened:#}");
     let instruction = &injected["made"]["instruction"];
     ensure!(instruction["wording"] == "pocket" && instruction["task"] == "description", "{injected:#}");
-    ensure!(root.metric("reground_bootstrap_pairs_total").await? == Some(3.0));
+    // They are counted once they are on the disk, and shown a moment before.
+    let begun = Instant::now();
+    while root.metric("reground_bootstrap_pairs_total").await? != Some(3.0) {
+        ensure!(begun.elapsed() < LIMIT, "three pairs are not counted as three");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     ensure!(ann.get("/v1/pairs").await?.status == 403, "pairs are the operator's");
 
     let export = server.directory().join("pairs.jsonl");
