@@ -168,7 +168,26 @@ fn formats() -> Vec<Case> {
         refused("nothing fits", json!({"enum": []})),
         refused("false everywhere", json!({"type": "object", "properties": {"a": false}, "required": ["a"]})),
         refused("minimum above maximum", json!({"type": "integer", "minimum": 5, "maximum": 1})),
+        refused("a chain of 20,000 references", chain(20_000)),
+        refused("remainders without end", json!({"type": "integer", "minimum": 0, "multipleOf": 9_999_999})),
+        refused("patterns whose ways multiply", json!({"allOf": (2..30).map(counted).collect::<Vec<_>>()})),
+        refused("bounds without a character's boundary", json!({"type": "number", "minimum": "é".repeat(60)})),
+        // Longer than a thread's usual stack holds.
+        Case::with("schema: a chain of 1,000 references", "response_format", schema(chain(999))),
     ]
+}
+
+/// A schema that is one of many references away.
+fn chain(links: usize) -> Value {
+    let link = |at| (format!("a{at}"), json!({"$ref": format!("#/$defs/a{}", at + 1)}));
+    let mut definitions: serde_json::Map<_, _> = (0..links).map(link).collect();
+    definitions.insert(format!("a{links}"), json!({"type": "null"}));
+    json!({"$ref": "#/$defs/a0", "$defs": definitions})
+}
+
+/// A string with so many letters a.
+fn counted(letters: usize) -> Value {
+    json!({"type": "string", "pattern": format!("(.*a){{{letters}}}")})
 }
 
 fn tools() -> Vec<Case> {
