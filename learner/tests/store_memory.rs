@@ -2,47 +2,27 @@
 
 #![cfg(target_os = "linux")]
 
-use std::collections::BTreeMap;
+mod store_rows;
 
 use anyhow::{Context, Result, ensure};
-use reground_learner::bpo::pair::Part;
-use reground_learner::store::rows::{Answer, BootstrapState, Finish, Record, RecordedMessage, Timings};
+use reground_learner::store::rows::{Answer, Finish, Record};
 use reground_learner::store::{Options, Store, id};
+use store_rows::record;
 
 /// More than sled takes to trim each part of its cache once: it does so at every 64th access to one of 256 parts.
 const RECORDS: usize = 12_000;
 
-fn record() -> Record {
+fn answered() -> Record {
     const TOKENS: u32 = 40;
-    let content = vec![Part::Text { text: "What is it?".to_owned() }];
-    Record {
-        id: id::new("chatcmpl"),
-        created_ms: id::now_ms(),
-        model: "pocket".to_owned(),
-        generation: "base".to_owned(),
-        key: "local".to_owned(),
-        user: None,
-        conversation: id::new("conversation"),
-        stored: false,
-        metadata: BTreeMap::new(),
-        images: Vec::new(),
-        messages: vec![RecordedMessage { role: "user".to_owned(), content, ..RecordedMessage::default() }],
-        tools: Vec::new(),
-        parameters: serde_json::Map::new(),
-        answers: vec![Answer {
-            text: "A circle. ".repeat(10),
-            finish: Finish::Stop,
-            token_ids: (0..TOKENS).collect(),
-            token_logprobs: (0..TOKENS).map(|token| -0.123_456_7 * token as f32).collect(),
-            completion_tokens: TOKENS as usize,
-            ..Answer::default()
-        }],
-        prompt_tokens: 3,
-        timings: Timings::default(),
-        config_digest: String::new(),
-        redactions: 0,
-        bootstrap: BootstrapState::Waiting,
-    }
+    let answer = Answer {
+        text: "A circle. ".repeat(10),
+        finish: Finish::Stop,
+        token_ids: (0..TOKENS).collect(),
+        token_logprobs: (0..TOKENS).map(|token| -0.123_456_7 * token as f32).collect(),
+        completion_tokens: TOKENS as usize,
+        ..Answer::default()
+    };
+    Record { conversation: id::new("conversation"), answers: vec![answer], ..record(&[]) }
 }
 
 /// What this process has in memory.
@@ -56,7 +36,7 @@ fn resident_kib() -> Result<u64> {
 fn peak_kib(store: &Store) -> Result<u64> {
     let mut peak = 0;
     for at in 0..RECORDS {
-        store.add_records(&[(record(), Vec::new())])?.pop().context("no outcome")??;
+        store.add_records(&[(answered(), Vec::new())])?.pop().context("no outcome")??;
         if at % 100 == 0 {
             peak = peak.max(resident_kib()?);
         }
