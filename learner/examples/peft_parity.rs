@@ -47,12 +47,13 @@ fn write(model: &Model, image: &Path, out: &Path) -> Result<()> {
     let image = model.preprocess(&image::open(image)?)?;
     let mut ids = model.prompt(&[Message::user("describe the image", 1)], std::slice::from_ref(&image))?;
     ids.extend(model.answer("a red circle is left of a green square.")?);
+    let pixels = model.pixels(&image)?;
     let lora = adapter(model)?;
     lora.to_adapter()?.write(&out.join("adapter"), Naming::Transformers5)?;
     let case = HashMap::from([
         ("input_ids", Tensor::new(ids.iter().map(|id| i64::from(*id)).collect::<Vec<_>>(), &Device::Cpu)?),
-        ("pixel_values", image.pixels.clone()),
-        ("logits", logits(model, &lora, &ids, &image.pixels)?),
+        ("logits", logits(model, &lora, &ids, &pixels)?),
+        ("pixel_values", pixels),
     ]);
     candle_core::safetensors::save(&case, out.join("case.safetensors"))?;
     Ok(())

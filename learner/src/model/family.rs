@@ -1,15 +1,18 @@
 //! What differs between families of multimodal models.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
-use image::DynamicImage;
+use image::{DynamicImage, RgbImage};
 
 use super::error::ModelError;
 
-/// An image as a family's vision tower takes it.
+/// An image, scaled and cut as a family's vision tower takes it. Pixel values, which need four times the memory, are made of it
+/// where they are looked at ([`Family::pixels`]).
 #[derive(Clone, Debug)]
 pub struct ImageInput {
-    /// Pixel values in the family's own arrangement; `[tiles, 3, height, width]` for Idefics3.
-    pub pixels: Tensor,
+    /// The tiles, at least one. Copies share them.
+    pub tiles: Arc<[RgbImage]>,
     /// Rows and columns of the grid that the image was cut into; `(0, 0)` if it was not.
     pub grid: (usize, usize),
 }
@@ -26,11 +29,17 @@ pub trait Family: Send + Sync {
     /// What the chat template writes for an image.
     fn placeholder(&self) -> &'static str;
 
-    /// Pixel values of an image, exactly as the serving engine makes them.
+    /// Scales an image and cuts it, exactly as the serving engine does.
     ///
     /// # Errors
-    /// Settings that contradict each other; a failed tensor operation.
+    /// Settings that contradict each other.
     fn preprocess(&self, image: &DynamicImage) -> Result<ImageInput, ModelError>;
+
+    /// Pixel values of tiles in the family's own arrangement; `[tiles, 3, height, width]` for Idefics3.
+    ///
+    /// # Errors
+    /// Tiles of another size; a failed tensor operation.
+    fn pixels(&self, tiles: &[RgbImage]) -> Result<Tensor, ModelError>;
 
     /// What [`Family::preprocess`] will give as the grid of an image of this width and height.
     ///

@@ -88,12 +88,20 @@ impl Model {
         &self.tokenizer
     }
 
-    /// Pixel values of an image.
+    /// Scales an image and cuts it as the vision tower takes it.
+    ///
+    /// # Errors
+    /// Settings that contradict each other.
+    pub fn preprocess(&self, image: &DynamicImage) -> Result<ImageInput, ModelError> {
+        self.family.preprocess(image)
+    }
+
+    /// Pixel values of an image, as [`Family::pixels`].
     ///
     /// # Errors
     /// A failed tensor operation.
-    pub fn preprocess(&self, image: &DynamicImage) -> Result<ImageInput, ModelError> {
-        self.family.preprocess(image)
+    pub fn pixels(&self, image: &ImageInput) -> Result<Tensor, ModelError> {
+        self.family.pixels(&image.tiles)
     }
 
     /// Features of an image, `[image tokens, hidden]`: everything that the frozen vision tower contributes, so it can be
@@ -102,7 +110,7 @@ impl Model {
     /// # Errors
     /// A failed tensor operation.
     pub fn encode_image(&self, image: &ImageInput) -> Result<Tensor, ModelError> {
-        self.family.encode(&image.pixels)
+        self.family.encode(&self.pixels(image)?)
     }
 
     /// The rendered conversation up to where the answer begins, image placeholders expanded.

@@ -44,6 +44,10 @@ impl Fixture {
         self.model.preprocess(&image::open(golden(name)).unwrap()).unwrap()
     }
 
+    pub(crate) fn pixels(&self, pair: usize) -> Tensor {
+        self.model.pixels(&self.image(pair)).unwrap()
+    }
+
     pub(crate) fn messages(&self, pair: usize) -> Vec<Message> {
         vec![Message::user(self.pairs()[pair]["question"].as_str().unwrap(), 1)]
     }

@@ -114,13 +114,14 @@ fn a_prompt_read_in_pieces_beside_others_is_the_prompt_read_at_once() {
         (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
     };
 
-    let mut at_once = Vec::new();
+    let (mut at_once, mut states) = (Vec::new(), Vec::new());
     for (index, group) in groups.iter().enumerate() {
         let packed = Packed::new([group]).unwrap();
         let adapters = Adapters::all((index % 2 == 1).then_some(&lora), packed.len());
         let mut cache = cache(group);
         let embeddings = model.embed(&packed).unwrap();
         decoder.prefill(&embeddings, &packed, &adapters, &mut [&mut cache]).unwrap();
+        states.push(decoder.hidden(&embeddings, &packed, &adapters).unwrap());
         at_once
             .push(decoder.step(&[7], &Adapters::all((index % 2 == 1).then_some(&lora), 1), &mut [&mut cache]).unwrap());
     }
@@ -131,7 +132,7 @@ fn a_prompt_read_in_pieces_beside_others_is_the_prompt_read_at_once() {
         groups.iter().map(|group| model.embed(&Packed::new([group]).unwrap()).unwrap()).collect();
     loop {
         let (mut rows, mut pieces, mut spans, mut open) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut start = 0;
+        let (mut start, mut wanted) = (0, Vec::new());
         for (index, cache) in caches.iter_mut().enumerate() {
             let piece = (groups[index].prompt.len() - cache.len()).min(index + 3);
             if piece == 0 {
@@ -141,6 +142,7 @@ fn a_prompt_read_in_pieces_beside_others_is_the_prompt_read_at_once() {
                 spans.push((start..start + piece, &lora));
             }
             pieces.push(embeddings[index].narrow(0, cache.len(), piece).unwrap());
+            wanted.push(states[index].narrow(0, cache.len(), piece).unwrap());
             rows.push(piece);
             start += piece;
             open.push(cache);
@@ -149,7 +151,9 @@ fn a_prompt_read_in_pieces_beside_others_is_the_prompt_read_at_once() {
             break;
         }
         let adapters = Adapters::by_rows(spans);
-        decoder.extend(&Tensor::cat(&pieces, 0).unwrap(), &rows, &adapters, &mut open).unwrap();
+        let read = decoder.extend(&Tensor::cat(&pieces, 0).unwrap(), &rows, &adapters, &mut open).unwrap();
+        let difference = largest(&read, &Tensor::cat(&wanted, 0).unwrap());
+        assert!(difference < 1e-4, "pieces of {rows:?} rows: off by {difference}");
     }
     let spans = (0..4).filter(|index| index % 2 == 1).map(|index| (index..index + 1, &lora)).collect();
     let mut all: Vec<&mut KeyValues> = caches.iter_mut().collect();

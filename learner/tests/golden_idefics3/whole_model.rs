@@ -32,8 +32,8 @@ fn every_weight_gets_the_gradient_that_differences_show() {
     let source = Source::directory(golden("model"));
     let variables = source.weights(DType::F32, &Device::Cpu).unwrap().to_variables().unwrap();
     let model = Model::build(&source, &Weights::from_variables(&variables)).unwrap();
-    let (group, image) = (fixture.group(1), fixture.image(1));
-    let value = || loss(&model, &image.pixels, &group.prompt, &group.answers[0]);
+    let (group, pixels) = (fixture.group(1), fixture.pixels(1));
+    let value = || loss(&model, &pixels, &group.prompt, &group.answers[0]);
     let gradients = value().backward().unwrap();
     for (name, variable) in &variables {
         let gradient = gradients.get(variable).unwrap_or_else(|| panic!("{name} has no gradient"));
@@ -67,8 +67,8 @@ fn a_saved_model_loads_from_memory_and_answers_the_same() {
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
         files.insert(name, Cow::Owned(std::fs::read(&path).unwrap()));
     }
-    let (group, image) = (fixture.group(0), fixture.image(0));
-    let value = |model: &Model| loss(model, &image.pixels, &group.prompt, &group.answers[0]);
+    let (group, pixels) = (fixture.group(0), fixture.pixels(0));
+    let value = |model: &Model| loss(model, &pixels, &group.prompt, &group.answers[0]);
     for (dtype, tolerance) in [(DType::F32, 0.0), (DType::F16, 2e-2), (DType::BF16, 1e-1)] {
         files.insert("model.safetensors".to_owned(), Cow::Owned(weights.serialize(dtype).unwrap()));
         let memory = Source::Memory(files.clone());
@@ -105,8 +105,8 @@ fn shards_tied_heads_and_what_is_missing() {
     let index = serde_json::json!({"weight_map": map}).to_string();
     std::fs::write(directory.path().join("model.safetensors.index.json"), index).unwrap();
     let sharded = Model::load(directory.path(), DType::F32, &Device::Cpu).unwrap();
-    let (group, image) = (fixture.group(0), fixture.image(0));
-    let value = |model: &Model| loss(model, &image.pixels, &group.prompt, &group.answers[0]);
+    let (group, pixels) = (fixture.group(0), fixture.pixels(0));
+    let value = |model: &Model| loss(model, &pixels, &group.prompt, &group.answers[0]);
     assert_eq!(distance(&value(&sharded), &value(&fixture.model)), 0.0);
 
     // Without an output layer of its own, the embedding is the output layer.

@@ -41,12 +41,13 @@ pub enum ProbeError {
     Engine(#[from] EngineError),
 }
 
-/// What the base says: tokens and their log-probabilities.
+/// What the base says: tokens and their log-probabilities, scored as an adapter's will be, so that rounding makes no difference.
 ///
 /// # Errors
 /// See [`ProbeError`].
 pub(super) async fn reference(base: &Lease) -> Result<Vec<(u32, f32)>, ProbeError> {
-    ask(base, None).await
+    let said = ask(base, None).await?;
+    score(base, &said).await
 }
 
 /// Compares an adapter with what the base says; the largest change of a log-probability, in nats.
@@ -54,8 +55,7 @@ pub(super) async fn reference(base: &Lease) -> Result<Vec<(u32, f32)>, ProbeErro
 /// # Errors
 /// See [`ProbeError`].
 pub(super) async fn compare(answered: &[(u32, f32)], adapter: &Lease) -> Result<f32, ProbeError> {
-    let tokens = answered.iter().map(|(id, _)| *id).collect();
-    let scored = ask(adapter, Some(tokens)).await?;
+    let scored = score(adapter, answered).await?;
     let mut largest = 0.0_f32;
     for ((_, base), (_, adapter)) in answered.iter().zip(&scored) {
         if !adapter.is_finite() {
@@ -64,6 +64,10 @@ pub(super) async fn compare(answered: &[(u32, f32)], adapter: &Lease) -> Result<
         largest = largest.max((base - adapter).abs());
     }
     if largest < LEAST_CHANGE { Err(ProbeError::Inert) } else { Ok(largest) }
+}
+
+async fn score(lease: &Lease, said: &[(u32, f32)]) -> Result<Vec<(u32, f32)>, ProbeError> {
+    ask(lease, Some(said.iter().map(|(id, _)| *id).collect())).await
 }
 
 /// Tokens of an answer and their log-probabilities: greedy ones, or those given.

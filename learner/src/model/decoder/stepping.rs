@@ -84,7 +84,7 @@ impl Decoder {
     }
 
     /// The next rows of prompts: `rows[i]` of them for `caches[i]`, whose rows follow each other in `embeddings`,
-    /// `[rows, hidden]`. The result is the hidden state of each sequence's last new row, `[sequences, hidden]`.
+    /// `[rows, hidden]`. The result is the hidden states of all of them, `[rows, hidden]`.
     ///
     /// Pieces of a prompt in turn give what [`Decoder::prefill`] gives at once, except for rounding, so a long prompt need not
     /// hold up other sequences' tokens.
@@ -132,13 +132,9 @@ impl Decoder {
             }
             x = block.finish(layer, &x, &Tensor::cat(&attended, 0)?, &pass)?;
         }
-        let mut last = Vec::with_capacity(rows.len());
-        let mut end = 0;
         for (&rows, cache) in rows.iter().zip(caches.iter_mut()) {
             cache.advance(rows);
-            end += rows as u32;
-            last.push(end - 1);
         }
-        Ok(x.index_select(&Tensor::new(last.as_slice(), self.device())?, 0)?)
+        Ok(x)
     }
 }

@@ -12,11 +12,11 @@ mod prompt;
 mod vision;
 
 use candle_core::Tensor;
-use image::DynamicImage;
+use image::{DynamicImage, GenericImageView, RgbImage};
 use serde_json::Value;
 
 pub use config::{Idefics3Config, VisionConfig};
-pub use preprocess::{Preprocessor, Tiles};
+pub use preprocess::Preprocessor;
 use vision::Vision;
 
 use super::decoder::Decoder;
@@ -89,8 +89,12 @@ impl Family for Idefics3 {
     }
 
     fn preprocess(&self, image: &DynamicImage) -> Result<ImageInput, ModelError> {
-        let Tiles { pixels, rows, columns } = self.preprocessor.tiles(image, self.vision.device())?;
-        Ok(ImageInput { pixels: pixels.to_dtype(self.vision.dtype())?, grid: (rows, columns) })
+        let tiles = self.preprocessor.tiles(image)?.into();
+        Ok(ImageInput { tiles, grid: self.grid(image.dimensions())? })
+    }
+
+    fn pixels(&self, tiles: &[RgbImage]) -> Result<Tensor, ModelError> {
+        Ok(self.preprocessor.pixels(tiles, self.vision.device())?.to_dtype(self.vision.dtype())?)
     }
 
     fn grid(&self, size: (u32, u32)) -> Result<(usize, usize), ModelError> {

@@ -5,7 +5,7 @@
 
 use candle_core::{Device, Tensor};
 use image::imageops::FilterType;
-use image::{DynamicImage, GenericImageView};
+use image::{DynamicImage, GenericImageView, RgbImage};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -50,17 +50,6 @@ pub struct Preprocessor {
     pub mean: [f32; 3],
     /// Deviation of each channel after rescaling, divided by. 1 if the model does not normalise.
     pub std: [f32; 3],
-}
-
-/// One image, ready for the vision tower.
-#[derive(Clone, Debug)]
-pub struct Tiles {
-    /// `[tiles, 3, edge, edge]`, f32. The last tile is the whole image.
-    pub pixels: Tensor,
-    /// Rows of the split, 0 if it is not split.
-    pub rows: usize,
-    /// Columns of the split, 0 if it is not split.
-    pub columns: usize,
 }
 
 fn refuse(key: &'static str, value: impl ToString, why: &str) -> ModelError {
@@ -111,38 +100,47 @@ impl Preprocessor {
         })
     }
 
-    /// Pixel values of one image and how it was split.
+    /// The tiles of one image, row by row; the last one is the whole image.
     ///
     /// # Errors
-    /// Settings that contradict each other; a failed tensor operation.
-    pub fn tiles(&self, image: &DynamicImage, device: &Device) -> Result<Tiles, ModelError> {
+    /// Settings that contradict each other.
+    pub fn tiles(&self, image: &DynamicImage) -> Result<Vec<RgbImage>, ModelError> {
         let mut image = DynamicImage::ImageRgb8(image.to_rgb8());
         let (rows, columns) = self.grid(image.dimensions())?;
         let (width, height) = self.resized(image.dimensions())?;
         if self.resize_to.is_some() {
             image = image.resize_exact(width, height, self.filter);
         }
-        let mut frames = Vec::with_capacity(rows * columns + 1);
+        let mut tiles = Vec::with_capacity(rows * columns + 1);
         if self.split {
             let (width, height) = multiple_of_tile((width, height), self.tile);
             image = image.resize_exact(width, height, self.filter);
             for (row, column) in (0..rows as u32).flat_map(|row| (0..columns as u32).map(move |column| (row, column))) {
-                frames.push(image.crop_imm(column * self.tile, row * self.tile, self.tile, self.tile));
+                tiles.push(image.crop_imm(column * self.tile, row * self.tile, self.tile, self.tile).into_rgb8());
             }
         }
         // The whole image last. One that was too small to be cut has the size of a tile by now.
         let is_tile = self.split && (rows, columns) == (0, 0);
-        frames.push(if is_tile { image } else { image.resize_exact(self.tile, self.tile, FilterType::Lanczos3) });
+        let whole = if is_tile { image } else { image.resize_exact(self.tile, self.tile, FilterType::Lanczos3) };
+        tiles.push(whole.into_rgb8());
+        Ok(tiles)
+    }
+
+    /// Pixel values of tiles, `[tiles, 3, edge, edge]`, f32: rescaled and normalised.
+    ///
+    /// # Errors
+    /// Tiles of another size; a failed tensor operation.
+    pub fn pixels(&self, tiles: &[RgbImage], device: &Device) -> candle_core::Result<Tensor> {
         let edge = self.tile as usize;
-        let mut values = Vec::with_capacity(frames.len() * 3 * edge * edge);
-        for frame in &frames {
-            let raw = frame.to_rgb8().into_raw();
+        let mut values = Vec::with_capacity(tiles.len() * 3 * edge * edge);
+        for tile in tiles {
             for channel in 0..3 {
                 let (mean, std) = (self.mean[channel], self.std[channel]);
-                values.extend(raw.iter().skip(channel).step_by(3).map(|v| (f32::from(*v) * self.rescale - mean) / std));
+                let shades = tile.as_raw().iter().skip(channel).step_by(3);
+                values.extend(shades.map(|v| (f32::from(*v) * self.rescale - mean) / std));
             }
         }
-        Ok(Tiles { pixels: Tensor::from_vec(values, (frames.len(), 3, edge, edge), device)?, rows, columns })
+        Tensor::from_vec(values, (tiles.len(), 3, edge, edge), device)
     }
 
     /// Rows and columns of the grid that an image of this width and height is cut into; `(0, 0)` if it is not.
@@ -232,13 +230,13 @@ mod tests {
             [(64, 64, 2, 2), (200, 100, 1, 2), (100, 200, 2, 1), (1, 1, 2, 2), (2000, 1, 1, 2), (300, 299, 2, 2)];
         for (width, height, rows, columns) in sizes {
             let image = DynamicImage::new_rgb8(width, height);
-            let tiles = preprocessor(true).tiles(&image, &Device::Cpu).unwrap();
-            assert_eq!((tiles.rows, tiles.columns), (rows, columns), "{width} × {height}");
-            assert_eq!(preprocessor(true).grid((width, height)).unwrap(), (rows, columns));
-            assert_eq!(tiles.pixels.dims(), [rows * columns + 1, 3, 64, 64]);
-            let single = preprocessor(false).tiles(&image, &Device::Cpu).unwrap();
-            assert_eq!((single.rows, single.columns), (0, 0));
-            assert_eq!(single.pixels.dims(), [1, 3, 64, 64]);
+            for (preprocessor, grid, count) in
+                [(preprocessor(true), (rows, columns), rows * columns + 1), (preprocessor(false), (0, 0), 1)]
+            {
+                assert_eq!(preprocessor.grid((width, height)).unwrap(), grid, "{width} × {height}");
+                let tiles = preprocessor.tiles(&image).unwrap();
+                assert_eq!(preprocessor.pixels(&tiles, &Device::Cpu).unwrap().dims(), [count, 3, 64, 64]);
+            }
         }
     }
 
@@ -247,8 +245,9 @@ mod tests {
         for image in
             [DynamicImage::new_rgba8(70, 40), DynamicImage::new_luma16(70, 40), DynamicImage::new_luma8(70, 40)]
         {
-            let tiles = preprocessor(false).tiles(&image, &Device::Cpu).unwrap();
-            let values = tiles.pixels.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let preprocessor = preprocessor(false);
+            let pixels = preprocessor.pixels(&preprocessor.tiles(&image).unwrap(), &Device::Cpu).unwrap();
+            let values = pixels.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert!(values.iter().all(|value| *value == -1.0), "black is −1 after normalisation");
         }
     }

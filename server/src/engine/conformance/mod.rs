@@ -94,6 +94,16 @@ pub(super) async fn check(generation: &Arc<dyn Generation>, name: &str) {
         assert_eq!(prompt, pair["prompt_ids"].as_array().unwrap().len());
         assert_eq!(tokens.iter().map(|token| token.id).collect::<Vec<_>>(), greedy, "{name}, {}", pair["question"]);
         assert_eq!(finish, Finish::Length);
+        // What is said token by token has the log-probabilities that scoring it finds, which are compared with the golden ones below.
+        let (_, scored, _) = answer(generation, question(pair, Some(greedy), tokens.len())).await;
+        for (said, scored) in tokens.iter().zip(&scored) {
+            let difference = said.logprob - scored.logprob;
+            assert!(
+                said.id == scored.id && difference.abs() < 1e-4,
+                "{name} {}: off by {difference}",
+                pair["question"]
+            );
+        }
         for side in ["chosen", "rejected"] {
             let forced = ids(&pair[format!("{side}_ids")]);
             let (_, tokens, finish) = answer(generation, question(pair, Some(forced.clone()), forced.len())).await;

@@ -37,7 +37,8 @@ impl NativeGeneration {
         self.core.info.check_bytes(&request)?;
         let sampler = Sampler::new(&request, self.core.info.vocabulary.clone())?;
         let (stream, events) = TokenStream::channel();
-        let task = Task { adapter: self.adapter.clone(), is_behind, sampler, events, place };
+        let forced = request.forced.clone().unwrap_or_default();
+        let task = Task { adapter: self.adapter.clone(), is_behind, sampler, forced, events, place };
         let (core, weights) = (self.core.clone(), self.weights);
         // Scaling a large picture takes longer than a token.
         self.core.tasks.spawn_blocking(move || core.prepare(&request, weights, task));
@@ -118,7 +119,6 @@ impl Core {
                 Entry::Occupied(entry) => entry.into_mut(),
                 Entry::Vacant(entry) => entry.insert(self.model.preprocess(image).map_err(failed)?),
             };
-            // Copies share the pixel values.
             Ok(Picture::New { digest: *digest, input: input.clone(), tiles: Vec::new() })
         };
         request.pixels().zip(digests).map(picture).collect()

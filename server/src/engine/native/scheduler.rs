@@ -223,24 +223,14 @@ impl Lane {
         if chosen.is_empty() {
             return false;
         }
-        let rows: Vec<usize> = chosen.iter().map(|sequence| sequence.unread().min(self.reads.piece)).collect();
+        let rows: Vec<usize> = chosen.iter().map(|sequence| sequence.next_piece(self.reads.piece)).collect();
         match guarded(|| work.together(|| read(&work.model, &mut chosen, &rows))) {
             Err(error) => chosen.into_iter().for_each(|sequence| sequence.fail(error.clone())),
             Ok(logits) => {
                 let mut going_on = Vec::new();
-                for (mut sequence, logits) in chosen.into_iter().zip(logits) {
-                    match logits {
-                        None => going_on.push(sequence),
-                        Some(logits) => {
-                            sequence.start();
-                            if let Some(sequence) = work.choose(sequence, &logits) {
-                                match guarded(|| Ok(sequence.remember(&work.prefixes, bytes_per_token)?)) {
-                                    Ok(()) => self.answering.push(sequence),
-                                    Err(error) => sequence.fail(error),
-                                }
-                            }
-                        }
-                    }
+                for (sequence, logits) in chosen.into_iter().zip(logits) {
+                    let lane = if sequence.unread() > 0 { &mut going_on } else { &mut self.answering };
+                    lane.extend(work.choose_all(sequence, &logits, bytes_per_token));
                 }
                 // Who came first stays first.
                 going_on.append(&mut self.reading);
@@ -262,7 +252,7 @@ impl Lane {
                 rest.push(sequence);
                 continue;
             }
-            if total > 0 && total + sequence.unread().min(piece) > rows {
+            if total > 0 && total + sequence.next_piece(piece) > rows {
                 rest.push(sequence);
                 continue;
             }
@@ -270,7 +260,7 @@ impl Lane {
                 sequence.fail(error);
                 continue;
             }
-            total += sequence.unread().min(piece);
+            total += sequence.next_piece(piece);
             chosen.push(sequence);
         }
         self.reading = rest;
@@ -305,6 +295,20 @@ impl Work {
         if is_wide && decoder.device().is_cpu() { with_others_awake(compute) } else { compute() }
     }
 
+    /// Chooses a token from each row of logits; `None` if the answer ended with one of them.
+    fn choose_all(&self, mut sequence: Sequence, logits: &[Vec<f32>], bytes_per_token: usize) -> Option<Sequence> {
+        for logits in logits {
+            let is_first = sequence.start();
+            sequence = self.choose(sequence, logits)?;
+            // Its caller has the first token by now.
+            if is_first && let Err(error) = guarded(|| Ok(sequence.remember(&self.prefixes, bytes_per_token)?)) {
+                sequence.fail(error);
+                return None;
+            }
+        }
+        Some(sequence)
+    }
+
     /// Chooses a token; `None` if the answer ended with it.
     fn choose(&self, mut sequence: Sequence, logits: &[f32]) -> Option<Sequence> {
         let ends_turn = |id| self.vocabulary.ends_turn(id);
@@ -319,8 +323,8 @@ impl Work {
     }
 }
 
-/// The next rows of these prompts. Gives the logits, `[vocabulary]`, of those that are complete with them.
-fn read(model: &Model, sequences: &mut [Sequence], rows: &[usize]) -> Result<Vec<Option<Vec<f32>>>, ModelError> {
+/// The next rows of these prompts. Gives each one's logits, `[vocabulary]`, of those rows that tokens of its answer follow from.
+fn read(model: &Model, sequences: &mut [Sequence], rows: &[usize]) -> Result<Vec<Vec<Vec<f32>>>, ModelError> {
     let mut embeddings = Vec::with_capacity(rows.len());
     for (sequence, rows) in sequences.iter_mut().zip(rows) {
         embeddings.push(sequence.next_rows(model, *rows)?);
@@ -337,16 +341,18 @@ fn read(model: &Model, sequences: &mut [Sequence], rows: &[usize]) -> Result<Vec
         caches.push(sequence.cache()?);
     }
     let hidden = model.decoder().extend(&Tensor::cat(&embeddings, 0)?, rows, &adapters, &mut caches)?;
-    let complete: Vec<u32> =
-        (0_u32..).zip(sequences.iter()).filter(|(_, sequence)| sequence.unread() == 0).map(|(at, _)| at).collect();
-    let mut logits = vec![None; sequences.len()];
-    if !complete.is_empty() {
-        let hidden = hidden.index_select(&Tensor::new(complete.as_slice(), hidden.device())?, 0)?;
-        for (at, row) in complete.into_iter().zip(rows_of(model, &hidden)?) {
-            logits[at as usize] = Some(row);
-        }
+    let decided: Vec<usize> = sequences.iter().zip(rows).map(|(sequence, rows)| sequence.decided_by(*rows)).collect();
+    let (mut end, mut deciding) = (0, Vec::new());
+    for (rows, decided) in rows.iter().zip(&decided) {
+        end += rows;
+        deciding.extend((end - decided..end).map(|row| row as u32));
     }
-    Ok(logits)
+    if deciding.is_empty() {
+        return Ok(vec![Vec::new(); sequences.len()]);
+    }
+    let hidden = hidden.index_select(&Tensor::new(deciding.as_slice(), hidden.device())?, 0)?;
+    let mut logits = rows_of(model, &hidden)?.into_iter();
+    Ok(decided.into_iter().map(|count| logits.by_ref().take(count).collect()).collect())
 }
 
 /// One step of these sequences: the logits of each one's next token, `[vocabulary]`.

@@ -18,9 +18,14 @@ pub(super) struct Task {
     /// Whether live answers go before it.
     pub(super) is_behind: bool,
     pub(super) sampler: Sampler,
+    /// What is to be scored, where no answer is to be found.
+    pub(super) forced: Vec<u32>,
     pub(super) events: EventSender,
     pub(super) place: Place,
 }
+
+/// Rows of an answer that is scored which are read at once: their logits take memory.
+const SCORED: usize = 64;
 
 /// What is asked.
 pub(super) struct Prompt {
@@ -53,8 +58,9 @@ impl Picture {
             *self = Self::Seen(features);
             return Ok(());
         }
-        tiles.push(model.family().encode(&input.pixels.narrow(0, tiles.len(), 1)?)?);
-        if tiles.len() == input.pixels.dim(0)? {
+        let next = std::slice::from_ref(&input.tiles[tiles.len()]);
+        tiles.push(model.family().encode(&model.family().pixels(next)?)?);
+        if tiles.len() == input.tiles.len() {
             let rows = Tensor::cat(&tiles[..], 0)?;
             cache.put(*digest, rows.clone());
             *self = Self::Seen(rows);
@@ -81,7 +87,8 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    pub(super) fn new(task: Task, prompt: Prompt, left: usize) -> Self {
+    pub(super) fn new(mut task: Task, prompt: Prompt, left: usize) -> Self {
+        task.forced.truncate(left);
         Self { task, prompt, embeddings: None, cache: None, said: Vec::new(), repeated: 0, left, is_started: false }
     }
 
@@ -133,9 +140,23 @@ impl Sequence {
         }
     }
 
-    /// Rows of the prompt, and of what it has said before it lost its cache.
+    /// What follows the prompt and is read like a part of it: an answer that is scored, whose last token nothing follows, or what it
+    /// has said before it lost its cache.
+    fn known(&self) -> &[u32] {
+        match self.task.forced.split_last() {
+            Some((_, read)) => read,
+            None => &self.said[..self.repeated],
+        }
+    }
+
+    /// Rows of the prompt, and of what is known to follow it.
     fn to_read(&self) -> usize {
-        self.prompt.ids.len() + self.repeated
+        self.prompt.ids.len() + self.known().len()
+    }
+
+    /// The row from which the next token follows.
+    fn deciding(&self) -> usize {
+        (self.prompt.ids.len() + self.said.len()).saturating_sub(1)
     }
 
     /// Rows that its cache holds.
@@ -148,6 +169,16 @@ impl Sequence {
         self.to_read().saturating_sub(self.length())
     }
 
+    /// Rows that are read next, `most` of them at most.
+    pub(super) fn next_piece(&self, most: usize) -> usize {
+        self.unread().min(most).min((self.deciding() + SCORED).saturating_sub(self.length()))
+    }
+
+    /// How many of the last `rows` rows tokens of its answer follow from.
+    pub(super) fn decided_by(&self, rows: usize) -> usize {
+        self.length().saturating_sub(self.deciding()).min(rows)
+    }
+
     /// Whether another one, which is being read, will soon have read much of what this one has yet to begin with.
     pub(super) fn awaits(&self, other: &Self) -> bool {
         self.length() == 0 && !other.is_blind() && shared(&self.prompt.marks, &other.prompt.marks) > self.to_read() / 2
@@ -158,7 +189,7 @@ impl Sequence {
         if self.length() > 0 {
             return Ok(());
         }
-        if let Some((tokens, rows)) = prefixes.get(&self.prompt.marks, self.to_read()) {
+        if let Some((tokens, rows)) = prefixes.get(&self.prompt.marks, self.deciding() + 1) {
             self.cache = Some(rows.fork(tokens, self.capacity())?);
         }
         Ok(())
@@ -174,7 +205,7 @@ impl Sequence {
 
     /// Embeddings of the next `rows` rows, `[rows, hidden]`.
     pub(super) fn next_rows(&mut self, model: &Model, rows: usize) -> std::result::Result<Tensor, ModelError> {
-        let embeddings = match self.embeddings.clone() {
+        let embeddings = match self.embeddings.take() {
             Some(embeddings) => embeddings,
             None => {
                 let features: Vec<&Tensor> = self
@@ -189,17 +220,16 @@ impl Sequence {
                 let features = if features.is_empty() { None } else { Some(Tensor::cat(&features, 0)?) };
                 let group = Group { prompt: self.prompt.ids.clone(), features, answers: Vec::new() };
                 let mut embeddings = model.embed(&Packed::new([&group])?)?;
-                if self.repeated > 0 {
-                    // An image token that the model has said stands for no picture.
-                    let said = self.said[..self.repeated].into();
-                    let said = Group { prompt: said, features: None, answers: Vec::new() };
-                    let said = model.decoder().embed(&Packed::new([&said])?, None)?;
-                    embeddings = Tensor::cat(&[embeddings, said], 0)?;
+                if !self.known().is_empty() {
+                    // An image token in an answer stands for no picture.
+                    let known = Group { prompt: self.known().into(), features: None, answers: Vec::new() };
+                    let known = model.decoder().embed(&Packed::new([&known])?, None)?;
+                    embeddings = Tensor::cat(&[embeddings, known], 0)?;
                 }
-                self.embeddings = Some(embeddings.clone());
                 embeddings
             }
         };
+        self.embeddings = (rows < self.unread()).then(|| embeddings.clone());
         Ok(embeddings.narrow(0, self.length(), rows)?)
     }
 
@@ -219,12 +249,13 @@ impl Sequence {
         self.task.sampler.seed() == crate::engine::sampler::LETHAL_SEED
     }
 
-    /// The prompt was read: reports that, the first time, and lets go of what only reading needed.
-    pub(super) fn start(&mut self) {
-        self.embeddings = None;
-        if !std::mem::replace(&mut self.is_started, true) {
+    /// The prompt was read: reports that the first time, and whether this is it.
+    pub(super) fn start(&mut self) -> bool {
+        let is_first = !std::mem::replace(&mut self.is_started, true);
+        if is_first {
             self.task.events.send(Event::Started { prompt_tokens: self.prompt.ids.len() });
         }
+        is_first
     }
 
     /// Chooses the next token from its logits, `[vocabulary]`, and says how the answer ended if it did.

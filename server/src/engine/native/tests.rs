@@ -428,6 +428,59 @@ async fn background_work_that_was_begun_and_dropped_leaves() {
     rest(&mut live, &mut Vec::new()).await;
 }
 
+/// The request to score an answer to a question.
+fn scored(question: Generate, said: &[Token]) -> Generate {
+    Generate { forced: Some(said.iter().map(|token| token.id).collect()), ..question }
+}
+
+/// An answer is scored by reading it, and was said by one step a token.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_scored_as_it_was_said() {
+    let engine = engine_with(ModelConfig { max_parallel: REQUESTS, ..ModelConfig::default() }).await;
+    let generations = [load(&engine, None).await, load(&engine, Some("adapter")).await];
+    let generation = |at: usize| &generations[at / 2 % 2];
+    // From one token to more than are read at once.
+    let question = |at: usize| Generate { max_tokens: Some(1 + at * at / 4), ..request(at) };
+    let ats = || (0..32).chain([1, 1]);
+    let said = join_all(ats().map(|at| answer(generation(at), question(at)))).await;
+    assert!(said.iter().any(|(_, tokens, _)| tokens.len() > 200));
+    for _ in 0..3 {
+        let scores = ats().zip(&said).map(|(at, said)| answer(generation(at), scored(question(at), &said.1)));
+        for ((at, said), scored) in ats().zip(&said).zip(join_all(scores).await) {
+            assert_eq!((said.0, said.1.len()), (scored.0, scored.1.len()), "request {at}");
+            // Also where a near tie makes no difference, the tokens are those that were given.
+            assert!(said.1.iter().zip(&scored.1).all(|(said, scored)| said.id == scored.id), "request {at}");
+            assert_same(at, true, &said.1, &scored.1);
+        }
+    }
+    let nothing = answer(&generations[0], scored(question(3), &[])).await;
+    assert_eq!((nothing.1.len(), nothing.2), (0, Finish::Length));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_scored_gives_its_memory_to_a_live_answer_and_goes_on_after() {
+    // Room for one of the two.
+    let bytes = 1024 * TOKEN_BYTES;
+    let engine = engine_with(ModelConfig { kv_cache_bytes: bytes, max_parallel: 1, ..ModelConfig::default() }).await;
+    let base = load(&engine, None).await;
+    let said = answer(&base, long(6)).await.1;
+    let mut interrupted = 0;
+    for _ in 0..10 {
+        let mut behind = base.generate_behind(scored(long(6), &said), Box::new(())).unwrap();
+        assert!(matches!(behind.next().await, Some(Event::Started { .. })));
+        let mut live = base.generate(long(8), Box::new(())).unwrap();
+        assert!(matches!(live.next().await, Some(Event::Started { .. })));
+        let mut tokens = Vec::new();
+        drain(&mut behind, &mut tokens);
+        interrupted += usize::from(tokens.len() < said.len());
+        drop(live);
+        rest(&mut behind, &mut tokens).await;
+        assert_eq!(tokens.len(), said.len());
+        assert_same(6, true, &said, &tokens);
+    }
+    assert!(interrupted > 0, "scoring was always over before a live answer came");
+}
+
 /// Thousands of adapters, one base: loading one is reading its file.
 #[tokio::test(flavor = "multi_thread")]
 async fn generations_come_and_go_under_answers() {
