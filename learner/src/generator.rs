@@ -46,10 +46,42 @@ pub struct Question {
 pub struct Turn {
     /// `system`, `user` or `assistant`.
     pub speaker: Speaker,
-    /// Images, shown before the text.
-    pub images: Vec<Arc<DynamicImage>>,
+    /// What is said and shown, in this order.
+    pub content: Vec<Piece>,
+}
+
+/// A part of a turn.
+#[derive(Clone, Debug)]
+pub enum Piece {
     /// What is said.
-    pub text: String,
+    Text(String),
+    /// What is shown.
+    Image(Arc<DynamicImage>),
+}
+
+impl Turn {
+    /// A user's question about images, which are shown before it.
+    pub fn user(images: impl IntoIterator<Item = Arc<DynamicImage>>, text: impl Into<String>) -> Self {
+        let content = images.into_iter().map(Piece::Image).chain([Piece::Text(text.into())]).collect();
+        Self { speaker: Speaker::User, content }
+    }
+
+    /// All that is shown.
+    pub fn images(&self) -> impl Iterator<Item = &Arc<DynamicImage>> {
+        self.content.iter().filter_map(|piece| match piece {
+            Piece::Image(image) => Some(image),
+            Piece::Text(_) => None,
+        })
+    }
+
+    /// All that is said.
+    pub fn text(&self) -> String {
+        let texts = self.content.iter().filter_map(|piece| match piece {
+            Piece::Text(text) => Some(text.as_str()),
+            Piece::Image(_) => None,
+        });
+        texts.collect()
+    }
 }
 
 /// Who speaks.
@@ -83,6 +115,9 @@ pub enum GeneratorError {
     /// The generation that was asked for is not loaded.
     #[error("generation `{0}` is not loaded")]
     NotLoaded(String),
+    /// The answer is not whole; another one may be.
+    #[error("{0}")]
+    Incomplete(String),
     /// The model failed, or is being loaded; another try may succeed.
     #[error("{0}")]
     Failed(String),

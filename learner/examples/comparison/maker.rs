@@ -8,13 +8,13 @@ use image::DynamicImage;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use reground_learner::bootstrap::distort::{Distortion, DistortionKind, Normalisation};
-use reground_learner::bootstrap::filter::{Candidate, Limits, PairFilter};
+use reground_learner::bootstrap::filter::{Candidate, Limits, PairFilter, Standing};
 use reground_learner::bootstrap::inject::{self, Injection};
 use reground_learner::bootstrap::instruction::Wording;
 use reground_learner::bootstrap::weaken::{self, Weakening};
 use reground_learner::bpo::data::blobs::Blobs;
 use reground_learner::bpo::pair::Source;
-use reground_learner::generator::{Question as Asked, Speaker, Turn};
+use reground_learner::generator::{Question as Asked, Turn};
 use reground_learner::model::{self, LoraPolicy, Request, Sampling};
 use reground_learner::pocket::random::stream;
 use reground_learner::pocket::text::{Caption, Detail, Question, read_caption};
@@ -107,8 +107,7 @@ impl Maker<'_> {
         let asked = missing
             .iter()
             .map(|one| {
-                let images = vec![Arc::clone(&one.image)];
-                let turns = [Turn { speaker: Speaker::User, images, text: one.question.clone() }];
+                let turns = [Turn::user([Arc::clone(&one.image)], one.question.as_str())];
                 Ok(weaken::question(&turns, &weakening(one))?)
             })
             .collect::<Result<Vec<_>>>()?;
@@ -143,8 +142,8 @@ impl Maker<'_> {
             .iter()
             .map(|asked| {
                 let turn = asked.turns.last().context("no turn")?;
-                let images = turn.images.iter().map(|image| model.preprocess(image)).collect::<Result<Vec<_>, _>>()?;
-                let message = model::Message::user(turn.text.as_str(), images.len());
+                let images = turn.images().map(|image| model.preprocess(image)).collect::<Result<Vec<_>, _>>()?;
+                let message = model::Message::user(turn.text(), images.len());
                 let group = model.group(&[message], &images, &[])?;
                 Ok(Request {
                     prompt: group.prompt,
@@ -196,6 +195,7 @@ fn admitted(filter: &mut PairFilter, one: &Annotation, rejected: &str) -> bool {
         rejected,
         source: Source::Annotation,
         key: None,
+        standing: Standing::Chosen,
     };
     filter.admit(&candidate).is_ok()
 }

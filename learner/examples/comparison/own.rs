@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rand::Rng;
 use reground_learner::bootstrap::distort::{Distortion, DistortionKind, Normalisation};
 use reground_learner::bootstrap::ground::same_claim;
 use reground_learner::bootstrap::weaken;
 use reground_learner::bpo::policy::Policy as _;
-use reground_learner::generator::{Question, Speaker, Turn};
+use reground_learner::generator::{Question, Turn};
 use reground_learner::model;
 use reground_learner::pocket::random::stream;
 use reground_learner::pocket::world::SIDE;
@@ -45,7 +45,7 @@ pub(super) fn answered(maker: &Maker<'_>, block: Vec<Annotation>) -> Result<Vec<
 }
 
 fn turns(one: &Annotation) -> Vec<Turn> {
-    vec![Turn { speaker: Speaker::User, images: vec![Arc::clone(&one.image)], text: one.question.clone() }]
+    vec![Turn::user([Arc::clone(&one.image)], one.question.as_str())]
 }
 
 fn question(one: &Annotation, temperature: f64, seed: u64) -> Question {
@@ -70,7 +70,7 @@ fn margin(maker: &Maker<'_>, one: &Annotation, answer: &str) -> Result<f64> {
         let images = [model.preprocess(image)?];
         Ok(model.group(&[model::Message::user(one.question.as_str(), 1)], &images, &[answer])?)
     };
-    let groups = [group(&one.image)?, group(&distorted[0].images[0])?];
+    let groups = [group(&one.image)?, group(distorted[0].images().next().context("no image")?)?];
     let scores = maker.policy.score(&groups, false)?;
     Ok((scores[0][0] - scores[1][0]) / groups[0].answers[0].len() as f64)
 }

@@ -89,6 +89,19 @@ pub struct Candidate<'a> {
     pub source: Source,
     /// The API key that the query came with, by name.
     pub key: Option<&'a str>,
+    /// What is known of y⁺.
+    pub standing: Standing,
+}
+
+/// What is known of a pair's chosen answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is taken for right.
+    Chosen,
+    /// A person has yet to look at it: it counts against the limits, and its text may be rejected.
+    Waiting,
+    /// A person refused it: all that is known is that the pair was there.
+    Refused,
 }
 
 /// Decides pair by pair; remembers what it kept.
@@ -116,8 +129,10 @@ impl PairFilter {
 
     /// Remembers a stored pair, as [`PairFilter::admit`] does with one that it keeps.
     pub fn know(&mut self, pair: &Candidate<'_>) {
-        self.know_chosen(pair.images, pair.question, pair.chosen);
-        if self.pairs.insert(pair_digest(pair)) {
+        if pair.standing == Standing::Chosen {
+            self.know_chosen(pair.images, pair.question, pair.chosen);
+        }
+        if self.pairs.insert(pair_digest(pair)) && pair.standing != Standing::Refused {
             for (group, _) in self.groups(pair) {
                 *self.kept.entry(group).or_default() += 1;
             }
@@ -240,7 +255,33 @@ mod tests {
 
     fn pair<'a>(chosen: &'a str, rejected: &'a str) -> Candidate<'a> {
         let question = "What color is it?";
-        Candidate { images: "0a", question, chosen, rejected, source: Source::Annotation, key: Some("app") }
+        Candidate {
+            images: "0a",
+            question,
+            chosen,
+            rejected,
+            source: Source::Annotation,
+            key: Some("app"),
+            standing: Standing::Chosen,
+        }
+    }
+
+    #[test]
+    fn what_waits_or_was_refused_says_nothing_about_what_is_right() {
+        let limits = || Limits { per_key: Some(2), max_length_ratio: 9.0, ..Limits::default() };
+        for (standing, room) in [(Standing::Chosen, 1), (Standing::Waiting, 1), (Standing::Refused, 2)] {
+            let mut filter = PairFilter::new(limits());
+            let mistaken = Candidate { standing, ..pair("It is red.", "It is green.") };
+            filter.know(&mistaken);
+            assert_eq!(filter.admit(&mistaken), Err(Rejection::Duplicate), "{standing:?}");
+            let corrected = filter.admit(&pair("It is blue.", "It is red."));
+            let expected = if standing == Standing::Chosen { Err(Rejection::RejectedIsChosen) } else { Ok(()) };
+            assert_eq!(corrected, expected, "{standing:?}");
+            let left = room - usize::from(corrected.is_ok());
+            let more =
+                ["It is pink.", "It is grey.", "It is teal."].map(|rejected| filter.admit(&pair("A cat.", rejected)));
+            assert_eq!(more.iter().filter(|kept| kept.is_ok()).count(), left, "{standing:?}");
+        }
     }
 
     #[test]

@@ -160,7 +160,6 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     use super::*;
-    use crate::generator::Speaker;
 
     /// Scores tokens by what the question says, and draws these answers in turn.
     struct Scripted {
@@ -172,7 +171,7 @@ mod tests {
             &self,
             question: Question,
         ) -> Pin<Box<dyn Future<Output = Result<Generated, GeneratorError>> + Send + '_>> {
-            let blurred = question.turns[0].text == "blurred";
+            let blurred = question.turns[0].text() == "blurred";
             let generated = match question.answer {
                 Some(tokens) => {
                     assert_eq!(question.generation.as_deref(), blurred.then_some("base"));
@@ -191,7 +190,7 @@ mod tests {
     }
 
     fn grounded(drawn: &[&'static str], grounding: &Grounding) -> (Result<Grounded, GeneratorError>, usize) {
-        let turn = |text: &str| vec![Turn { speaker: Speaker::User, images: Vec::new(), text: text.to_owned() }];
+        let turn = |text: &str| vec![Turn::user([], text)];
         let generator = Scripted { drawn: Mutex::new(drawn.to_vec()) };
         let (clean, blurred) = (turn("clean"), turn("blurred"));
         let answer = OwnAnswer { text: "There is a red apple.", tokens: &[1, 2, 3] };

@@ -1,7 +1,7 @@
 //! Negative 2, error injection: a text LLM that sees no image rewrites the right answer with wrong but common details.
 
 use super::instruction::{Task, Wording};
-use crate::generator::{Generated, Generator, GeneratorError, Question, Speaker, Turn};
+use crate::generator::{Generated, Generator, GeneratorError, Question, Turn};
 
 /// How answers are rewritten.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,7 +26,7 @@ impl Default for Injection {
 pub fn question(asked: &str, answer: &str, injection: &Injection, seed: u64) -> Question {
     let Injection { wording, temperature, top_p, max_tokens } = *injection;
     let text = wording.prompt(Task::of(asked), asked, answer);
-    let turns = vec![Turn { speaker: Speaker::User, images: Vec::new(), text }];
+    let turns = vec![Turn::user([], text)];
     Question { generation: None, turns, temperature, top_p, seed, max_tokens, answer: None }
 }
 
@@ -81,8 +81,8 @@ mod tests {
             &self,
             question: Question,
         ) -> Pin<Box<dyn Future<Output = Result<Generated, GeneratorError>> + Send + '_>> {
-            let text = format!("Answer: \"{}\"", question.turns[0].text);
-            assert!(question.turns[0].images.is_empty());
+            let text = format!("Answer: \"{}\"", question.turns[0].text());
+            assert!(question.turns[0].images().next().is_none());
             Box::pin(std::future::ready(Ok(Generated { generation: "base".to_owned(), text, tokens: Vec::new() })))
         }
     }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::distort::{DistortError, Distortion, Normalisation};
-use crate::generator::{Generated, Generator, GeneratorError, Question, Turn};
+use crate::generator::{Generated, Generator, GeneratorError, Piece, Question, Turn};
 use thiserror::Error;
 
 /// The paper's temperature for decoding from a distorted image.
@@ -53,13 +53,16 @@ pub fn distorted(
     edge: u32,
     normalisation: &Normalisation,
 ) -> Result<Vec<Turn>, WeakenError> {
-    if turns.iter().all(|turn| turn.images.is_empty()) {
+    if turns.iter().all(|turn| turn.images().next().is_none()) {
         return Err(WeakenError::NoImage);
     }
     let turn = |turn: &Turn| {
-        let distorted = |image| Ok(Arc::new(distortion.apply_within(image, edge, normalisation)?));
-        let images = turn.images.iter().map(|image| distorted(image.as_ref())).collect::<Result<_, DistortError>>()?;
-        Ok(Turn { images, ..turn.clone() })
+        let distorted = |piece: &Piece| match piece {
+            Piece::Image(image) => Ok(Piece::Image(Arc::new(distortion.apply_within(image, edge, normalisation)?))),
+            Piece::Text(_) => Ok(piece.clone()),
+        };
+        let content = turn.content.iter().map(distorted).collect::<Result<_, DistortError>>()?;
+        Ok(Turn { speaker: turn.speaker, content })
     };
     turns.iter().map(turn).collect()
 }
@@ -95,7 +98,6 @@ mod tests {
 
     use super::*;
     use crate::bootstrap::distort::DistortionKind;
-    use crate::generator::Speaker;
 
     fn weakening() -> Weakening {
         Weakening {
@@ -108,7 +110,7 @@ mod tests {
     }
 
     fn turn(images: Vec<Arc<DynamicImage>>) -> Turn {
-        Turn { speaker: Speaker::User, images, text: "What is it?".to_owned() }
+        Turn::user(images, "What is it?")
     }
 
     #[test]
@@ -116,12 +118,12 @@ mod tests {
         let image = Arc::new(DynamicImage::from(RgbImage::from_pixel(8, 6, Rgb([10, 120, 200]))));
         let asked = question(&[turn(vec![Arc::clone(&image)])], &weakening()).unwrap();
         assert_eq!((asked.temperature, asked.seed, asked.max_tokens), (0.2, 5, 9));
-        assert_eq!(asked.turns[0].text, "What is it?");
-        let distorted = &asked.turns[0].images[0];
+        assert_eq!(asked.turns[0].text(), "What is it?");
+        let distorted = asked.turns[0].images().next().unwrap();
         assert_eq!((distorted.width(), distorted.height()), (8, 6));
         assert_ne!(distorted.to_rgb8(), image.to_rgb8());
         let again = question(&[turn(vec![image])], &weakening()).unwrap();
-        assert_eq!(again.turns[0].images[0].to_rgb8(), distorted.to_rgb8());
+        assert_eq!(again.turns[0].images().next().unwrap().to_rgb8(), distorted.to_rgb8());
     }
 
     #[test]

@@ -239,9 +239,21 @@ impl Encoder for ModelEncoder {
             Part::Text { text } => model::Part::Text { text: text.clone() },
             Part::Image { .. } => model::Part::Image,
         };
-        let message = |message: &Message| model::Message {
-            role: message.role.as_str().to_owned(),
-            content: message.content.iter().map(part).collect(),
+        // As the engine that serves has it: text without an image is one part, its pieces on lines of their own.
+        let message = |message: &Message| {
+            let texts: Option<Vec<&str>> = message
+                .content
+                .iter()
+                .map(|part| match part {
+                    Part::Text { text } => Some(text.as_str()),
+                    Part::Image { .. } => None,
+                })
+                .collect();
+            let content = match texts {
+                Some(texts) => vec![model::Part::Text { text: texts.join("\n") }],
+                None => message.content.iter().map(part).collect(),
+            };
+            model::Message { role: message.role.as_str().to_owned(), content }
         };
         Ok(self.model.prompt(&conversation.iter().map(message).collect::<Vec<_>>(), images)?)
     }

@@ -3,7 +3,7 @@
 //! Images are found by a function of their name, so that the same code asks about files ([`super::set::image_in`]) and
 //! about pictures that were just drawn.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::amber::{self, AmberItem, AmberTruth, Described, Relations};
 use super::answerer::{Answerer, ImageSource, Query, ask_all};
@@ -62,7 +62,10 @@ pub fn captions(
         .zip(&answers)
         .map(|(item, answer)| {
             let canonical = |truth: &Truth| Truth { object: reader.canonical(&truth.object), ..truth.clone() };
-            Captioned::new(item.objects.iter().map(canonical).collect(), reader.read(answer), answer)
+            // Two names of one object are one thing to be covered.
+            let mut named = HashSet::new();
+            let truths = item.objects.iter().map(canonical).filter(|truth| named.insert(truth.object.clone()));
+            Captioned::new(truths.collect(), reader.read(answer), answer)
         })
         .collect();
     Ok(chair::measures(&captions))
@@ -156,6 +159,10 @@ mod tests {
         // CHAIR_i 1/3, CHAIR_s 1/3, Cover 2/3, two words, nothing malformed.
         let expected = [Some(1.0 / 3.0), Some(1.0 / 3.0), Some(2.0 / 3.0), Some(2.0), Some(0.0)];
         assert_eq!(values(&measures)[..5], expected);
+        // A thing of two names is covered once.
+        let measures =
+            with("A cat.", |asker| captions(asker, &[item(&["dog", "puppy", "cat"])], &names, &blank)).unwrap();
+        assert_eq!(values(&measures)[2], Some(0.5));
     }
 
     #[test]

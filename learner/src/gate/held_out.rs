@@ -108,10 +108,21 @@ pub(super) fn likelihood<P: Policy>(
     Ok(measured)
 }
 
-/// The pairs that ask something new, at most `most`: each picture and conversation once.
+/// The pairs that ask something new, at most `most`: each picture and conversation once, and no picture a second time before each was
+/// asked about, because pictures are what is counted.
 pub(super) fn prompts(pairs: &[PreferencePair], most: usize) -> Vec<PreferencePair> {
-    let mut seen = HashSet::new();
-    pairs.iter().filter(|pair| seen.insert(question(pair))).take(most).cloned().collect()
+    let (mut seen, mut about) = (HashSet::new(), HashMap::<_, usize>::new());
+    let mut asked: Vec<(usize, &PreferencePair)> = Vec::new();
+    for (pair, origin) in pairs.iter().zip(Origin::of(pairs.iter())) {
+        if seen.insert(question(pair)) {
+            let before = about.entry(origin.picture).or_default();
+            asked.push((*before, pair));
+            *before += 1;
+        }
+    }
+    // Of those with as many before them, the first stays first.
+    asked.sort_by_key(|(before, _)| *before);
+    asked.into_iter().take(most).map(|(_, pair)| pair.clone()).collect()
 }
 
 /// What the model answers: the mean length, and the shares of answers that are empty or do not end, and that refuse.
@@ -194,6 +205,11 @@ mod tests {
         assert_eq!(origins.iter().map(|origin| origin.new).collect::<Vec<_>>(), [true, false, true, true, true, false]);
         let measure = by_picture("share", &origins, [true, false, false, true, true, true].map(one_if).into_iter());
         assert_eq!(measure, Measure::new("share", [(1.0, 3.0), (1.0, 1.0), (2.0, 2.0)]));
-        assert_eq!(prompts(&pairs, 10).len(), 4);
+        let asked = |most| prompts(&pairs, most).iter().map(PreferencePair::question).collect::<Vec<_>>();
+        let all = asked(10);
+        assert_eq!(all.len(), 4);
+        // Every picture before a second question about one.
+        let last = all.iter().position(|question| question.contains("Where?"));
+        assert_eq!((last, asked(3)), (Some(3), all[..3].to_vec()));
     }
 }

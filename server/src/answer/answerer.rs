@@ -91,15 +91,15 @@ impl Answerer {
         let stream = if request.grammar.is_some() || request.text_bytes() > SHORT {
             let generate = tokio::task::spawn_blocking(move || generation.generate(request, place));
             let broke = |error| Err(EngineError::Failed(format!("the request broke its engine: {error}")));
-            generate.await.unwrap_or_else(broke)
+            tokio::select! {
+                stream = generate => stream.unwrap_or_else(broke).map_err(AnswerError::from),
+                () = sleep_until(deadline) => Err(AnswerError::Deadline { after: began.elapsed() }),
+                () = self.closing.cancelled() => Err(AnswerError::ShuttingDown),
+            }
         } else {
-            generation.generate(request, place)
+            generation.generate(request, place).map_err(AnswerError::from)
         };
-        let stream = stream.map_err(|error| {
-            let error = AnswerError::from(error);
-            account.broke_off(&error);
-            error
-        })?;
+        let stream = stream.inspect_err(|error| account.broke_off(error))?;
         // A stop string must end the answer where it comes.
         if !live && stop.is_empty() {
             stream.be_patient();

@@ -1,6 +1,6 @@
 //! A question of the learner's, as an engine is asked it, and the answer as the learner takes it.
 
-use reground_learner::generator::{Question, Speaker, Turn};
+use reground_learner::generator::{Piece, Question, Speaker, Turn};
 
 use super::text::TextBuilder;
 use crate::engine::{Content, EngineError, Event, Generate, Message, Role, Sampling, TokenStream, Vocabulary};
@@ -29,13 +29,11 @@ fn message(turn: &Turn) -> Message {
         Speaker::User => Role::User,
         Speaker::Assistant => Role::Assistant,
     };
-    let images = turn.images.iter().map(|image| Content::Image(image.clone().into()));
-    Message {
-        role,
-        content: images.chain([Content::Text(turn.text.clone())]).collect(),
-        tool_calls: Vec::new(),
-        tool_call_id: None,
-    }
+    let piece = |piece: &Piece| match piece {
+        Piece::Text(text) => Content::Text(text.clone()),
+        Piece::Image(image) => Content::Image(image.clone().into()),
+    };
+    Message { role, content: turn.content.iter().map(piece).collect(), tool_calls: Vec::new(), tool_call_id: None }
 }
 
 /// A whole answer: its text, and its tokens with their log-probabilities.
@@ -53,7 +51,9 @@ pub(crate) async fn whole(mut stream: TokenStream, vocabulary: &Vocabulary) -> R
         match event {
             Event::Started { .. } => {}
             Event::Token(token) => {
-                text.push_str(&builder.push(vocabulary.bytes(token.id)));
+                if !vocabulary.ends_turn(token.id) {
+                    text.push_str(&builder.push(vocabulary.bytes(token.id)));
+                }
                 tokens.push((token.id, token.logprob));
             }
             Event::Finished(_) => {
@@ -64,4 +64,27 @@ pub(crate) async fn whole(mut stream: TokenStream, vocabulary: &Vocabulary) -> R
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use image::DynamicImage;
+
+    use super::*;
+
+    #[test]
+    fn texts_and_images_stay_in_their_order() {
+        let image = Arc::new(DynamicImage::new_rgb8(2, 2));
+        let text = |text: &str| Piece::Text(text.to_owned());
+        let content =
+            vec![text("First:"), Piece::Image(image.clone()), text("Second:"), Piece::Image(image), text("?")];
+        let asked = message(&Turn { speaker: Speaker::User, content }).content;
+        let words = asked.iter().map(|part| match part {
+            Content::Text(text) => text.as_str(),
+            Content::Image(_) => "*",
+        });
+        assert_eq!(words.collect::<Vec<_>>(), ["First:", "*", "Second:", "*", "?"]);
+    }
 }

@@ -1,6 +1,6 @@
 //! A record with all that hangs on it: read from the store, and written back as one transaction.
 
-use reground_learner::bootstrap::filter::{Candidate, Limits, PairFilter, source_name};
+use reground_learner::bootstrap::filter::{Candidate, Limits, PairFilter, Standing, source_name};
 use reground_learner::bpo::pair::{Message, PreferencePair, Source};
 use reground_learner::store::rows::{BootstrapState, Feedback, Pair, PairState, Record};
 use reground_learner::store::{Query, Store, StoreError};
@@ -92,7 +92,7 @@ pub(super) fn filter(store: &Store, config: &BootstrapConfig, withdrawn: &[Strin
         let page = store.list_readable::<Pair>(&query)?;
         for pair in page.rows.iter().filter(|pair| !is_withdrawn(pair) && !withdrawn.contains(&pair.data.id)) {
             let (images, question) = (images(&pair.data), question(&pair.data.conversation));
-            filter.know(&candidate(&pair.data, &images, &question, pair.key.as_deref()));
+            filter.know(&candidate(pair, &images, &question));
         }
         query.after = page.rows.last().map(|pair| pair.data.id.clone());
         if !page.more {
@@ -102,14 +102,15 @@ pub(super) fn filter(store: &Store, config: &BootstrapConfig, withdrawn: &[Strin
 }
 
 /// A pair as the filter sees it.
-pub(super) fn candidate<'a>(
-    pair: &'a PreferencePair,
-    images: &'a str,
-    question: &'a str,
-    key: Option<&'a str>,
-) -> Candidate<'a> {
-    let rejected = pair.rejected.as_deref().unwrap_or_default();
-    Candidate { images, question, chosen: &pair.chosen, rejected, source: pair.source, key }
+pub(super) fn candidate<'a>(pair: &'a Pair, images: &'a str, question: &'a str) -> Candidate<'a> {
+    let standing = match pair.state {
+        PairState::Discarded => Standing::Refused,
+        PairState::Review => Standing::Waiting,
+        _ => Standing::Chosen,
+    };
+    let PreferencePair { chosen, rejected, source, .. } = &pair.data;
+    let rejected = rejected.as_deref().unwrap_or_default();
+    Candidate { images, question, chosen, rejected, source: *source, key: pair.key.as_deref(), standing }
 }
 
 /// The images by content.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use reground_learner::bpo::data::check_turns;
 use reground_learner::bpo::pair::{Message, Source};
 use reground_learner::store::rows::{Answer, Feedback, Finish, Pair, PairState, Record};
+use serde_json::Value;
 
 use crate::config::{BootstrapConfig, ChosenSource};
 use crate::recorder::is_redacted;
@@ -36,6 +37,9 @@ pub(super) enum Skip {
     Conversation,
     /// The answer broke off or was cut off.
     Unfinished,
+    /// Whoever asked decided what the answer looks like: a format, biased tokens, texts to stop at. As an answer to the question alone it
+    /// would teach that.
+    Shaped,
     /// There are several answers, and nobody said which is meant.
     SeveralAnswers,
     /// Somebody called the answer wrong, and nobody said what is right.
@@ -78,6 +82,7 @@ impl Skip {
             Self::Tools => "tools",
             Self::Conversation => "conversation",
             Self::Unfinished => "unfinished",
+            Self::Shaped => "shaped",
             Self::SeveralAnswers => "several_answers",
             Self::Disapproved => "disapproved",
             Self::NoSource => "no_source",
@@ -141,11 +146,15 @@ fn own_answer(
     if answer.finish != Finish::Stop {
         return Decision::Skip(Skip::Unfinished);
     }
+    if is_shaped(record) {
+        return Decision::Skip(Skip::Shaped);
+    }
     let rated = rating(feedback);
     // A correction that does not count as a source says at least that the answer is not right.
     if rated.as_ref().is_some_and(|rated| rated.mean < 0.0) || correction(feedback).is_some() {
         return Decision::Skip(Skip::Disapproved);
     }
+    let disputed = rated.as_ref().is_some_and(|rated| rated.lowest < 0.0);
     let choice = |source, feedback, review| Choice {
         source,
         text: answer.text.trim().to_owned(),
@@ -163,10 +172,22 @@ fn own_answer(
     if !config.sources.contains(&ChosenSource::OwnAnswer) || !can_be_scored(record, answer) {
         return Decision::Skip(Skip::NoSource);
     }
+    if disputed {
+        return Decision::Skip(Skip::Disapproved);
+    }
     if feedback.is_empty() && now_ms.saturating_sub(record.created_ms) < config.self_after_s * 1000 {
         return Decision::Later;
     }
     Decision::Make(choice(Source::OwnAnswer, None, None))
+}
+
+/// Whether the request says what the answer looks like.
+fn is_shaped(record: &Record) -> bool {
+    ["response_format", "logit_bias", "stop"].iter().any(|name| match record.parameters.get(*name) {
+        None | Some(Value::Null) => false,
+        Some(Value::Array(values)) => !values.is_empty(),
+        Some(_) => true,
+    })
 }
 
 /// Grounding needs a picture, and the tokens, which redaction takes away.
@@ -177,6 +198,8 @@ fn can_be_scored(record: &Record, answer: &Answer) -> bool {
 struct Rated {
     /// Over the latest rating of each key.
     mean: f64,
+    /// The lowest of them.
+    lowest: f64,
     /// The latest feedback with a rating.
     latest: String,
     /// Whether a trusted key's latest rating is positive.
@@ -188,8 +211,9 @@ fn rating(feedback: &[Feedback]) -> Option<Rated> {
     let latest: BTreeMap<&str, (f64, bool)> =
         rated().map(|(said, rating)| (said.key.as_str(), (rating, said.trusted))).collect();
     let mean = latest.values().map(|(rating, _)| rating).sum::<f64>() / latest.len() as f64;
+    let lowest = latest.values().map(|(rating, _)| *rating).fold(f64::INFINITY, f64::min);
     let trusted = latest.values().any(|(rating, trusted)| *trusted && *rating > 0.0);
-    rated().next_back().map(|(said, _)| Rated { mean, latest: said.id.clone(), trusted })
+    rated().next_back().map(|(said, _)| Rated { mean, lowest, latest: said.id.clone(), trusted })
 }
 
 impl Choice {

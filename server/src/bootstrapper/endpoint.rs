@@ -43,7 +43,7 @@ impl Endpoint {
     async fn ask(&self, question: Question) -> Result<Generated, GeneratorError> {
         let mut messages = Vec::with_capacity(question.turns.len());
         for turn in question.turns {
-            if !turn.images.is_empty() {
+            if turn.images().next().is_some() {
                 return Err(GeneratorError::Invalid("the endpoint is asked about text only".to_owned()));
             }
             let role = match turn.speaker {
@@ -51,7 +51,7 @@ impl Endpoint {
                 Speaker::User => "user",
                 Speaker::Assistant => "assistant",
             };
-            messages.push(json!({"role": role, "content": turn.text}));
+            messages.push(json!({"role": role, "content": turn.text()}));
         }
         let body = json!({
             "model": self.model,
@@ -95,10 +95,10 @@ impl Endpoint {
             .map_err(|error| GeneratorError::Failed(format!("the endpoint's answer is no JSON: {error}")))?;
         let choice = &body["choices"][0];
         if choice["finish_reason"] == "length" {
-            return Err(GeneratorError::Invalid("the endpoint's answer was cut off at max_tokens".to_owned()));
+            return Err(GeneratorError::Incomplete("the endpoint's answer was cut off at max_tokens".to_owned()));
         }
         let text = choice["message"]["content"].as_str();
-        let text = text.ok_or_else(|| GeneratorError::Invalid("the endpoint's answer has no content".to_owned()))?;
+        let text = text.ok_or_else(|| GeneratorError::Incomplete("the endpoint's answer has no content".to_owned()))?;
         Ok(Generated { generation: self.model.clone(), text: text.to_owned(), tokens: Vec::new() })
     }
 }
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     fn question() -> Question {
-        let turn = Turn { speaker: Speaker::User, images: Vec::new(), text: "Rewrite: A cat.".to_owned() };
+        let turn = Turn::user([], "Rewrite: A cat.");
         Question {
             generation: None,
             turns: vec![turn],

@@ -55,7 +55,7 @@ impl<'a> Kept<'a> {
         let kind = negative.kind;
         let pair = self.pair(negative);
         let (images, question) = (images(&pair.data), question(&pair.data.conversation));
-        match self.filter.admit(&candidate(&pair.data, &images, &question, pair.key.as_deref())) {
+        match self.filter.admit(&candidate(&pair, &images, &question)) {
             Ok(()) => {
                 self.pairs.push(pair);
                 ControlFlow::Break(())

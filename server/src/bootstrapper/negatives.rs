@@ -38,7 +38,7 @@ pub(super) enum Trouble {
 impl From<GeneratorError> for Trouble {
     fn from(error: GeneratorError) -> Self {
         match error {
-            GeneratorError::Invalid(_) => Self::Skip(Skip::Impossible),
+            GeneratorError::Invalid(_) | GeneratorError::Incomplete(_) => Self::Skip(Skip::Impossible),
             GeneratorError::NotLoaded(_) => Self::NotLoaded,
             GeneratorError::Failed(why) => Self::Failed(why),
         }
@@ -116,6 +116,7 @@ impl Maker {
                         return Ok(());
                     }
                 }
+                Err(GeneratorError::Incomplete(_)) => counters::rejection(kind, "cut_off"),
                 // Another draw would be no more possible.
                 Err(GeneratorError::Invalid(_)) => {
                     counters::rejection(kind, "impossible");
@@ -180,7 +181,7 @@ impl Maker {
         };
         let said = subject.choice.conversation.last().map(text).unwrap_or_default();
         let mut asked = inject::question(&said, &subject.choice.text, &injection, seed);
-        let prompt: String = asked.turns.iter().map(|turn| turn.text.as_str()).collect();
+        let prompt: String = asked.turns.iter().map(Turn::text).collect();
         let instruction = Instruction {
             injector: self.models.injector.as_ref().map_or("self", |(name, _)| name).to_owned(),
             wording: match injection.wording {

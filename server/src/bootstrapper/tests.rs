@@ -53,7 +53,7 @@ fn said(question: &Question, text: &str) -> Generated {
 /// Gives scores of 0 with the clean image and -1 without, repeats the answer when asked again, and else says something wrong.
 fn usual(question: &Question) -> Result<Generated, GeneratorError> {
     let last = question.turns.last().unwrap();
-    let clean = last.images.iter().any(|image| image.to_rgb8().get_pixel(0, 0).0 == [200, 40, 40]);
+    let clean = last.images().any(|image| image.to_rgb8().get_pixel(0, 0).0 == [200, 40, 40]);
     Ok(match &question.answer {
         Some(tokens) => {
             let logprob = if clean { 0.0 } else { -1.0 };
@@ -61,7 +61,7 @@ fn usual(question: &Question) -> Result<Generated, GeneratorError> {
             Generated { tokens, ..said(question, "") }
         }
         None if clean => said(question, ANSWER),
-        None if !last.images.is_empty() => said(question, "The apple is blue."),
+        None if last.images().next().is_some() => said(question, "The apple is blue."),
         None => said(question, "Wrong answer: \"The apple is white.\""),
     })
 }
@@ -227,7 +227,10 @@ fn the_chosen_answer_is_decided_by_who_said_what() {
         (vec![said("a", false, Some(-0.1), None)], Err(Skip::Disapproved)),
         // The latest rating of a key counts, and keys weigh the same.
         (vec![said("a", false, Some(-1.0), None), said("a", false, Some(1.0), None)], accepted(false)),
-        (vec![said("a", false, Some(1.0), None), said("b", false, Some(-1.0), None)], own),
+        // Nobody may have called it wrong.
+        (vec![said("a", false, Some(1.0), None), said("b", false, Some(-1.0), None)], Err(Skip::Disapproved)),
+        (vec![said("a", false, Some(1.0), None), said("b", true, Some(-0.5), None)], Err(Skip::Disapproved)),
+        (vec![said("a", false, Some(0.2), None), said("b", false, Some(0.0), None)], own),
         (vec![said("a", false, None, Some("x y"))], corrected("x y", true)),
         (vec![said("a", true, None, Some("call [redacted:phone]"))], Err(Skip::Redacted)),
         (vec![said("a", true, None, Some("x y")), said("b", false, None, Some("p q"))], corrected("x y", false)),
@@ -249,6 +252,25 @@ fn the_chosen_answer_is_decided_by_who_said_what() {
     ] {
         assert_eq!(decide(&record, &[]), Err(skip));
     }
+    // What only looks so because it was asked for is no answer to the question alone; a correction is.
+    for (name, value) in [
+        ("response_format", serde_json::json!({"type": "json_schema"})),
+        ("logit_bias", serde_json::json!({"5": 100.0})),
+        ("stop", serde_json::json!(["."])),
+    ] {
+        let shaped = changed(&|record| drop(record.parameters.insert(name.to_owned(), value.clone())));
+        for feedback in [vec![], vec![said("a", true, Some(1.0), None)]] {
+            assert_eq!(decide(&shaped, &feedback), Err(Skip::Shaped), "{name}");
+        }
+        assert_eq!(decide(&shaped, &[said("a", true, None, Some("x"))]), corrected("x", false));
+    }
+    let plain = changed(&|record| {
+        record.parameters.extend(
+            [("stop", serde_json::json!([])), ("logit_bias", serde_json::Value::Null)]
+                .map(|(name, value)| (name.to_owned(), value)),
+        );
+    });
+    assert!(decide(&plain, &[]).is_ok());
     // A correction tells what is right, whatever became of the answer.
     let cancelled = changed(&|record| record.answers[0].finish = Finish::Cancelled);
     assert_eq!(decide(&cancelled, &[said("a", true, None, Some("x"))]), corrected("x", false));
@@ -300,8 +322,8 @@ async fn a_correction_becomes_pairs_with_their_provenance() {
     let asked = bench.asked();
     assert!(asked.iter().all(|question| question.generation.as_deref() == Some("ad-1")));
     let prompt = &asked.last().unwrap().turns[0];
-    assert!(prompt.images.is_empty() && prompt.text.contains(CORRECTION));
-    assert_eq!(instruction.digest, blake3::hash(prompt.text.as_bytes()).to_hex().to_string());
+    assert!(prompt.images().next().is_none() && prompt.text().contains(CORRECTION));
+    assert_eq!(instruction.digest, blake3::hash(prompt.text().as_bytes()).to_hex().to_string());
     assert_eq!(bench.state(&record), BootstrapState::Done);
 
     bench.pass().await;
@@ -436,7 +458,7 @@ async fn a_generation_that_is_gone_is_replaced_as_configured() {
 #[tokio::test]
 async fn what_the_filters_refuse_is_drawn_again_and_caps_hold() {
     let mut bench = Bench::new(|question| {
-        let images = question.turns.last().unwrap().images.len();
+        let images = question.turns.last().unwrap().images().count();
         // The third draw is another one.
         Ok(said(question, if images == 0 && question.seed % 2 == 0 { "The apple is white." } else { CORRECTION }))
     });
@@ -486,7 +508,7 @@ async fn a_model_that_fails_is_asked_again_later() {
 #[tokio::test]
 async fn records_that_always_fail_do_not_block_those_behind() {
     let bench = Bench::new(|question| match question.turns.last() {
-        Some(turn) if turn.text.contains("poison") => Err(GeneratorError::Failed("it died".into())),
+        Some(turn) if turn.text().contains("poison") => Err(GeneratorError::Failed("it died".into())),
         _ => usual(question),
     });
     let mut bad = Vec::new();

@@ -71,7 +71,7 @@ impl TextModel {
     }
 
     async fn ask(&self, question: Question) -> Result<Generated, GeneratorError> {
-        if question.turns.iter().any(|turn| !turn.images.is_empty()) {
+        if question.turns.iter().any(|turn| turn.images().next().is_some()) {
             return Err(GeneratorError::Invalid("the text model is asked about text only".to_owned()));
         }
         // Whoever has it is the one who asks.
@@ -158,7 +158,7 @@ async fn answer(loaded: &Loaded, question: &Question) -> Result<asked::Whole, En
 
 #[cfg(test)]
 mod tests {
-    use reground_learner::generator::{Speaker, Turn};
+    use reground_learner::generator::Turn;
 
     use super::*;
     use crate::api::testing::Echo;
@@ -174,8 +174,7 @@ mod tests {
     }
 
     fn question(seed: u64) -> Question {
-        let text = "what color is the circle?".to_owned();
-        let turn = Turn { speaker: Speaker::User, images: Vec::new(), text };
+        let turn = Turn::user([], "what color is the circle?");
         Question {
             generation: None,
             turns: vec![turn],
@@ -245,7 +244,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         tiny_text::checkpoint(directory.path());
         let mut asked = question(1);
-        asked.turns[0].images.push(Arc::new(image::DynamicImage::new_rgb8(2, 2)));
+        asked.turns[0] = Turn::user([Arc::new(image::DynamicImage::new_rgb8(2, 2))], "what is it?");
         let error = model(directory.path().to_str().unwrap()).await.unwrap().generate(asked).await.unwrap_err();
         assert!(matches!(error, GeneratorError::Invalid(_)), "{error}");
     }

@@ -39,7 +39,9 @@ pub struct TrainConfig {
     pub alpha: f64,
     /// Share of the images whose pairs are held out for the gate.
     pub held_out: f64,
-    /// Decides which those are, data order, dropout and a new adapter's values.
+    /// Decides which those are. With another one, images that are held out were trained on by what is continued.
+    pub held_out_seed: u64,
+    /// Decides data order, dropout and a new adapter's values.
     pub seed: u64,
     /// Optimiser steps between checkpoints.
     pub checkpoint_every: u64,
@@ -62,7 +64,7 @@ impl Default for TrainConfig {
     fn default() -> Self {
         Self {
             enabled: true,
-            min_pairs: 256,
+            min_pairs: 512,
             interval_hours: 0,
             replay_share: 0.3,
             anchors: Vec::new(),
@@ -75,7 +77,8 @@ impl Default for TrainConfig {
             sft: 8.0,
             rank: 16,
             alpha: 32.0,
-            held_out: 0.1,
+            held_out: 0.2,
+            held_out_seed: 0,
             seed: 0,
             checkpoint_every: 20,
             threads: 0,

@@ -109,7 +109,9 @@ fn config(demo: &Demo, data: &Path) -> Config {
     config.record.queue = 100_000;
     // One run, when everything that was asked has been looked at: the demonstration asks for it.
     config.train.min_pairs = 0;
-    config.train.seed = demo.seed;
+    (config.train.seed, config.train.held_out_seed) = (demo.seed, demo.seed);
+    // The built-in model has evaluation sets of its own.
+    config.train.held_out = 0.1;
     (config.model.device, config.train.device) = (demo.device, demo.device);
     // Nobody waits for an answer while it trains.
     config.train.nice = 0;

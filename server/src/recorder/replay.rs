@@ -6,7 +6,7 @@ use std::sync::Arc;
 use image::DynamicImage;
 use reground_learner::bpo::data::blobs::Blobs;
 use reground_learner::bpo::pair::{Message, Part, Role};
-use reground_learner::generator::{Speaker, Turn};
+use reground_learner::generator::{Piece, Speaker, Turn};
 use reground_learner::store::rows::Record;
 use reground_learner::store::{Store, StoreError};
 
@@ -56,15 +56,14 @@ pub fn turns(conversation: &[Message], images: &[Arc<DynamicImage>]) -> Vec<Turn
             Role::User => Speaker::User,
             Role::Assistant => Speaker::Assistant,
         },
-        images: message
+        content: message
             .content
             .iter()
             .filter_map(|part| match part {
-                Part::Image { index } => images.get(*index).cloned(),
-                Part::Text { .. } => None,
+                Part::Image { index } => images.get(*index).cloned().map(Piece::Image),
+                Part::Text { text } => Some(Piece::Text(text.clone())),
             })
             .collect(),
-        text: text(message),
     };
     conversation.iter().map(turn).collect()
 }

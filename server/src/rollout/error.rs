@@ -49,6 +49,14 @@ pub enum RolloutError {
     /// The adapter is needed.
     #[error("adapter `{0}` is live, previous, canary or shadow and cannot be removed")]
     InUse(GenerationId),
+    /// A run goes on from the adapter.
+    #[error("job `{run}` is not over and continues adapter `{id}`; wait for its end, or cancel it")]
+    Continued {
+        /// The adapter.
+        id: GenerationId,
+        /// The run.
+        run: String,
+    },
     /// The adapter is not there, or is not what was taken in.
     #[error(transparent)]
     Library(#[from] LibraryError),

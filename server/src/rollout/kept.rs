@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use reground_learner::store::Query;
+use reground_learner::store::rows::Run;
+
 use super::error::RolloutError;
 use super::library::{Manifest, Origin};
 use super::rollout::{Rollout, blocking};
@@ -51,6 +54,12 @@ impl Rollout {
         let generation = GenerationId::from(id);
         if self.route().uses(&generation) {
             return Err(RolloutError::InUse(generation));
+        }
+        let parent = id.to_owned();
+        let begun =
+            self.stored(move |store| Ok(store.list_readable::<Run>(&Query::by("parent", parent.as_str()))?.rows));
+        if let Some(run) = begun.await?.into_iter().find(|run| run.state.is_open()) {
+            return Err(RolloutError::Continued { id: generation, run: run.id });
         }
         let id = id.to_owned();
         blocking(&self.library, move |library| library.remove(&id)).await?;

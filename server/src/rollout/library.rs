@@ -87,6 +87,19 @@ pub enum LibraryError {
     Io(#[from] io::Error),
 }
 
+/// Whether a failure of the file system may be over soon: what is gone, malformed or of no use does not mend by waiting.
+pub(crate) fn is_passing(error: &io::Error) -> bool {
+    !matches!(
+        error.kind(),
+        io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::InvalidData
+            | io::ErrorKind::Other
+    )
+}
+
 /// The directory of adapters.
 pub(super) struct Library {
     root: PathBuf,
@@ -166,8 +179,11 @@ impl Library {
             let changed = || LibraryError::Changed { id: id.to_owned(), what: file };
             let mut hasher = blake3::Hasher::new();
             let read = fs_err::File::open(directory.join(file)).and_then(|file| io::copy(&mut &file, &mut hasher));
-            if read.is_err() || hasher.finalize().to_hex().as_str() != digest {
-                return Err(changed());
+            match read {
+                Ok(_) if hasher.finalize().to_hex().as_str() == digest => {}
+                // What is there cannot be read now, which says nothing about what it is.
+                Err(error) if is_passing(&error) => return Err(error.into()),
+                _ => return Err(changed()),
             }
         }
         Ok(directory)

@@ -38,6 +38,7 @@ pub use error::RolloutError;
 pub(crate) use generations::SWITCH;
 pub use generations::{Generations, Lease, LoadError};
 pub use ledger::Change;
+pub(crate) use library::is_passing;
 pub use library::{LibraryError, Manifest, Origin};
 pub use observed::{Behaviour, Observation, Observed};
 pub use probe::ProbeError;

@@ -41,13 +41,21 @@ pub enum ProbeError {
     Engine(#[from] EngineError),
 }
 
-/// What the base says: tokens and their log-probabilities, scored as an adapter's will be, so that rounding makes no difference.
+/// What the base says: tokens and their log-probabilities, scored as an adapter's will be.
 ///
 /// # Errors
 /// See [`ProbeError`].
 pub(super) async fn reference(base: &Lease) -> Result<Vec<(u32, f32)>, ProbeError> {
     let said = ask(base, None).await?;
     score(base, &said).await
+}
+
+/// Scores what was said, twice: whoever was asked before finds the beginning of the prompt, computes with other shapes, and rounds
+/// otherwise. The second time everybody does.
+async fn score(lease: &Lease, said: &[(u32, f32)]) -> Result<Vec<(u32, f32)>, ProbeError> {
+    let forced: Vec<u32> = said.iter().map(|(id, _)| *id).collect();
+    ask(lease, Some(forced.clone())).await?;
+    ask(lease, Some(forced)).await
 }
 
 /// Compares an adapter with what the base says; the largest change of a log-probability, in nats.
@@ -64,10 +72,6 @@ pub(super) async fn compare(answered: &[(u32, f32)], adapter: &Lease) -> Result<
         largest = largest.max((base - adapter).abs());
     }
     if largest < LEAST_CHANGE { Err(ProbeError::Inert) } else { Ok(largest) }
-}
-
-async fn score(lease: &Lease, said: &[(u32, f32)]) -> Result<Vec<(u32, f32)>, ProbeError> {
-    ask(lease, Some(said.iter().map(|(id, _)| *id).collect())).await
 }
 
 /// Tokens of an answer and their log-probabilities: greedy ones, or those given.

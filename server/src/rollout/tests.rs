@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use reground_learner::store::rows::{Run, RunState};
 use reground_learner::store::{Options, Store};
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -80,6 +81,35 @@ async fn what_is_activated_answers_and_a_rollback_brings_back_what_answered() {
     let error = place.rollout.rollback(None, "test").await.unwrap_err();
     assert!(matches!(error, RolloutError::NoPrevious { .. }), "{error}");
     assert_eq!(place.told().await, ["rollback", "rollback", "activate", "activate"]);
+}
+
+#[tokio::test]
+async fn what_a_run_continues_is_not_removed_before_its_end() {
+    let place = place().await;
+    let first = place.import().await;
+    let run = |state: RunState| Run {
+        id: "ftjob-1".into(),
+        created_ms: 1,
+        started_ms: None,
+        finished_ms: None,
+        state,
+        trigger: "test".into(),
+        parent: first.to_string(),
+        dataset_digest: None,
+        pairs: 0,
+        request: serde_json::Value::Null,
+        adapter: None,
+        restarts: 0,
+        error: None,
+        refused: false,
+    };
+    for state in [RunState::Queued, RunState::Running, RunState::Paused] {
+        place.rollout.store.write(|rows| rows.put(&run(state))).unwrap();
+        let error = place.rollout.remove(first.as_str()).await.unwrap_err();
+        assert!(matches!(error, RolloutError::Continued { .. }), "{state:?}: {error}");
+    }
+    place.rollout.store.write(|rows| rows.put(&run(RunState::Failed))).unwrap();
+    place.rollout.remove(first.as_str()).await.unwrap();
 }
 
 #[tokio::test]

@@ -26,10 +26,38 @@ pub(super) struct Frozen {
     pub(super) digest: String,
     /// Pairs in it.
     pub(super) count: usize,
-    /// Ids of those that are rows of the store.
-    pub(super) collected: Vec<String>,
+    /// Those that are rows of the store.
+    pub(super) collected: Vec<Collected>,
     /// Collected pairs whose image is gone.
     pub(super) without_image: usize,
+}
+
+/// A pair of the store as it was frozen.
+pub(super) struct Collected {
+    pub(super) id: String,
+    /// BLAKE3 of its answers.
+    answers: blake3::Hash,
+}
+
+impl Collected {
+    pub(super) fn new(pair: &PreferencePair) -> Self {
+        Self { id: pair.id.clone(), answers: answers(pair) }
+    }
+
+    /// Whether a pair has the answers still that were frozen.
+    pub(super) fn is(&self, pair: &PreferencePair) -> bool {
+        self.answers == answers(pair)
+    }
+}
+
+fn answers(pair: &PreferencePair) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    for answer in [Some(&pair.chosen), pair.rejected.as_ref()] {
+        // With its length before each, two pairs of answers differ wherever they are cut.
+        hasher.update(&answer.map_or(u64::MAX, |answer| answer.len() as u64).to_le_bytes());
+        hasher.update(answer.map_or(&[], |answer| answer.as_bytes()));
+    }
+    hasher.finalize()
 }
 
 /// Writes `directory/dataset.jsonl` and has its images beside it, so that what is deleted meanwhile does not end the run.
@@ -95,7 +123,7 @@ pub(super) fn count_all(store: &Store) -> Result<usize, RunsError> {
 #[derive(Default)]
 struct Chosen {
     pairs: Vec<PreferencePair>,
-    collected: Vec<String>,
+    collected: Vec<Collected>,
     without_image: usize,
 }
 
@@ -110,7 +138,7 @@ impl Images<'_> {
         let mut chosen = Chosen::default();
         for pair in pairs {
             if self.keep(&pair)? {
-                chosen.collected.push(pair.id.clone());
+                chosen.collected.push(Collected::new(&pair));
                 chosen.pairs.push(pair);
             } else {
                 chosen.without_image += 1;

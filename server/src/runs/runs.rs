@@ -17,7 +17,7 @@ use super::error::word;
 use super::{Program, RunRequest, RunsError, Training, dataset, files, leftovers, worker};
 use crate::config::{Config, RolloutConfig, TrainConfig};
 use crate::engine::GenerationId;
-use crate::rollout::Rollout;
+use crate::rollout::{LibraryError, Rollout, RolloutError, is_passing};
 
 /// How long a training process gets to save when the server stops; one that is killed loses the steps since its last
 /// checkpoint.
@@ -288,11 +288,7 @@ pub(super) fn is_outage(error: &RunsError) -> bool {
     match error {
         RunsError::Store(StoreError::Damaged { .. }) => false,
         RunsError::Store(error) => error.is_failure(),
-        // What is gone, malformed or no use of a file system does not mend by waiting.
-        RunsError::Io(error) => !matches!(
-            error.kind(),
-            io::ErrorKind::NotFound | io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::Other
-        ),
+        RunsError::Io(error) | RunsError::Rollout(RolloutError::Library(LibraryError::Io(error))) => is_passing(error),
         _ => false,
     }
 }

@@ -52,7 +52,7 @@ pub(super) fn run_config(
     config.data.digest = digest.to_owned();
     config.data.blobs = PathBuf::from(BLOBS);
     config.data.held_out = train.held_out;
-    config.data.held_out_seed = train.seed;
+    config.data.held_out_seed = train.held_out_seed;
     config.data.distortion_edge = distortion_edge;
     config
 }
@@ -121,8 +121,11 @@ mod tests {
 
     #[test]
     fn another_seed_does_not_move_the_held_out_images() {
-        let request = RunRequest { seed: Some(7), ..RunRequest::default() };
-        let config = run_config(&TrainConfig::default(), &request, "pocket", None, "", 512);
-        assert_eq!((config.seed, config.data.held_out_seed), (7, 0));
+        let train = TrainConfig { seed: 5, ..TrainConfig::default() };
+        for (seed, expected) in [(Some(7), 7), (None, 5)] {
+            let request = RunRequest { seed, ..RunRequest::default() };
+            let config = run_config(&train, &request, "pocket", None, "", 512);
+            assert_eq!((config.seed, config.data.held_out_seed), (expected, 0));
+        }
     }
 }

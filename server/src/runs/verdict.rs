@@ -105,13 +105,9 @@ impl Shared {
     /// Puts the adapter where `[rollout]` says, if what the run continued is still live; what came of it.
     async fn roll_out(&self, run: &Run, adapter: &str) -> Result<(EventLevel, String), RunsError> {
         let (id, parent) = (GenerationId::from(adapter), GenerationId::from(run.parent.as_str()));
-        // The server stopped before that was written to the run, and somebody may have taken the adapter back since.
-        if run.adapter.is_some() && self.rollout.changes(usize::MAX).await?.iter().any(|change| change.after.uses(&id))
-        {
-            return Ok((
-                EventLevel::Info,
-                format!("Adapter {adapter} was put before callers before the server stopped."),
-            ));
+        // The server stopped, or the disk failed, before that was written to the run; somebody may have taken it back since.
+        if self.rollout.changes(usize::MAX).await?.iter().any(|change| change.after.uses(&id)) {
+            return Ok((EventLevel::Info, format!("Adapter {adapter} was put before callers already.")));
         }
         let (canary, shadow) = (self.after.canary_percent, self.after.shadow_percent);
         let (done, told) = match self.after.after_gate {

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
 use super::child::Child;
+use super::dataset::Collected;
 use super::journal::{self, Journal};
 use super::runs::{STOPPING, Shared, is_outage};
 use super::way::make_way;
@@ -220,7 +221,7 @@ impl Shared {
         &self,
         id: String,
         set: impl FnOnce(&mut Run) + Send + 'static,
-        pairs: Vec<String>,
+        pairs: Vec<Collected>,
     ) -> Result<Option<Run>, RunsError> {
         self.with_store(move |store| {
             Ok(store.write(|rows| {
@@ -229,11 +230,11 @@ impl Shared {
                 run.state = RunState::Running;
                 set(&mut run);
                 rows.put(&run)?;
-                for pair in pairs {
+                for frozen in pairs {
                     // One that was deleted just now is in this run still, and in no later one.
-                    let Some(mut pair) = rows.get::<Pair>(&pair)? else { continue };
-                    // What somebody decided about it meanwhile holds.
-                    if matches!(pair.state, PairState::New | PairState::Accepted) {
+                    let Some(mut pair) = rows.get::<Pair>(&frozen.id)? else { continue };
+                    // What somebody decided about it meanwhile holds; other answers are for another run.
+                    if matches!(pair.state, PairState::New | PairState::Accepted) && frozen.is(&pair.data) {
                         pair.state = PairState::Used;
                     }
                     pair.runs.push(run.id.clone());

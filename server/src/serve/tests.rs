@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use reground_learner::generator::{Generated, Generator, Question, Speaker, Turn};
+use reground_learner::generator::{Generated, Generator, Question, Turn};
 use serde_json::{Value, json};
 
 use super::{Running, start};
@@ -79,7 +79,7 @@ async fn a_killed_engine_comes_back_with(engine: EngineKind) {
 fn question(seed: u64) -> Question {
     Question {
         generation: None,
-        turns: vec![Turn { speaker: Speaker::User, images: Vec::new(), text: "describe the image".into() }],
+        turns: vec![Turn::user([], "describe the image")],
         temperature: 1.0,
         top_p: 1.0,
         seed,

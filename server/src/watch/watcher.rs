@@ -246,7 +246,9 @@ impl Watcher {
             match grounding::margin(generator, generation.as_str(), &turns, &answer.token_ids).await {
                 Ok(measured) => *margin = measured,
                 // Cold: it is compared with nothing.
-                Err(GeneratorError::Invalid(_) | GeneratorError::NotLoaded(_)) => return Ok(None),
+                Err(GeneratorError::Invalid(_) | GeneratorError::Incomplete(_) | GeneratorError::NotLoaded(_)) => {
+                    return Ok(None);
+                }
                 Err(GeneratorError::Failed(why)) => return Err(why),
             }
         }

@@ -65,6 +65,13 @@ pub enum RunState {
     Cancelled,
 }
 
+impl RunState {
+    /// Whether something may still come of it.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Queued | Self::Running | Self::Paused)
+    }
+}
+
 impl Row for Run {
     const KIND: &'static str = "run";
     const PREFIX: &'static str = "ftjob";

@@ -28,12 +28,14 @@ pub(super) struct Timed {
     began: Instant,
     first: Option<Instant>,
     last: Instant,
+    /// Since when its times are not its own.
+    disturbed: Option<Instant>,
 }
 
 impl Timed {
     pub(super) fn begin() -> Self {
         let now = Instant::now();
-        Self { tokens: Vec::new(), began: now, first: None, last: now }
+        Self { tokens: Vec::new(), began: now, first: None, last: now, disturbed: None }
     }
 
     /// The engine made a token.
@@ -43,13 +45,26 @@ impl Timed {
         self.tokens.push((id, logprob));
     }
 
-    /// From its place in the engine to the first token.
-    pub(super) fn first_token(&self) -> Option<Duration> {
-        self.first.map(|first| first - self.began)
+    /// A live query is answered beside it, or instead.
+    pub(super) fn disturb(&mut self) {
+        self.disturbed.get_or_insert_with(Instant::now);
     }
 
-    /// From there to the next one, in the mean.
+    pub(super) fn is_disturbed(&self) -> bool {
+        self.disturbed.is_some()
+    }
+
+    /// From its place in the engine to the first token; `None` if there was none, or it was disturbed before.
+    pub(super) fn first_token(&self) -> Option<Duration> {
+        let first = self.first.filter(|first| self.disturbed.is_none_or(|disturbed| *first <= disturbed));
+        first.map(|first| first - self.began)
+    }
+
+    /// From there to the next one, in the mean; `None` if it was disturbed.
     pub(super) fn per_token(&self) -> Option<Duration> {
+        if self.is_disturbed() {
+            return None;
+        }
         let more = u32::try_from(self.tokens.len()).ok()?.checked_sub(1).filter(|more| *more > 0)?;
         self.first.map(|first| (self.last - first) / more)
     }

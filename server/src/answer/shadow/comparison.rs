@@ -42,9 +42,10 @@ pub struct Side {
     pub tokens: Sample,
     /// Mean log-probability of an answer's tokens, nats.
     pub logprob: Sample,
-    /// Natural logarithm of the seconds to the first token, the queue left out.
+    /// Natural logarithm of the seconds to the first token, the queue left out; of a shadow's only those beside which nobody else was
+    /// answered.
     pub first_token: Sample,
-    /// Natural logarithm of the seconds per token after it.
+    /// Natural logarithm of the seconds per token after it, of the same answers.
     pub per_token: Sample,
 }
 
@@ -109,8 +110,14 @@ pub(super) fn describe() {
     describe_gauge!(SAME, "Share of the shadow's answers that are those of the live generation");
     describe_gauge!(TOKENS, "Tokens of an answer in the mean, by side: live, shadow");
     describe_gauge!(LOGPROB, "Log-probability of a token in the mean, by side");
-    describe_gauge!(FIRST_TOKEN, "Seconds to the first token, the queue left out, geometric mean, by side");
-    describe_gauge!(PER_TOKEN, "Seconds per token after the first, geometric mean, by side");
+    describe_gauge!(
+        FIRST_TOKEN,
+        "Seconds to the first token, the queue left out, geometric mean, by side; the shadow's where nobody else was answered"
+    );
+    describe_gauge!(
+        PER_TOKEN,
+        "Seconds per token after the first, geometric mean, by side; the shadow's where nobody else was answered"
+    );
 }
 
 #[cfg(test)]
@@ -123,6 +130,23 @@ mod tests {
         let mut timed = Timed::begin();
         tokens.iter().for_each(|id| timed.token(*id, logprob, Instant::now()));
         timed
+    }
+
+    #[test]
+    fn times_count_as_long_as_nobody_else_is_answered() {
+        let mut comparison = Comparison::default();
+        let (live, mut late) = (answer(&[1, 2, 3], -0.5), answer(&[1, 2, 3], -0.5));
+        late.disturb();
+        let mut early = Timed::begin();
+        early.disturb();
+        let after = Instant::now() + Duration::from_secs(1);
+        [1, 2, 3].into_iter().for_each(|id| early.token(id, -0.5, after));
+        for shadow in [&late, &early, &live] {
+            comparison.add(&live, shadow);
+        }
+        let shadow = comparison.of_shadow;
+        assert_eq!((shadow.tokens.count(), shadow.first_token.count(), shadow.per_token.count()), (3, 2, 1));
+        assert_eq!(comparison.of_live.per_token.count(), 3);
     }
 
     #[test]

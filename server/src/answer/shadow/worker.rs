@@ -78,18 +78,25 @@ impl Shadow {
         let stream = stream.unwrap_or_else(|error| Err(EngineError::Failed(error.to_string())));
         let mut stream = stream.map_err(Missed::Failed)?;
         let mut text = TextBuilder::new(case.stop.clone());
-        let preempted = behind.preempted();
-        tokio::pin!(preempted);
+        let (preempted, busy) = (behind.preempted(), self.generations.activity().busy());
+        tokio::pin!(preempted, busy);
         loop {
             let event = tokio::select! {
-                event = stream.next() => event,
+                biased;
                 () = &mut preempted => return Err(Missed::Preempted),
+                () = &mut busy, if !timed.is_disturbed() => {
+                    timed.disturb();
+                    continue;
+                }
+                event = stream.next() => event,
             };
             match event {
                 Some(Event::Started { .. }) => {}
                 Some(Event::Token(token)) => {
                     timed.token(token.id, token.logprob, stream.reported());
-                    text.push(vocabulary.bytes(token.id));
+                    if !vocabulary.ends_turn(token.id) {
+                        text.push(vocabulary.bytes(token.id));
+                    }
                     if text.is_stopped() {
                         return Ok(timed);
                     }

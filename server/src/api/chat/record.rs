@@ -13,6 +13,7 @@ use crate::api::App;
 use crate::api::auth::Caller;
 use crate::api::error::{ApiError, code};
 use crate::engine::Role;
+use crate::engine::grammar::Grammar;
 use crate::images::ReadImage;
 use crate::recorder::{Draft, Recorder};
 
@@ -128,6 +129,14 @@ fn parameters(request: &ChatRequest) -> Map<String, Value> {
         "seed": request.seed.map(u64::cast_signed),
         "max_completion_tokens": request.max_tokens,
         "stop": request.stop,
+        "logit_bias": (!request.logit_bias.is_empty()).then(|| {
+            request.logit_bias.iter().map(|(id, bias)| (id.to_string(), Value::from(*bias))).collect::<Map<_, _>>()
+        }),
+        // Which kind; a schema can be larger than everything else in the record.
+        "response_format": request.grammar.as_ref().map(|grammar| json!({"type": match grammar {
+            Grammar::JsonObject => "json_object",
+            Grammar::JsonSchema(_) => "json_schema",
+        }})),
     });
     match all {
         Value::Object(parameters) => parameters,

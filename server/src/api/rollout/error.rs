@@ -14,7 +14,8 @@ impl From<RolloutError> for ApiError {
             | RolloutError::Pinned(_)
             | RolloutError::OneAtATime
             | RolloutError::NotWatched(_)
-            | RolloutError::InUse(_) => Self::conflict(message),
+            | RolloutError::InUse(_)
+            | RolloutError::Continued { .. } => Self::conflict(message),
             RolloutError::Library(LibraryError::Unknown(_)) => Self::not_found(code::ADAPTER_NOT_FOUND, message),
             RolloutError::Library(LibraryError::Changed { .. }) => Self::bad_request(code::ADAPTER_CHANGED, message),
             RolloutError::Library(LibraryError::Invalid(_) | LibraryError::TooLarge { .. }) => {

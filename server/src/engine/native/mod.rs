@@ -96,6 +96,8 @@ impl NativeEngine {
         if let Some(quantisation) = quantisation {
             info!(model.isq = %quantisation, "The weights of the decoder's linear layers were rounded; adapters come in f32 beside them.");
         }
+        // A checkpoint that does not say how many positions it has is read with its family's default.
+        about.max_len = about.max_len.min(model.decoder().config().max_positions);
         let bytes_per_token = KeyValues::bytes_per_token(model.decoder().config(), dtype);
         let fitting = config.kv_cache_bytes / bytes_per_token;
         if fitting < about.max_len {
@@ -107,7 +109,7 @@ impl NativeEngine {
         }
         let model = Arc::new(model);
         let features = Arc::new(FeatureCache::new(config.vision_cache_bytes));
-        let prefixes = Arc::new(PrefixCache::new(config.prefix_cache_bytes));
+        let prefixes = Arc::new(PrefixCache::new(config.prefix_cache_bytes, bytes_per_token));
         let (arrivals, received) = mpsc::channel();
         let work = Work {
             model: model.clone(),

@@ -71,6 +71,7 @@ pub(super) fn shared(a: &[Mark], b: &[Mark]) -> usize {
 /// The prompts last read, up to a number of bytes.
 pub(super) struct PrefixCache {
     limit: usize,
+    bytes_per_token: usize,
     state: Mutex<State>,
 }
 
@@ -95,9 +96,9 @@ struct Entry {
 }
 
 impl PrefixCache {
-    /// A cache of at most `limit` bytes; 0 keeps nothing.
-    pub(super) fn new(limit: usize) -> Self {
-        Self { limit, state: Mutex::default() }
+    /// A cache of at most `limit` bytes, of which a token's keys and values take `bytes_per_token`; 0 keeps nothing.
+    pub(super) fn new(limit: usize, bytes_per_token: usize) -> Self {
+        Self { limit, bytes_per_token, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -107,6 +108,17 @@ impl PrefixCache {
     /// Whether it keeps anything at all.
     pub(super) fn is_on(&self) -> bool {
         self.limit > 0
+    }
+
+    /// Bytes of a prompt with these marks, and whether it is ever kept.
+    fn size(&self, marks: &[Mark]) -> (usize, bool) {
+        let bytes = marks.len() * (BLOCK * self.bytes_per_token + MARK_BYTES);
+        (bytes, !marks.is_empty() && bytes <= self.limit)
+    }
+
+    /// Whether a prompt with these marks will be kept once it was read.
+    pub(super) fn takes(&self, marks: &[Mark]) -> bool {
+        self.size(marks).1
     }
 
     /// The most tokens of a prompt with these marks that are kept, fewer than `below`, and the entry whose first rows they
@@ -141,20 +153,19 @@ impl PrefixCache {
     ///
     /// # Errors
     /// A failed copy.
-    pub(super) fn put(&self, marks: &[Mark], bytes_per_token: usize, rows: &KeyValues) -> Result<()> {
-        let tokens = marks.len() * BLOCK;
-        let bytes = tokens * bytes_per_token + marks.len() * MARK_BYTES;
-        let Some(last) = marks.last() else { return Ok(()) };
-        if bytes > self.limit || self.state().index.contains_key(last) {
+    pub(super) fn put(&self, marks: &[Mark], rows: &KeyValues) -> Result<()> {
+        let (bytes, is_taken) = self.size(marks);
+        let mut state = self.state();
+        if !is_taken || marks.last().is_none_or(|last| state.index.contains_key(last)) {
             return Ok(());
         }
+        // Before the copy is made, which takes the memory.
+        state.make_room(self.limit - bytes);
+        drop(state);
+        let tokens = marks.len() * BLOCK;
         let rows = Arc::new(rows.fork(tokens, tokens)?);
         let mut state = self.state();
-        while state.bytes + bytes > self.limit {
-            let oldest = state.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(number, _)| *number);
-            let Some(oldest) = oldest else { break };
-            state.remove(oldest);
-        }
+        state.make_room(self.limit - bytes);
         let number = state.tick();
         for mark in marks {
             state.index.entry(*mark).or_default().insert(number);
@@ -182,6 +193,15 @@ impl State {
     fn tick(&mut self) -> u64 {
         self.clock += 1;
         self.clock
+    }
+
+    /// Removes what was not used for longest until at most `bytes` are left.
+    fn make_room(&mut self, bytes: usize) {
+        while self.bytes > bytes {
+            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(number, _)| *number);
+            let Some(oldest) = oldest else { return };
+            self.remove(oldest);
+        }
     }
 
     fn remove(&mut self, number: u64) {
@@ -237,7 +257,7 @@ mod tests {
     }
 
     fn cache_of(entries_of_16: usize) -> PrefixCache {
-        PrefixCache::new(entries_of_16 * (16 * ROW + 2 * MARK_BYTES))
+        PrefixCache::new(entries_of_16 * (16 * ROW + 2 * MARK_BYTES), ROW)
     }
 
     #[test]
@@ -271,8 +291,8 @@ mod tests {
         let cache = cache_of(10);
         let rows = rows(40);
         let of = |prompt: &[u32]| marks(base(), prompt, IMAGE, &[]);
-        cache.put(&of(&text(40)[..16]), ROW, &rows).unwrap();
-        cache.put(&of(&text(40)), ROW, &rows).unwrap();
+        cache.put(&of(&text(40)[..16]), &rows).unwrap();
+        cache.put(&of(&text(40)), &rows).unwrap();
         let tokens = |prompt: &[u32], below| cache.get(&of(prompt), below).map(|(tokens, _)| tokens);
         assert_eq!(tokens(&text(40), 40), Some(32), "the last row must be read: its hidden state is needed");
         assert_eq!(tokens(&text(40), 41), Some(40));
@@ -293,18 +313,18 @@ mod tests {
         let prompt = |first: u32| (first..first + 16).collect::<Vec<u32>>();
         let of = |first| marks(base(), &prompt(first), IMAGE, &[]);
         let is_kept = |first| cache.get(&of(first), 17).is_some();
-        cache.put(&of(100), ROW, &rows).unwrap();
-        cache.put(&of(200), ROW, &rows).unwrap();
+        cache.put(&of(100), &rows).unwrap();
+        cache.put(&of(200), &rows).unwrap();
         assert!(is_kept(100));
-        cache.put(&of(300), ROW, &rows).unwrap();
+        cache.put(&of(300), &rows).unwrap();
         assert!(is_kept(100) && !is_kept(200) && is_kept(300));
         let full = cache.bytes();
-        cache.put(&of(300), ROW, &rows).unwrap();
+        cache.put(&of(300), &rows).unwrap();
         assert_eq!(cache.bytes(), full, "what is kept is not kept twice");
         let long = marks(base(), &text(24), IMAGE, &[]);
-        cache.put(&long, ROW, &rows).unwrap();
+        cache.put(&long, &rows).unwrap();
         assert!(!is_kept(100) && !is_kept(300), "a long one takes the room of both");
-        cache.put(&marks(base(), &text(40), IMAGE, &[]), ROW, &rows).unwrap();
+        cache.put(&marks(base(), &text(40), IMAGE, &[]), &rows).unwrap();
         assert_eq!(cache.get(&long, 25).map(|(tokens, _)| tokens), Some(24), "what never fits drives nobody out");
         let state = cache.state();
         assert_eq!(state.index.len(), state.entries.values().map(|entry| entry.marks.len()).sum::<usize>());
@@ -317,7 +337,7 @@ mod tests {
         let prompt = |end: u32| [text(16), vec![end; 8]].concat();
         let of = |end| marks(base(), &prompt(end), IMAGE, &[]);
         for end in [1, 2] {
-            cache.put(&of(end), ROW, &rows).unwrap();
+            cache.put(&of(end), &rows).unwrap();
         }
         let newest = *cache.state().entries.keys().max().unwrap();
         cache.state().remove(newest);
@@ -326,9 +346,9 @@ mod tests {
 
     #[test]
     fn without_room_nothing_is_kept() {
-        let cache = PrefixCache::new(0);
+        let cache = PrefixCache::new(0, ROW);
         let of = marks(base(), &text(16), IMAGE, &[]);
-        cache.put(&of, ROW, &rows(40)).unwrap();
+        cache.put(&of, &rows(40)).unwrap();
         assert!(cache.get(&of, 17).is_none() && !cache.is_on());
     }
 }

@@ -115,32 +115,40 @@ impl Scheduler {
         self.live.drop_cancelled();
         self.background.drop_cancelled();
         self.admit_live();
-        let Self { work, live, bytes_per_token, .. } = self;
+        let Self { work, live, .. } = self;
         if !live.is_empty() {
             live.look(work);
-            live.read(work, *bytes_per_token);
+            live.read(work);
             live.answer(work);
             return;
         }
         self.admit_background();
-        let Self { work, background, bytes_per_token, .. } = self;
+        let Self { work, background, .. } = self;
         // One thing a turn: a live answer may come any moment.
-        if !background.look(work) && !background.read(work, *bytes_per_token) {
+        if !background.look(work) && !background.read(work) {
             background.answer(work);
         }
     }
 
-    fn fits(&self, sequence: &Sequence) -> bool {
-        let held = self.live.held() + self.background.held();
+    /// Whether a sequence has room beside those that hold so many tokens.
+    fn fits(&self, sequence: &Sequence, held: usize) -> bool {
         (held + sequence.capacity()) * self.bytes_per_token <= self.budget
+    }
+
+    /// Tokens that all caches have room for.
+    fn held(&self) -> usize {
+        self.live.held() + self.background.held()
     }
 
     /// Lets in who fits, in the order of arrival: whoever needs much is not overtaken for ever.
     fn admit_live(&mut self) {
         while self.live.inside() < self.max_parallel {
             let Some(next) = self.live.waiting.pop_front() else { return };
-            while !self.fits(&next) && self.background.make_room() {}
-            if !self.fits(&next) {
+            // What it would not help is not taken.
+            if self.fits(&next, self.live.held()) {
+                while !self.fits(&next, self.held()) && self.background.make_room() {}
+            }
+            if !self.fits(&next, self.held()) {
                 self.live.waiting.push_front(next);
                 return;
             }
@@ -151,7 +159,7 @@ impl Scheduler {
     fn admit_background(&mut self) {
         while self.background.inside() < self.max_parallel {
             let Some(next) = self.background.waiting.pop_front() else { return };
-            if !self.fits(&next) {
+            if !self.fits(&next, self.held()) {
                 self.background.waiting.push_front(next);
                 return;
             }
@@ -218,7 +226,7 @@ impl Lane {
     }
 
     /// Reads one piece of the prompts whose pictures were seen; false if there is nothing to read.
-    fn read(&mut self, work: &Work, bytes_per_token: usize) -> bool {
+    fn read(&mut self, work: &Work) -> bool {
         let mut chosen = self.choose_readers(work);
         if chosen.is_empty() {
             return false;
@@ -230,7 +238,7 @@ impl Lane {
                 let mut going_on = Vec::new();
                 for (sequence, logits) in chosen.into_iter().zip(logits) {
                     let lane = if sequence.unread() > 0 { &mut going_on } else { &mut self.answering };
-                    lane.extend(work.choose_all(sequence, &logits, bytes_per_token));
+                    lane.extend(work.choose_all(sequence, &logits));
                 }
                 // Who came first stays first.
                 going_on.append(&mut self.reading);
@@ -248,7 +256,7 @@ impl Lane {
         let Reading { piece, rows } = self.reads;
         let mut total = 0;
         for mut sequence in self.reading.drain(..) {
-            if sequence.is_blind() || chosen.iter().chain(&rest).any(|before| sequence.awaits(before)) {
+            if sequence.is_blind() || chosen.iter().chain(&rest).any(|before| sequence.awaits(before, &work.prefixes)) {
                 rest.push(sequence);
                 continue;
             }
@@ -256,10 +264,7 @@ impl Lane {
                 rest.push(sequence);
                 continue;
             }
-            if let Err(error) = guarded(|| Ok(sequence.recall(&work.prefixes)?)) {
-                sequence.fail(error);
-                continue;
-            }
+            sequence.recall(&work.prefixes);
             total += sequence.next_piece(piece);
             chosen.push(sequence);
         }
@@ -279,8 +284,15 @@ impl Lane {
                 Vec::new()
             }
             Ok(logits) => {
-                let chosen =
-                    sequences.into_par_iter().zip(logits).map(|(sequence, logits)| work.choose(sequence, &logits));
+                let chosen = sequences.into_par_iter().zip(logits).map(|(mut sequence, logits)| {
+                    match work.choose(&mut sequence, &logits) {
+                        Some(event) => {
+                            sequence.end(event);
+                            None
+                        }
+                        None => Some(sequence),
+                    }
+                });
                 chosen.flatten_iter().collect()
             }
         });
@@ -296,30 +308,26 @@ impl Work {
     }
 
     /// Chooses a token from each row of logits; `None` if the answer ended with one of them.
-    fn choose_all(&self, mut sequence: Sequence, logits: &[Vec<f32>], bytes_per_token: usize) -> Option<Sequence> {
+    fn choose_all(&self, mut sequence: Sequence, logits: &[Vec<f32>]) -> Option<Sequence> {
         for logits in logits {
             let is_first = sequence.start();
-            sequence = self.choose(sequence, logits)?;
+            let end = self.choose(&mut sequence, logits);
             // Its caller has the first token by now.
-            if is_first && let Err(error) = guarded(|| Ok(sequence.remember(&self.prefixes, bytes_per_token)?)) {
-                sequence.fail(error);
+            if is_first {
+                sequence.remember(&self.prefixes);
+            }
+            if let Some(event) = end {
+                sequence.end(event);
                 return None;
             }
         }
         Some(sequence)
     }
 
-    /// Chooses a token; `None` if the answer ended with it.
-    fn choose(&self, mut sequence: Sequence, logits: &[f32]) -> Option<Sequence> {
+    /// Chooses a token, and says how the answer ended if it did.
+    fn choose(&self, sequence: &mut Sequence, logits: &[f32]) -> Option<Event> {
         let ends_turn = |id| self.vocabulary.ends_turn(id);
-        let end = guarded(|| Ok(sequence.choose(logits, ends_turn))).unwrap_or_else(|error| Some(Event::Failed(error)));
-        match end {
-            Some(event) => {
-                sequence.end(event);
-                None
-            }
-            None => Some(sequence),
-        }
+        guarded(|| Ok(sequence.choose(logits, ends_turn))).unwrap_or_else(|error| Some(Event::Failed(error)))
     }
 }
 

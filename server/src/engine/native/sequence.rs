@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 use reground_learner::bpo::policy::Group;
 use reground_learner::model::{ImageInput, KeyValues, Lora, Model, ModelError, Packed};
+use tracing::warn;
 
 use super::features::{Digest, FeatureCache};
 use super::prefixes::{Mark, PrefixCache, shared};
@@ -179,27 +180,34 @@ impl Sequence {
         self.length().saturating_sub(self.deciding()).min(rows)
     }
 
-    /// Whether another one, which is being read, will soon have read much of what this one has yet to begin with.
-    pub(super) fn awaits(&self, other: &Self) -> bool {
-        self.length() == 0 && !other.is_blind() && shared(&self.prompt.marks, &other.prompt.marks) > self.to_read() / 2
+    /// Whether another one, which is being read, will soon have left much of what this one has yet to begin with.
+    pub(super) fn awaits(&self, other: &Self, prefixes: &PrefixCache) -> bool {
+        let marks = &other.prompt.marks;
+        self.length() == 0
+            && !other.is_blind()
+            && shared(&self.prompt.marks, marks) > self.to_read() / 2
+            && prefixes.takes(marks)
     }
 
-    /// Copies what is kept of the beginning of its prompt, if nothing of it is read yet.
-    pub(super) fn recall(&mut self, prefixes: &PrefixCache) -> Result<()> {
+    /// Copies what is kept of the beginning of its prompt, if nothing of it is read yet. Without the copy it is read.
+    pub(super) fn recall(&mut self, prefixes: &PrefixCache) {
         if self.length() > 0 {
-            return Ok(());
+            return;
         }
         if let Some((tokens, rows)) = prefixes.get(&self.prompt.marks, self.deciding() + 1) {
-            self.cache = Some(rows.fork(tokens, self.capacity())?);
+            match rows.fork(tokens, self.capacity()) {
+                Ok(cache) => self.cache = Some(cache),
+                Err(error) => warn!(%error, "A prompt whose beginning is kept is read again."),
+            }
         }
-        Ok(())
     }
 
     /// Keeps the rows of its prompt for others.
-    pub(super) fn remember(&self, prefixes: &PrefixCache, bytes_per_token: usize) -> Result<()> {
-        match &self.cache {
-            Some(cache) => prefixes.put(&self.prompt.marks, bytes_per_token, cache),
-            None => Ok(()),
+    pub(super) fn remember(&self, prefixes: &PrefixCache) {
+        if let Some(cache) = &self.cache
+            && let Err(error) = prefixes.put(&self.prompt.marks, cache)
+        {
+            warn!(%error, "A prompt is not kept.");
         }
     }
 

@@ -457,6 +457,29 @@ async fn an_answer_is_scored_as_it_was_said() {
     assert_eq!((nothing.1.len(), nothing.2), (0, Finish::Length));
 }
 
+/// What a probe tells apart from rounding: asked a second time, whoever has the base's numbers gives the base's numbers.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_of_zeros_scores_as_the_base() {
+    let engine = engine().await;
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path().join("adapter");
+    let mut adapter = PeftAdapter::read(&golden("adapter")).unwrap();
+    for weights in adapter.modules.values_mut() {
+        weights.b = weights.b.zeros_like().unwrap();
+    }
+    adapter.write(&directory, Naming::default()).unwrap();
+    let base = load(&engine, None).await;
+    let zeros = engine.load("zeros".into(), Some(directory)).await.unwrap();
+    let question = || request(6);
+    let said = answer(&base, question()).await.1;
+    let twice = async |generation: &Arc<dyn Generation>| {
+        answer(generation, scored(question(), &said)).await;
+        answer(generation, scored(question(), &said)).await.1
+    };
+    let (base, zeros) = (twice(&base).await, twice(&zeros).await);
+    assert!(base.iter().zip(&zeros).all(|(a, b)| (a.logprob - b.logprob).abs() < 1e-6), "{base:?}, {zeros:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_scored_gives_its_memory_to_a_live_answer_and_goes_on_after() {
     // Room for one of the two.

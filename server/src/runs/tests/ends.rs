@@ -1,6 +1,7 @@
 //! What is left of a run, and what its end may still change.
 
 use super::*;
+use crate::runs::journal::Journal;
 
 /// Files of a run as training leaves them.
 const TRAINED: &str =
@@ -107,5 +108,10 @@ async fn an_adapter_that_was_taken_back_does_not_return_after_a_restart() {
     assert_eq!(place.rollout.route().live, GenerationId::base());
     assert_eq!(place.rollout.adapters().await.unwrap().len(), 1);
     assert!(run.adapter.is_some());
-    assert!(told(&again, &id).await.last().unwrap().ends_with("before the server stopped."));
+    assert!(told(&again, &id).await.last().unwrap().ends_with("was put before callers already."));
+    again.stop().await;
+    // The same where the end could not be written at first and is tried again, with what was known of the run before.
+    place.store.update::<Run>(&id, |run| (run.state, run.finished_ms) = (RunState::Running, None)).unwrap();
+    again.shared.conclude(&Run { adapter: None, ..run }, &Journal::new(&id)).await.unwrap();
+    assert_eq!(place.rollout.route().live, GenerationId::base());
 }

@@ -3,6 +3,8 @@
 use reground_learner::store::rows::Row;
 
 use super::*;
+use crate::rollout::{LibraryError, RolloutError};
+use crate::runs::dataset::Collected;
 
 #[tokio::test]
 async fn what_a_reviewer_decides_while_a_run_begins_holds() {
@@ -12,13 +14,20 @@ async fn what_a_reviewer_decides_while_a_run_begins_holds() {
     until(&runs, &id, RunState::Succeeded).await;
     runs.stop().await;
     place.store.update::<Run>(&id, |run| (run.state, run.adapter) = (RunState::Queued, None)).unwrap();
-    let states = [PairState::New, PairState::Accepted, PairState::Discarded, PairState::Review];
+    let states = [PairState::New, PairState::Accepted, PairState::Accepted, PairState::Discarded, PairState::Review];
     let pairs = states.map(|state| place.pair(7, state));
-    runs.shared.run(id.clone(), |_| (), pairs.to_vec()).await.unwrap().unwrap();
+    let frozen = pairs.each_ref().map(|pair| Collected::new(&place.store.need::<Pair>(pair).unwrap().data));
+    // The answers are swapped: what the run has of it is the other way round.
+    let swap = |pair: &mut Pair| {
+        let rejected = pair.data.rejected.take().unwrap();
+        pair.data.rejected = Some(std::mem::replace(&mut pair.data.chosen, rejected));
+    };
+    place.store.update::<Pair>(&pairs[2], swap).unwrap();
+    runs.shared.run(id.clone(), |_| (), frozen.into()).await.unwrap().unwrap();
     let now = pairs.map(|pair| place.store.need::<Pair>(&pair).unwrap());
     assert_eq!(
         now.each_ref().map(|pair| pair.state),
-        [PairState::Used, PairState::Used, PairState::Discarded, PairState::Review]
+        [PairState::Used, PairState::Used, PairState::Accepted, PairState::Discarded, PairState::Review]
     );
     assert!(now.iter().all(|pair| pair.runs == [id.clone()]), "all of them are in the run");
 }
@@ -73,6 +82,9 @@ async fn what_keeps_a_run_from_beginning_is_not_tried_again_at_once() {
 fn a_full_disk_is_waited_for_and_what_does_not_mend_is_not() {
     use std::io::{Error, ErrorKind};
     assert!(crate::runs::runs::is_outage(&Error::from(ErrorKind::StorageFull).into()));
+    // What the run continues cannot be read while there are too many open files.
+    let unread = RolloutError::Library(LibraryError::Io(Error::from_raw_os_error(24)));
+    assert!(crate::runs::runs::is_outage(&unread.into()));
     for kind in [ErrorKind::NotFound, ErrorKind::InvalidInput, ErrorKind::Other] {
         assert!(!crate::runs::runs::is_outage(&Error::from(kind).into()));
     }
