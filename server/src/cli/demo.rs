@@ -14,13 +14,13 @@ use crate::demo::{self, Demo};
 #[derive(Clone, Debug, PartialEq, Args)]
 pub(super) struct DemoArgs {
     /// Questions that are asked, each about a picture of its own.
-    #[arg(long, default_value_t = 400)]
+    #[arg(long, default_value_t = 500)]
     questions: u64,
     /// Share of the answers that the user corrects, 0 to 1; with 0 the server learns from its own answers alone.
     #[arg(long, default_value_t = 1.0)]
     corrected: f64,
     /// Annotated typical pictures of which some are mixed into the run, so that the model stays right where it is; 0: none.
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 750)]
     anchors: u64,
     /// Share of the questions that somebody hostile asks, who corrects every answer into the description of another picture, 0
     /// to 1. Those corrections wait for review, which nobody does here.
