@@ -161,7 +161,7 @@ fn a_write_torn_at_any_byte_takes_nothing_else_along() {
         after[..at].iter().copied().chain(behind.map(old)).collect::<Vec<u8>>()
     };
     if !is_whole(&dir.path().join("complete"), after.len(), &after) {
-        // Seen once, on 2026-11-30, and not again in 13,000 tries: what there was must be looked at.
+        // Seen once, on 2026-11-30, and not understood: what there was must be looked at.
         for (name, content) in [("before", &before), ("after", &after)] {
             fs::write(dir.path().join(name), content).unwrap();
         }
