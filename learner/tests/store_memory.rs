@@ -2,6 +2,8 @@
 
 #![cfg(target_os = "linux")]
 
+#[allow(dead_code, reason = "the other tests use the rest")]
+#[path = "learner/store_rows.rs"]
 mod store_rows;
 
 use anyhow::{Context, Result, ensure};

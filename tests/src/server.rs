@@ -362,9 +362,8 @@ impl Drop for Server {
         // Both fail only if it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if std::thread::panicking() {
-            crate::say!("{}", self.log_tail());
-        }
+        // Captured: shown when the test fails, by a panic or by an error.
+        println!("{}", self.log_tail());
     }
 }
 

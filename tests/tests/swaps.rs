@@ -1,7 +1,8 @@
 //! Many activations and rollbacks and some canaries under eight streams: nobody notices, and nothing grows.
 //!
-//! A hundred activations and rollbacks and eight clients by default; `REGROUND_SWAPS` and `REGROUND_CLIENTS` set other numbers. What every answer says, who gets which
-//! generation and how many threads there are is always held to; times and memory are printed, and held to their limits with
+//! A hundred activations and rollbacks, 40 ms from one change to the next, and eight clients by default; `REGROUND_SWAPS`,
+//! `REGROUND_PAUSE_MS` and `REGROUND_CLIENTS` set other numbers. What every answer says, who gets which generation and how many threads
+//! there are is always held to; times and memory are printed, and held to their limits with
 //! `REGROUND_LIMITS=1`, which wants a quiet machine and a thousand changes. Stretches with and without changes alternate, so that
 //! whatever else the machine does falls on both.
 //!
@@ -26,8 +27,10 @@ use self::route::Routes;
 use self::size::{SPARE_THREADS, is_mistralrs, size, threads_at_rest};
 
 const STRETCHES: usize = 10;
-/// Between two changes.
-const PAUSE: Duration = Duration::from_millis(40);
+/// Between two changes while all warms up, and without `REGROUND_PAUSE_MS`, milliseconds.
+const PAUSE_MS: usize = 40;
+/// From one look at the answers that came to the next.
+const LOOK: Duration = Duration::from_millis(40);
 /// Of the users, in a canary.
 const PERCENT: u8 = 50;
 /// Answers for which a canary lasts: each user gets some.
@@ -55,6 +58,8 @@ struct Changer {
     client: Client,
     adapter: String,
     routes: Arc<Routes>,
+    /// After each change.
+    pause: Duration,
     activations: Vec<f64>,
     rollbacks: Vec<f64>,
 }
@@ -67,7 +72,7 @@ impl Changer {
         let took = began.elapsed().as_secs_f64();
         ensure!(route["live"] == live && route["canary"].is_null() != canary, "{route}");
         self.routes.is(live, canary.then_some(&*self.adapter));
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(self.pause).await;
         Ok(took)
     }
 
@@ -108,7 +113,7 @@ impl Changer {
         self.post(&path, &json!({"percent": PERCENT}), "base", true).await?;
         let until = shared.answers.load(Ordering::Relaxed) + CANARY_ANSWERS;
         while shared.answers.load(Ordering::Relaxed) < until && shared.is_well() {
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(LOOK).await;
         }
         self.post(&path, &json!({"percent": 0}), "base", false).await?;
         Ok(())
@@ -147,6 +152,7 @@ async fn compare_with_alone(client: &Client, answers: &[Answer]) -> Result<BTree
 async fn streams_notice_nothing_of_many_activations_rollbacks_and_canaries() -> Result<()> {
     let swaps = number("REGROUND_SWAPS", 100, STRETCHES)?;
     let clients = number("REGROUND_CLIENTS", 8, 1)?;
+    let pause_ms = number("REGROUND_PAUSE_MS", PAUSE_MS, 1)?;
     let has_limits = std::env::var("REGROUND_LIMITS").as_deref() == Ok("1");
     let data = tempfile::tempdir()?;
     let server = Server::start(settings(data.path())).await?;
@@ -156,6 +162,7 @@ async fn streams_notice_nothing_of_many_activations_rollbacks_and_canaries() -> 
         client: client.clone(),
         adapter: adapter.clone(),
         routes: routes.clone(),
+        pause: Duration::from_millis(PAUSE_MS as u64),
         activations: Vec::new(),
         rollbacks: Vec::new(),
     };
@@ -174,6 +181,7 @@ async fn streams_notice_nothing_of_many_activations_rollbacks_and_canaries() -> 
         changer.activate_and_roll_back().await?;
     }
     (changer.activations, changer.rollbacks) = (Vec::new(), Vec::new());
+    changer.pause = Duration::from_millis(pause_ms as u64);
     let shown = [swaps / 10, swaps / 2, swaps];
     let mut sizes = vec![size(&server, 0)?];
     for stretch in 0..STRETCHES {
@@ -204,7 +212,7 @@ async fn streams_notice_nothing_of_many_activations_rollbacks_and_canaries() -> 
     let switches = Switches::read(&client).await?;
     let table = Table::new(&mut seen, &mut changer, &switches, users);
     say!(
-        "swaps: {swaps} activations, {swaps} rollbacks, {STRETCHES} canaries, {clients} streams\n{table}",
+        "swaps: {swaps} activations, {swaps} rollbacks, {pause_ms} ms apart, {STRETCHES} canaries, {clients} streams\n{table}",
         table = table.text
     );
 

@@ -4,7 +4,7 @@
     .venv/bin/python learner/scripts/split_golden/make.py
 
 Run from the root of the repository. Takes the golden checkpoint of tests/golden/idefics3 with images resized to 256 pixels and
-cut into tiles of 64, and writes the pictures and `expected.safetensors` to learner/tests/golden_idefics3/split: prompt ids, pixel
+cut into tiles of 64, and writes the pictures and `expected.safetensors` to learner/tests/learner/golden_idefics3/split: prompt ids, pixel
 values, and the logits of the last rows, for a 640 x 480 and a 1600 x 400 picture.
 """
 
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 MODEL = Path("tests/golden/idefics3/model")
-OUT = Path("learner/tests/golden_idefics3/split")
+OUT = Path("learner/tests/learner/golden_idefics3/split")
 SIZES = [(640, 480), (1600, 400)]
 LONGEST_EDGE = 256
 # Rows at the end of the prompt; all of them see every tile.

@@ -284,16 +284,8 @@ impl Lane {
                 Vec::new()
             }
             Ok(logits) => {
-                let chosen = sequences.into_par_iter().zip(logits).map(|(mut sequence, logits)| {
-                    match work.choose(&mut sequence, &logits) {
-                        Some(event) => {
-                            sequence.end(event);
-                            None
-                        }
-                        None => Some(sequence),
-                    }
-                });
-                chosen.flatten_iter().collect()
+                let chosen = sequences.into_par_iter().zip(logits);
+                chosen.flat_map_iter(|(sequence, logits)| work.choose_all(sequence, &[logits])).collect()
             }
         });
     }

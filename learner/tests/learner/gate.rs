@@ -1,8 +1,6 @@
 //! The gate on the golden checkpoint: its figures are those that PyTorch computed, a collapsed adapter does not pass, and
 //! `train` asks it by itself.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

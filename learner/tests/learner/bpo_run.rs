@@ -1,15 +1,10 @@
 //! A whole run directory on the toy model: data in, adapter, result and report out.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
-
-mod bpo_toy;
-
 use std::fs;
 use std::io::Cursor;
 use std::path::Path;
 use std::sync::mpsc;
 
-use bpo_toy::{PauseAfter, Toy, VOCABULARY, WIDTH, bits};
 use candle_core::{Device, Tensor};
 use image::{DynamicImage, ImageFormat, RgbImage};
 use reground_learner::bpo::TrainError;
@@ -25,6 +20,8 @@ use reground_learner::bpo::progress::{Collected, Event, Progress, Silent};
 use reground_learner::bpo::run::{Parts, train};
 use reground_learner::bpo::trainer::{Control, Outcome};
 use serde_json::{Value, json};
+
+use super::bpo_toy::{PauseAfter, Toy, VOCABULARY, WIDTH, bits};
 
 /// Letters as tokens; an image as its mean colour.
 struct Letters;

@@ -1,16 +1,12 @@
 //! kill -9 at random moments, twenty times over; the run that is started again each time ends with the same bits.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
-
-mod bpo_toy;
-mod killed;
-
-use bpo_toy::{Toy, bits, config, run, timeless, uninterrupted};
-use killed::Kills;
 use reground_learner::bpo::config::{Preset, RunConfig};
 use reground_learner::bpo::policy::Policy;
 use reground_learner::bpo::progress::{JsonLines, Silent};
 use reground_learner::bpo::trainer::{Control, Outcome};
+
+use super::bpo_toy::{Toy, bits, config, run, timeless, uninterrupted};
+use super::killed::{self, Kills};
 
 /// Twice what twenty lives can get through, however fast the machine is.
 const STEPS: u64 = 200;
@@ -42,7 +38,7 @@ fn child() {
 fn killed_at_twenty_random_steps_it_ends_with_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
     // Up to 8 steps a life with a checkpoint every 3: some lives end without having saved anything.
-    Kills { number: 20, seed: 20, steps: 0..8, delay: 0..3000 }.inflict(dir.path(), STEPS);
+    Kills { child: "bpo_kill::child", number: 20, seed: 20, steps: 0..8, delay: 0..3000 }.inflict(dir.path(), STEPS);
     let mut last = toy();
     let outcome = run(dir.path(), &mut last, &setting(), &Control::default(), &mut Silent).unwrap();
     assert!(matches!(outcome, Outcome::Finished { step: STEPS, .. }), "{outcome:?}");

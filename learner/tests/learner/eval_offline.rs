@@ -1,7 +1,5 @@
 //! `reground eval`'s work on the golden model: sets in files, figures known from elsewhere, and what is refused.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 

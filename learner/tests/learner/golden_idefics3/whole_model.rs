@@ -9,7 +9,7 @@ use reground_learner::bpo::launch::ModelEncoder;
 use reground_learner::bpo::prepare::Encoder;
 use reground_learner::model::{Adapters, Model, Packed, Source, Weights, Workers, ops};
 
-use crate::fixture::{Fixture, distance, golden};
+use super::fixture::{Fixture, distance, golden};
 
 /// Mean negative log-probability of a chosen answer, image included, as a tensor with a gradient.
 fn loss(model: &Model, pixels: &Tensor, prompt: &[u32], answer: &[u32]) -> Tensor {

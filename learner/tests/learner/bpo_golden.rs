@@ -1,16 +1,11 @@
 //! The trainer on the golden Idefics3: PyTorch's 20 steps number by number, and a whole run directory that survives kill -9.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
-
-mod killed;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use image::ImageReader;
-use killed::Kills;
 use reground_learner::adapter::PeftAdapter;
 use reground_learner::bpo::config::{Preset, RunConfig};
 use reground_learner::bpo::data::blobs::BlobDir;
@@ -24,6 +19,8 @@ use reground_learner::bpo::schedule::{Decay, Schedule};
 use reground_learner::bpo::trainer::{Control, Inputs, Outcome, train};
 use reground_learner::model::{DeviceChoice, Lora, LoraPolicy, Message, Model, PolicyOptions, Source};
 use serde_json::{Value, json};
+
+use super::killed::{self, Kills};
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/idefics3")
@@ -167,7 +164,8 @@ fn killed_at_twenty_random_steps_the_adapter_is_the_same_to_the_byte() {
     let outcome = launch::train(whole.path(), DeviceChoice::Cpu, &no_pocket, &Control::default(), &mut Silent).unwrap();
     assert!(matches!(outcome, Outcome::Finished { step: STEPS, .. }), "{outcome:?}");
 
-    Kills { number: 20, seed: 21, steps: 0..5, delay: 0..20_000 }.inflict(killed.path(), STEPS);
+    Kills { child: "bpo_golden::child", number: 20, seed: 21, steps: 0..5, delay: 0..20_000 }
+        .inflict(killed.path(), STEPS);
     let resumed =
         launch::train(killed.path(), DeviceChoice::Cpu, &no_pocket, &Control::default(), &mut Silent).unwrap();
     assert_eq!(resumed, outcome);

@@ -6,7 +6,7 @@ use reground_learner::model::{
     Adapters, Completion, Finish, KeyValues, Lora, Model, Packed, Request, Sampling, Workers,
 };
 
-use crate::fixture::{FORMATS, Fixture, ids};
+use super::fixture::{FORMATS, Fixture, ids};
 
 fn request<'a>(group: &Group, adapter: Option<&'a Lora>, sampling: Sampling, max_tokens: usize) -> Request<'a> {
     Request { prompt: group.prompt.clone(), features: group.features.clone(), adapter, sampling, max_tokens }

@@ -1,9 +1,5 @@
 //! A data directory is written out, taken in again and compacted: the same afterwards, and whole after a crash in between.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
-
-mod store_rows;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -14,7 +10,8 @@ use reground_learner::store::rows::{
 };
 use reground_learner::store::{Query, Store, StoreError, id};
 use serde_json::Value;
-use store_rows::{adapter, feedback, image, options, pair, record, run};
+
+use super::store_rows::{adapter, feedback, image, options, pair, record, run};
 
 /// Every kind of row, shared images, a large row, and files beside the store.
 fn fill(directory: &Path) -> Store {

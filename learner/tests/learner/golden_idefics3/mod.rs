@@ -8,8 +8,6 @@
 //! - `training`: the DPO loss, every LoRA gradient, the 20-step curve.
 //! - `whole_model`: training every weight, saving, loading from memory.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
-
 mod fixture;
 mod forward;
 mod generation;

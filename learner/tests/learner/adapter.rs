@@ -1,7 +1,5 @@
 //! Adapters: the golden one is read and written back, damaged and foreign ones are refused with a reason.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
-
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 

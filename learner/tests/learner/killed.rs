@@ -12,13 +12,15 @@ use rand_chacha::ChaCha8Rng;
 
 const DIR: &str = "REGROUND_TEST_RUN_DIR";
 
-/// In the child, the run's directory; `None` where the test `child` is run as a test.
+/// In the child, the run's directory; `None` where that test is run as a test.
 pub(crate) fn directory() -> Option<OsString> {
     std::env::var_os(DIR)
 }
 
 /// How a run is killed.
 pub(crate) struct Kills {
+    /// This binary's test that is the child.
+    pub(crate) child: &'static str,
     /// How often.
     pub(crate) number: usize,
     /// Decides when.
@@ -30,7 +32,7 @@ pub(crate) struct Kills {
 }
 
 impl Kills {
-    /// Runs this binary's test `child` on `dir`, which writes the run's JSON lines to stderr, and kills it at random moments.
+    /// Runs the child on `dir`, which writes the run's JSON lines to stderr, and kills it at random moments.
     ///
     /// # Panics
     /// The run came to step `end`, its last, before it was killed often enough.
@@ -39,7 +41,7 @@ impl Kills {
         for kill in 0..self.number {
             let (steps, delay) = (random.random_range(self.steps.clone()), random.random_range(self.delay.clone()));
             let mut child = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "child", "--nocapture"])
+                .args(["--exact", self.child, "--nocapture"])
                 .env(DIR, dir)
                 .stdout(Stdio::null())
                 .stderr(Stdio::piped())

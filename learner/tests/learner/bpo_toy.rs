@@ -1,5 +1,4 @@
 //! A model small enough to train in milliseconds: the next token from the last one, the prompt and the image, with one LoRA.
-#![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 use std::cell::Cell;
 use std::collections::BTreeMap;

@@ -10,16 +10,16 @@ use rand_chacha::ChaCha8Rng;
 use reground_learner::store::rows::{Feedback, Pair, Record};
 use reground_learner::store::{Query, Store};
 
-use crate::store_rows::{feedback, image, options, pair, record};
+use super::store_rows::{feedback, image, options, pair, record};
 
 const DIR: &str = "REGROUND_TEST_STORE_DIR";
 const SEED: &str = "REGROUND_TEST_STORE_SEED";
 
-/// This binary's test `child`, which must call [`live`].
-pub(crate) fn command(directory: &Path, seed: u64) -> Command {
+/// This binary's test of this name, which must call [`live`].
+pub(crate) fn command(child: &str, directory: &Path, seed: u64) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", "child", "--nocapture"])
+        .args(["--exact", child, "--nocapture"])
         .env(DIR, directory)
         .env(SEED, seed.to_string())
         .stdout(Stdio::piped())

@@ -1,9 +1,5 @@
 //! The store: what is written is found, what is deleted is gone, what fails says so and recovers.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
-
-mod store_rows;
-
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -13,7 +9,8 @@ use reground_learner::store::rows::{
     AdapterRow, AdapterState, Audit, BootstrapState, Feedback, FileRow, Pair, PairState, Record, Run, Verdict,
 };
 use reground_learner::store::{Edit, FEEDBACK_LIMIT, Health, Options, Query, Store, StoreError, id};
-use store_rows::{adapter, feedback, image, options, pair, record, run};
+
+use super::store_rows::{adapter, feedback, image, options, pair, record, run};
 
 fn open(dir: &tempfile::TempDir) -> Store {
     Store::open(dir.path(), options()).unwrap()

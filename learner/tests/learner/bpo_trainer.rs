@@ -1,12 +1,7 @@
 //! The trainer on a model of a few hundred numbers: it learns, it resumes to the bit, and it ends with a reason.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
-
-mod bpo_toy;
-
 use std::fs;
 
-use bpo_toy::{PauseAfter, Toy, VOCABULARY, bits, config, examples, run, timeless, uninterrupted};
 use reground_learner::bpo::TrainError;
 use reground_learner::bpo::config::{Preset, RunConfig};
 use reground_learner::bpo::early_stop::Criterion;
@@ -18,6 +13,8 @@ use reground_learner::bpo::policy::Policy;
 use reground_learner::bpo::progress::{Collected, Event, Silent};
 use reground_learner::bpo::schedule::{Decay, Schedule};
 use reground_learner::bpo::trainer::{Control, Inputs, Outcome, train};
+
+use super::bpo_toy::{PauseAfter, Toy, VOCABULARY, bits, config, examples, run, timeless, uninterrupted};
 
 const STEPS: u64 = 10;
 

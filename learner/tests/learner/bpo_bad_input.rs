@@ -1,7 +1,5 @@
 //! Bad data: every case ends in one clear sentence with file and line, and never in a panic or a silent pair.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
-
 use std::fs;
 use std::io::Cursor;
 use std::path::Path;

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use reground_learner::bpo::policy::Group;
 use reground_learner::model::{Adapters, Message, Model, Packed, Source};
 
-use crate::fixture::{distance, golden};
+use super::fixture::{distance, golden};
 
 /// The golden model with images of up to 256 pixels in tiles of 64, as the script sets it.
 fn model() -> Model {
@@ -28,7 +28,7 @@ fn model() -> Model {
 #[test]
 fn split_images_have_transformers_prompts_and_logits() {
     let model = model();
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden_idefics3/split");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/learner/golden_idefics3/split");
     let expected = candle_core::safetensors::load(directory.join("expected.safetensors"), &Device::Cpu).unwrap();
     for (index, grid) in [(3, 4), (1, 4)].into_iter().enumerate() {
         let picture = image::open(directory.join(format!("picture_{index}.png"))).unwrap();

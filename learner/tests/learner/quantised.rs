@@ -1,7 +1,5 @@
 //! What weights in 8 and 4 bits change: the shipped model's answers, and the golden numbers of transformers and PEFT.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

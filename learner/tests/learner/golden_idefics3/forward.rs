@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use reground_learner::model::{Adapters, Packed};
 
-use crate::fixture::{FORMATS, Fixture, distance, floats, ids};
+use super::fixture::{FORMATS, Fixture, distance, floats, ids};
 
 #[test]
 fn pixel_values_and_prompts() {

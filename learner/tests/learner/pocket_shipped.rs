@@ -1,7 +1,5 @@
 //! The shipped model is what its README says: well on typical pictures, misled by habit on balanced ones.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
-
 use candle_core::{DType, Device};
 use reground_learner::eval::{Answerer, Bootstrap, ModelAnswerer, Query, Report};
 use reground_learner::model::{Model, Workers};

@@ -2,11 +2,6 @@
 //!
 //! `REGROUND_TEST_KILLS` sets the number of kills; 40 without it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
-
-mod store_life;
-mod store_rows;
-
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::time::Duration;
@@ -15,8 +10,9 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use reground_learner::store::rows::Record;
 use reground_learner::store::{Query, Store};
-use store_life::{Acknowledged, command};
-use store_rows::{options, pair, record};
+
+use super::store_life::{self, Acknowledged, command};
+use super::store_rows::{options, pair, record};
 
 /// Not a test of its own: the process that is killed.
 #[test]
@@ -31,7 +27,7 @@ fn killed_at_random_moments_nothing_acknowledged_is_lost() {
     let mut rng = ChaCha8Rng::seed_from_u64(kills);
     let mut heard = Acknowledged::default();
     for kill in 0..kills {
-        let mut child = command(dir.path(), kill).spawn().unwrap();
+        let mut child = command("store_kill::child", dir.path(), kill).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
         assert!(lines.any(|line| line == "open"), "the child did not open the store");
         // Not after a time: a busy machine would not have done anything by then.

@@ -8,7 +8,7 @@ use reground_learner::adapter::{AdapterConfig, PeftAdapter, TargetModules};
 use reground_learner::bpo::policy::{Gradients, Group, Policy};
 use reground_learner::model::{ALL_LINEAR, Lora, LoraPolicy, Model, PolicyOptions};
 
-use crate::fixture::{FORMATS, Fixture, golden, relative};
+use super::fixture::{FORMATS, Fixture, golden, relative};
 
 const BETA: f64 = 0.1;
 

@@ -4,28 +4,21 @@
 //! fsync, and a directory's entries as of the directory's. Power is cut in the place of a flush, because between two flushes what
 //! would survive does not change. `REGROUND_TEST_CUTS` sets the number of cuts; 60 without it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
-#![cfg(target_os = "linux")]
-
-#[allow(dead_code, unreachable_pub, reason = "it is a public module of the end-to-end tests, which use the rest")]
-#[path = "../../tests/src/disk.rs"]
-mod disk;
-mod store_life;
-mod store_rows;
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
 
-use disk::Disk;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use reground_learner::store::rows::{Audit, Record};
 use reground_learner::store::{Query, Store};
-use store_life::{Acknowledged, command};
-use store_rows::{options, record};
 
+use super::disk::Disk;
+use super::store_life::{self, Acknowledged, command};
+use super::store_rows::{options, record};
+
+const CHILD: &str = "store_power::child";
 const COMPACT: &str = "REGROUND_TEST_COMPACT";
 
 /// Not a test of its own: the process that loses its power.
@@ -41,7 +34,7 @@ fn child() {
 fn live_until(disk: &Disk, seed: u64, flush: i64, heard: &mut Acknowledged) {
     disk.settle().unwrap();
     disk.cut_power(flush).unwrap();
-    let mut child = command(&disk.data(), seed).envs(disk.environment(true)).spawn().unwrap();
+    let mut child = command(CHILD, &disk.data(), seed).envs(disk.environment(true)).spawn().unwrap();
     for line in BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap) {
         heard.hear(&line);
     }
@@ -91,7 +84,7 @@ fn a_compaction_survives_a_power_cut_at_each_flush() {
     for flush in 1.. {
         disk.settle().unwrap();
         disk.cut_power(flush).unwrap();
-        let mut child = command(&disk.data(), 0);
+        let mut child = command(CHILD, &disk.data(), 0);
         child.env_clear().envs(disk.environment(true)).env(COMPACT, disk.data()).stdout(Stdio::null());
         let ended = child.status().unwrap().success();
         disk.lose_what_was_not_flushed().unwrap();
@@ -172,6 +165,7 @@ fn a_write_torn_at_any_byte_takes_nothing_else_along() {
         let behind_of = |at: usize| if behind { &before[at..] } else { &[] };
         let lost =
             torn.clone().filter(|at| !is_whole(&directory, *at, &[&after[..*at], behind_of(*at)].concat())).count();
+        println!("bytes {torn:?}, with what was there before: {behind}; the last change is lost {lost} times");
         assert!(lost > 0, "the last change is there without a byte of it");
         // With the zeros that it may end in.
         assert!(is_whole(&directory, after.len(), &after), "the log of an acknowledged change does not have it");

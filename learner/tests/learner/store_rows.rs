@@ -1,7 +1,5 @@
 //! Rows to test with.
 
-#![allow(dead_code, reason = "each test binary uses some of it")]
-
 use std::collections::BTreeMap;
 
 use reground_learner::bpo::pair::{ImageRef, Message, NegativeKind, Part, PreferencePair, Role, Source};
