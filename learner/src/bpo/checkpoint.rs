@@ -87,7 +87,7 @@ pub struct Found {
 const MANIFEST: &str = "manifest.json";
 
 impl Checkpoint {
-    /// Writes this into `dir` (`DIR/checkpoints`) and removes all but the newest `keep`.
+    /// Writes this into `dir` (`DIR/checkpoints`) and removes all of later steps and all but the newest `keep`.
     ///
     /// # Errors
     /// The disk is full or not writable; older checkpoints are then still there.
@@ -124,7 +124,10 @@ impl Checkpoint {
         }
         fs::rename(&beside, &target)?;
         files::sync_parent(&target)?;
-        for (_, old) in list(dir)?.into_iter().skip(keep.max(1)) {
+        // One of a later step was damaged, or the run would have gone on from there. It must not be kept in place of a
+        // whole one. It goes only now, when the new one is there.
+        let (later, kept): (Vec<_>, Vec<_>) = list(dir)?.into_iter().partition(|(step, _)| *step > self.state.step);
+        for (_, old) in later.into_iter().chain(kept.into_iter().skip(keep.max(1))) {
             fs::remove_dir_all(old)?;
         }
         Ok(target)
@@ -285,6 +288,21 @@ mod tests {
                 assert_eq!(newest(dir.path(), &Device::Cpu).unwrap().checkpoint.unwrap().1.state.step, 2);
             }
         }
+    }
+
+    #[test]
+    fn damaged_ones_of_later_steps_do_not_push_out_the_one_just_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        checkpoint(10).save(dir.path(), 3).unwrap();
+        for step in [30, 40, 50] {
+            let path = checkpoint(step).save(dir.path(), 9).unwrap();
+            fs::write(path.join("adapter.safetensors"), "not what it was").unwrap();
+        }
+        assert_eq!(newest(dir.path(), &Device::Cpu).unwrap().checkpoint.unwrap().1.state.step, 10);
+        checkpoint(20).save(dir.path(), 3).unwrap();
+        assert_eq!(list(dir.path()).unwrap().iter().map(|one| one.0).collect::<Vec<_>>(), [20, 10]);
+        let found = newest(dir.path(), &Device::Cpu).unwrap();
+        assert_eq!((found.checkpoint.unwrap().1.state.step, found.damaged.len()), (20, 0));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::config::ConfigError;
+use super::examples::Examples;
 use super::metrics::Evaluation;
 
 /// What counts as better.
@@ -12,9 +13,9 @@ pub enum Criterion {
     /// Lower held-out loss.
     #[default]
     Loss,
-    /// Higher share of held-out pairs with a positive margin.
+    /// Higher share of held-out pairs with a positive margin; some must have a rejected answer.
     Accuracy,
-    /// Higher mean held-out margin.
+    /// Higher mean held-out margin; some must have a rejected answer.
     Margin,
 }
 
@@ -49,6 +50,26 @@ impl EarlyStopConfig {
         }
         let (key, value) = ("early_stop.min_delta", self.min_delta.to_string());
         Err(ConfigError::OutOfRange { key, value, allowed: "0 or more" })
+    }
+
+    /// Checks that there is something to watch. Accuracy and margin of pairs without a rejected answer are 0 at every
+    /// evaluation, so that the first would be the best, whatever comes after it.
+    ///
+    /// # Errors
+    /// Patience or the best evaluation hang on such a criterion, and no held-out pair has a rejected answer.
+    pub(super) fn check_held_out(&self, held_out: &dyn Examples) -> Result<(), ConfigError> {
+        let value = match self.criterion {
+            Criterion::Loss => return Ok(()),
+            Criterion::Accuracy => "accuracy".to_owned(),
+            Criterion::Margin => "margin".to_owned(),
+        };
+        let decides = self.patience > 0 || self.keep_best;
+        let nothing = !held_out.is_empty() && !(0..held_out.len()).any(|index| held_out.has_rejected(index));
+        if decides && nothing {
+            let (key, allowed) = ("early_stop.criterion", "loss: no held-out pair has a rejected answer");
+            return Err(ConfigError::OutOfRange { key, value, allowed });
+        }
+        Ok(())
     }
 }
 

@@ -59,9 +59,10 @@ pub enum TrainError {
         /// Numbers wanted.
         want: usize,
     },
-    /// Checkpoints of another configuration, dataset, base or starting adapter.
+    /// Checkpoints of another configuration, dataset, device, base or starting adapter; or some of the pairs that it
+    /// was trained on cannot be prepared any more.
     #[error(
-        "{path} belongs to another run: its configuration, data, base or starting adapter differs; train in a new directory"
+        "{path} belongs to another run: its configuration, data, device, base or adapter differs; train in a new directory"
     )]
     OtherRun {
         /// The checkpoint.

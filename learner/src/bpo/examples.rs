@@ -27,6 +27,9 @@ pub trait Examples {
     /// Tokens of example `index`: prompt once, plus all its answers. Cheap; data order is made from it.
     fn tokens(&self, index: usize) -> usize;
 
+    /// Whether example `index` has a rejected answer. Cheap.
+    fn has_rejected(&self, index: usize) -> bool;
+
     /// Says which examples are asked for next, so that what they need can be made for all of them at once. Nothing depends
     /// on it but time.
     ///
@@ -55,6 +58,10 @@ impl Examples for InMemory {
     fn tokens(&self, index: usize) -> usize {
         let group = &self.0[index].clean;
         group.prompt.len() + group.answers.iter().map(|answer| answer.len()).sum::<usize>()
+    }
+
+    fn has_rejected(&self, index: usize) -> bool {
+        self.0[index].clean.answers.len() > 1
     }
 
     fn example(&self, index: usize, distorted: bool) -> Result<Example, ExampleError> {

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use fs_err as fs;
-use image::DynamicImage;
+use image::{DynamicImage, Rgb, RgbImage};
 
 use super::config::{LoraSection, RunConfig};
 use super::error::TrainError;
@@ -19,8 +19,11 @@ use super::run::{self, Parts};
 use super::seed::{self, Purpose};
 use super::trainer::{Control, Outcome};
 use crate::adapter::{AdapterConfig, Naming, PeftAdapter, TargetModules, checkpoint_files};
+use crate::bootstrap::distort::Normalisation;
 use crate::gate::{self, GateError};
-use crate::model::{self, DeviceChoice, ImageInput, Lora, LoraPolicy, Model, PolicyOptions, Source, Workers};
+use crate::model::{
+    self, DeviceChoice, ImageInput, Lora, LoraPolicy, Model, ModelError, PolicyOptions, Source, Workers,
+};
 
 /// The value of `model.base` that means the model that ships with the project.
 pub const POCKET: &str = "pocket";
@@ -54,7 +57,7 @@ pub fn train(
         let loaded = load(dir, &config, device, pocket)?;
         Ok((config, loaded))
     });
-    let (config, Loaded { mut policy, encoder, digest }) = match loaded {
+    let (config, Loaded { mut policy, encoder, digest, start }) = match loaded {
         Ok(loaded) => loaded,
         Err(error) => {
             run::announce_failure(dir, &error, progress);
@@ -64,7 +67,13 @@ pub fn train(
     let write_adapter = |policy: &LoraPolicy, path: &Path| -> Result<(), ExampleError> {
         Ok(policy.lora().to_adapter()?.write(path, Naming::Checkpoint)?)
     };
-    let parts = Parts { policy: &mut policy, encoder: &encoder, base_digest: &digest, write_adapter: &write_adapter };
+    let parts = Parts {
+        policy: &mut policy,
+        encoder: &encoder,
+        base_digest: &digest,
+        start: &start,
+        write_adapter: &write_adapter,
+    };
     let outcome = run::train(dir, &config, parts, control, progress)?;
     if let Outcome::Finished { .. } = outcome {
         judge(dir, &config, &gate::run::Base { encoder: &encoder, digest: &digest }, progress)?;
@@ -105,6 +114,8 @@ struct Loaded {
     encoder: ModelEncoder,
     /// Of the base.
     digest: String,
+    /// As [`start`] says it.
+    start: String,
 }
 
 fn load(
@@ -139,10 +150,24 @@ fn load(
         let read = PeftAdapter::read(&path).map_err(|error| adapter(error.into()))?;
         Lora::load(model.decoder(), &read).map_err(|error| adapter(error.into()))?
     };
+    let start =
+        lora.to_adapter().and_then(|given| start(&device, dtype, &given)).map_err(|error| adapter(error.into()))?;
     let options = PolicyOptions::on(&device, config.train.threads);
     let policy = LoraPolicy::new(Arc::clone(&model), lora, options).map_err(|error| base(error.into()))?;
     let encoder = ModelEncoder::new(model, Arc::clone(policy.workers()));
-    Ok(Loaded { policy, encoder, digest })
+    Ok(Loaded { policy, encoder, digest, start })
+}
+
+/// What decides a run's numbers besides its settings, its data and the base's files: the kind of device, the format
+/// that `auto` became there, and the starting adapter, which brings its own scale and dropout when it is another run's.
+fn start(device: &Device, dtype: DType, adapter: &PeftAdapter) -> candle_core::Result<String> {
+    let kind = match device {
+        Device::Cpu => "cpu",
+        Device::Cuda(_) => "cuda",
+        Device::Metal(_) => "metal",
+    };
+    let (digest, dropout) = (adapter.digest()?, adapter.config.lora_dropout);
+    Ok(format!("{kind} {} adapter {digest} dropout {dropout}", dtype.as_str()))
 }
 
 fn adapter_config(lora: &LoraSection, base: &str) -> AdapterConfig {
@@ -195,12 +220,14 @@ fn hash_file(path: &PathBuf) -> io::Result<blake3::Hash> {
 pub struct ModelEncoder {
     model: Arc<Model>,
     workers: Arc<Workers>,
+    /// Found out when it is first asked for.
+    normalisation: OnceLock<Normalisation>,
 }
 
 impl ModelEncoder {
     /// An encoder on a shared model and shared threads.
     pub fn new(model: Arc<Model>, workers: Arc<Workers>) -> Self {
-        Self { model, workers }
+        Self { model, workers, normalisation: OnceLock::new() }
     }
 
     /// The model.
@@ -212,6 +239,21 @@ impl ModelEncoder {
     pub fn workers(&self) -> &Arc<Workers> {
         &self.workers
     }
+}
+
+/// How a model normalises pixels of 0 to 1: `(p − mean) / std`, found out from what it makes of a black and a white
+/// tile, so that its factor for pixels is in it, too. The default where they are not arranged as Idefics3's, `[tiles, 3,
+/// height, width]`.
+fn normalisation(model: &Model) -> Result<Normalisation, ModelError> {
+    let (width, height) = model.preprocess(&DynamicImage::new_rgb8(1, 1))?.tiles[0].dimensions();
+    let tiles = [0, 255].map(|shade| RgbImage::from_pixel(width, height, Rgb([shade; 3])));
+    let pixels = model.family().pixels(&tiles)?.to_dtype(DType::F32)?;
+    let (_, 3, _, _) = pixels.dims4()? else { return Ok(Normalisation::default()) };
+    let values = pixels.flatten_from(2)?.to_vec3::<f32>()?;
+    let (black, white) = (&values[0], &values[1]);
+    let deviation: [f32; 3] = std::array::from_fn(|channel| 1.0 / (white[channel][0] - black[channel][0]));
+    let mean = std::array::from_fn(|channel| -black[channel][0] * deviation[channel]);
+    Ok(Normalisation { mean, std: deviation })
 }
 
 impl Encoder for ModelEncoder {
@@ -264,5 +306,69 @@ impl Encoder for ModelEncoder {
 
     fn max_positions(&self) -> usize {
         self.model.decoder().config().max_positions
+    }
+
+    fn normalisation(&self) -> Normalisation {
+        // A model that takes no image says so with the image that is to be distorted.
+        *self.normalisation.get_or_init(|| normalisation(&self.model).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::adapter::LoraWeights;
+
+    #[test]
+    fn noise_is_scaled_as_the_model_normalises() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/idefics3/model");
+        let of = |mean: [f64; 3], std: [f64; 3]| {
+            let mut files = BTreeMap::<String, Cow<'static, [u8]>>::new();
+            for entry in fs::read_dir(&golden).unwrap() {
+                let entry = entry.unwrap();
+                files.insert(entry.file_name().into_string().unwrap(), Cow::Owned(fs::read(entry.path()).unwrap()));
+            }
+            let mut settings: Value = serde_json::from_slice(&files["preprocessor_config.json"]).unwrap();
+            (settings["image_mean"], settings["image_std"]) = (json!(mean), json!(std));
+            files.insert("preprocessor_config.json".to_owned(), Cow::Owned(settings.to_string().into_bytes()));
+            let source = Source::Memory(files);
+            let model = Model::build(&source, &source.weights(DType::F32, &Device::Cpu).unwrap()).unwrap();
+            ModelEncoder::new(Arc::new(model), Arc::new(Workers::new(1).unwrap())).normalisation()
+        };
+        assert_eq!(of([0.5; 3], [0.5; 3]), Normalisation::default());
+        // CLIP's.
+        let (mean, std) = ([0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_54, 0.261_302_58, 0.275_777_11]);
+        let found = of(mean, std);
+        for channel in 0..3 {
+            assert!((f64::from(found.mean[channel]) - mean[channel]).abs() < 1e-5, "{found:?}");
+            assert!((f64::from(found.std[channel]) - std[channel]).abs() < 1e-5, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn another_format_scale_or_dropout_is_another_start() {
+        let of = |dtype: DType, alpha: f64, use_rslora: bool, lora_dropout: f64| {
+            let config = AdapterConfig { use_rslora, lora_dropout, ..AdapterConfig::uniform(4, alpha) };
+            let zeros = |shape: (usize, usize)| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+            let weights =
+                LoraWeights { a: zeros((4, 3)), b: zeros((5, 4)), scale: config.scale(4, alpha), r: 4, alpha };
+            let adapter = PeftAdapter::new(config, BTreeMap::from([("layers.0.q_proj".to_owned(), weights)]));
+            start(&Device::Cpu, dtype, &adapter).unwrap()
+        };
+        let first = of(DType::F32, 8.0, false, 0.0);
+        assert!(first.starts_with("cpu f32 adapter "), "{first}");
+        assert_eq!(of(DType::F32, 8.0, false, 0.0), first);
+        for other in [
+            of(DType::BF16, 8.0, false, 0.0),
+            of(DType::F32, 16.0, false, 0.0),
+            of(DType::F32, 8.0, true, 0.0),
+            of(DType::F32, 8.0, false, 0.1),
+        ] {
+            assert_ne!(other, first);
+        }
     }
 }

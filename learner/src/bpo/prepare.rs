@@ -270,6 +270,10 @@ impl<E: Encoder> Examples for Prepared<'_, E> {
         item.prompt.len() + item.answers.iter().map(|answer| answer.len()).sum::<usize>()
     }
 
+    fn has_rejected(&self, index: usize) -> bool {
+        self.items[index].answers.len() > 1
+    }
+
     fn prepare(&self, indices: &[usize], distorted: bool) -> Result<(), ExampleError> {
         self.cache.borrow_mut().passing.clear();
         let mut missing: Vec<(String, &Item, &String, Option<&Distortion>)> = Vec::new();

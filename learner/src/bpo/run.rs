@@ -61,6 +61,9 @@ pub struct Parts<'a, P, E> {
     pub encoder: &'a E,
     /// BLAKE3 digest of the base's files: a checkpoint made on another base is refused.
     pub base_digest: &'a str,
+    /// What else the policy's numbers come from: device, number format, and the adapter that it starts from. A
+    /// checkpoint made with another is refused.
+    pub start: &'a str,
     /// Writes the policy's adapter into a directory that does not exist yet.
     pub write_adapter: &'a dyn Fn(&P, &Path) -> Result<(), ExampleError>,
 }
@@ -143,7 +146,8 @@ fn run<P: Policy, E: Encoder>(
             "no pair is held out: there are too few images for data.held_out, so nothing is evaluated".to_owned();
         progress.event(&Event::Warning { message });
     }
-    let identity = format!("base {} dataset {}", parts.base_digest, result.dataset_digest);
+    let (base, dataset, pairs) = (parts.base_digest, &result.dataset_digest, digest_of_pairs([&train, &held_out]));
+    let identity = format!("base {base} on {} dataset {dataset} pairs {pairs}", parts.start);
     let inputs = Inputs { train: &train, held_out: &held_out, identity: &identity };
     let outcome = execute(dir, parts.policy, config, inputs, control, progress)?;
     if let Outcome::Finished { .. } = outcome {
@@ -155,6 +159,19 @@ fn run<P: Policy, E: Encoder>(
         (parts.write_adapter)(parts.policy, &adapter).map_err(TrainError::Adapter)?;
     }
     Ok(outcome)
+}
+
+/// BLAKE3 of the ids of the pairs that were prepared, in their order. The dataset's digest does not tell that one of
+/// them cannot be prepared any more, and without it all the others come in another order.
+fn digest_of_pairs<E: Encoder>(sets: [&Prepared<'_, E>; 2]) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    for set in sets {
+        hasher.update(&(set.len() as u64).to_le_bytes());
+        for id in (0..set.len()).map(|index| set.id(index)) {
+            hasher.update(&(id.len() as u64).to_le_bytes()).update(id.as_bytes());
+        }
+    }
+    hasher.finalize()
 }
 
 /// Holds `DIR/lock` until it is dropped or the process ends, however it ends.

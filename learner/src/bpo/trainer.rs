@@ -119,6 +119,7 @@ impl<'a, P: Policy> Run<'a, P> {
         if inputs.train.is_empty() {
             return Err(TrainError::NoExamples("the training set is empty".to_owned()));
         }
+        config.early_stop.check_held_out(inputs.held_out)?;
         let start = policy.parameters();
         let device = start.values().next().ok_or(TrainError::NoParameters)?.device().clone();
         let key = key(config, inputs.identity, &start)?;

@@ -101,6 +101,7 @@ fn bad_entries() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let human = |value: &str| json!({"from": "human", "value": value});
     let gpt = |value: &str| json!({"from": "gpt", "value": value});
     let bpo = |completions: Value| json!({"image": "ok.png", "prompt": "What is it?", "completions": completions});
+    let many = (0..257).flat_map(|_| [human("a?"), gpt("b")]).collect::<Vec<_>>();
     vec![
         ("not JSON", b"{\"input\": ".to_vec(), "EOF while parsing"),
         ("not UTF-8", b"{\"input\": \"\xff\xfe\"}".to_vec(), "not UTF-8 at byte 11"),
@@ -229,6 +230,16 @@ fn bad_entries() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             text(llava(json!(7), json!([human("a?"), gpt("b")]))),
             "image must be a path",
         ),
+        (
+            "llava with too many answers",
+            text(llava(json!("ok.png"), json!(many))),
+            "the entry has 257 answers, the limit is 256",
+        ),
+        (
+            "bpo with too many completions",
+            text(bpo(json!(vec![json!({"response": "a", "score": 1}); 257]))),
+            "the entry has 257 answers, the limit is 256",
+        ),
         ("bpo without completions", text(bpo(json!([]))), "completions: it is empty"),
         (
             "bpo with equal scores",
@@ -265,6 +276,22 @@ fn each_bad_entry_has_its_sentence_with_file_and_line() {
             "{name}: {error}"
         );
     }
+}
+
+#[test]
+fn an_entry_whose_answers_would_multiply_it_is_refused() {
+    let world = World::new();
+    let options = ReadOptions { max_entry_bytes: 2 << 20, max_file_bytes: 2 << 20, ..world.options.clone() };
+    let entry = |completions: usize| {
+        let lower = (1..completions).map(|at| json!({"response": format!("No, {at}."), "score": 0}));
+        let all = std::iter::once(json!({"response": "Yes.", "score": 1})).chain(lower).collect::<Vec<_>>();
+        json!({"image": "ok.png", "prompt": "x".repeat(1 << 20), "completions": all}).to_string()
+    };
+    let (report, _) = world.read(entry(3).as_bytes(), &options).unwrap();
+    assert_eq!(report.pairs, 2);
+    let error = world.read(entry(128).as_bytes(), &options).unwrap_err().to_string();
+    assert!(error.contains("pairs.jsonl:1: the entry has 128 answers in 10"), "{error}");
+    assert!(error.contains("the limit of answers times bytes is 134217728"), "{error}");
 }
 
 #[test]

@@ -122,9 +122,22 @@ fn write_adapter(toy: &Toy, path: &Path) -> Result<(), ExampleError> {
     Ok(())
 }
 
+const START: &str = "cpu f32";
+
 fn run(dir: &Path, config: &RunConfig, control: &Control, progress: &mut dyn Progress) -> Result<Outcome, TrainError> {
+    run_from(START, dir, config, control, progress)
+}
+
+fn run_from(
+    start: &str,
+    dir: &Path,
+    config: &RunConfig,
+    control: &Control,
+    progress: &mut dyn Progress,
+) -> Result<Outcome, TrainError> {
     let mut toy = Toy { dropout: 0.1, ..Toy::new() };
-    let parts = Parts { policy: &mut toy, encoder: &Letters, base_digest: "letters", write_adapter: &write_adapter };
+    let parts =
+        Parts { policy: &mut toy, encoder: &Letters, base_digest: "letters", start, write_adapter: &write_adapter };
     train(dir, config, parts, control, progress)
 }
 
@@ -176,6 +189,32 @@ fn a_paused_run_goes_on_to_the_same_adapter_and_a_finished_one_repeats_it() {
         run(parts.path(), &config, &Control::default(), &mut Silent).unwrap();
         assert_eq!(adapter(parts.path()), adapter(whole.path()));
     }
+}
+
+#[test]
+fn a_paused_run_is_not_mixed_with_another_start_or_other_pairs() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path(), 24);
+    let control = Control::default();
+    let paused = run(dir.path(), &config(), &control, &mut PauseAfter { step: 5, control: &control }).unwrap();
+    assert_eq!(paused, Outcome::Paused { step: 5 });
+    let refused = |start: &str| {
+        let error = run_from(start, dir.path(), &config(), &Control::default(), &mut Silent).unwrap_err();
+        assert!(matches!(error, TrainError::OtherRun { .. }), "{error}");
+    };
+    refused("cuda bf16");
+
+    // An image that cannot be read any more: without its pair all the others would come in another order.
+    let dataset = fs::read_to_string(dir.path().join("dataset.jsonl")).unwrap();
+    let first: Value = serde_json::from_str(dataset.lines().next().unwrap()).unwrap();
+    let digest = first["images"][0]["digest"].as_str().unwrap();
+    let blob = dir.path().join("blobs").join(&digest[..2]).join(digest);
+    let bytes = fs::read(&blob).unwrap();
+    fs::write(&blob, "not what it was").unwrap();
+    refused(START);
+    fs::write(&blob, bytes).unwrap();
+    let outcome = run(dir.path(), &config(), &Control::default(), &mut Silent).unwrap();
+    assert!(matches!(outcome, Outcome::Finished { .. }), "{outcome:?}");
 }
 
 #[test]

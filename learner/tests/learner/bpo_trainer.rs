@@ -264,6 +264,36 @@ fn patience_stops_early_and_the_best_adapter_is_given() {
 }
 
 #[test]
+fn a_criterion_without_rejected_answers_is_refused_before_anything_is_scored() {
+    let train_set = examples(22, 1);
+    let mut annotations = examples(9, 2);
+    for example in &mut annotations.0 {
+        example.clean.answers.truncate(1);
+    }
+    let mut one_pair = annotations.clone();
+    one_pair.0.extend(examples(1, 3).0);
+    let outcome = |criterion: Criterion, patience: usize, held_out: &InMemory| {
+        let mut config = config(Preset::Anchored);
+        (config.early_stop.criterion, config.early_stop.patience) = (criterion, patience);
+        let dir = tempfile::tempdir().unwrap();
+        let mut toy = Toy::new();
+        let inputs = Inputs { train: &train_set, held_out, identity: "toy" };
+        let outcome = train(dir.path(), &mut toy, &config, inputs, &Control::default(), &mut Silent);
+        outcome.map_err(|error| (error.to_string(), toy.scored.get()))
+    };
+    for (criterion, name) in [(Criterion::Accuracy, "accuracy"), (Criterion::Margin, "margin")] {
+        let (error, scored) = outcome(criterion, 1, &annotations).unwrap_err();
+        assert!(error.contains(&format!("early_stop.criterion is {name}, it must be loss")), "{error}");
+        assert_eq!(scored, 0);
+        outcome(criterion, 1, &one_pair).unwrap();
+        outcome(criterion, 1, &InMemory::default()).unwrap();
+        // Nothing hangs on it.
+        outcome(criterion, 0, &annotations).unwrap();
+    }
+    outcome(Criterion::Loss, 1, &annotations).unwrap();
+}
+
+#[test]
 fn a_pause_before_the_first_step_costs_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let control = Control::default();

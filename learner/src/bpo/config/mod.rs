@@ -208,7 +208,8 @@ impl RunConfig {
         let mut same = self.clone();
         same.checkpoint = CheckpointSection::default();
         // Base, dataset and starting adapter are in a run's key by their content; where they lie may change.
-        same.model = ModelSection::default();
+        same.model.base = String::new();
+        same.model.adapter = PathBuf::new();
         same.data.digest = String::new();
         same.data.blobs = PathBuf::new();
         same.data.dataset = PathBuf::new();
@@ -307,6 +308,9 @@ mod tests {
         b.data.digest = "0".repeat(64);
         assert_eq!(a.digest().unwrap(), b.digest().unwrap());
         b.seed = 1;
+        assert_ne!(a.digest().unwrap(), b.digest().unwrap());
+        b.seed = a.seed;
+        b.model.dtype = Dtype::F32;
         assert_ne!(a.digest().unwrap(), b.digest().unwrap());
     }
 }

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Fault;
-use super::draft::Draft;
+use super::draft::{Draft, check_size};
 use super::llava::{Images, Turn, messages};
 use crate::bpo::pair::{Message, NegativeKind, PreferencePair};
 
@@ -37,8 +37,10 @@ struct Completion {
     kind: Option<String>,
 }
 
-pub(super) fn parse(value: Value) -> Result<Vec<Draft>, Fault> {
+/// `bytes`: size of the entry.
+pub(super) fn parse(value: Value, bytes: usize) -> Result<Vec<Draft>, Fault> {
     let row: Row = serde_json::from_value(value).map_err(|error| Fault::Json(error.to_string()))?;
+    check_size(row.completions.len(), bytes)?;
     let images = row.image.into_names();
     let conversation = conversation(row.prompt, row.conversations, images.len())?;
     let ranked = rank(row.completions)?;

@@ -4,6 +4,12 @@ use super::images::Importer;
 use super::{Fault, ReadOptions};
 use crate::bpo::pair::{Message, NegativeKind, Part, PreferencePair, Role, Source};
 
+/// Most answers of one entry; conversations of LLaVA's kind have some tens.
+const MAX_ANSWERS: usize = 256;
+
+/// Largest product of an entry's answers and bytes.
+const MAX_COPIED_BYTES: usize = 128 << 20;
+
 /// What a shape's parser makes of an entry.
 #[derive(Debug)]
 pub(super) struct Draft {
@@ -45,6 +51,19 @@ impl Draft {
         pair.id = format!("pair-{}", &blake3::hash(&content).to_hex()[..32]);
         Ok(pair)
     }
+}
+
+/// Checks an entry of so many answers and bytes before there are drafts of it. Each has a copy of the conversation, so
+/// that memory would grow with the square of the entry.
+pub(super) fn check_size(answers: usize, bytes: usize) -> Result<(), Fault> {
+    if answers > MAX_ANSWERS {
+        return Err(Fault::TooManyAnswers { answers, limit: MAX_ANSWERS });
+    }
+    // One answer is as large as the entry at the most, and that has a limit of its own.
+    if answers > 1 && answers.saturating_mul(bytes) > MAX_COPIED_BYTES {
+        return Err(Fault::TooManyCopies { answers, bytes, limit: MAX_COPIED_BYTES });
+    }
+    Ok(())
 }
 
 fn check_answer(which: &'static str, answer: &str, options: &ReadOptions) -> Result<(), Fault> {

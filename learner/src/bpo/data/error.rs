@@ -157,6 +157,24 @@ pub enum Fault {
         /// The limit.
         limit: usize,
     },
+    /// More answers in one entry than there may be.
+    #[error("the entry has {answers} answers, the limit is {limit}")]
+    TooManyAnswers {
+        /// Answers given.
+        answers: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// An entry that would take too much memory, since every answer takes a copy of the conversation.
+    #[error("the entry has {answers} answers in {bytes} bytes, the limit of answers times bytes is {limit}")]
+    TooManyCopies {
+        /// Answers given.
+        answers: usize,
+        /// Size of the entry.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// Answers that do not differ in content.
     #[error("the chosen and the rejected answer are the same but for case, spacing and punctuation")]
     SameAnswers,

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Fault;
-use super::draft::{Draft, count_images, refuse_placeholder, split_placeholders};
+use super::draft::{Draft, check_size, count_images, refuse_placeholder, split_placeholders};
 use crate::bpo::pair::{Message, Part, Role};
 
 /// Data sets of this shape carry keys of their own (`id`, `model`, `source`), so unknown ones are let through.
@@ -55,10 +55,12 @@ impl Turn {
     }
 }
 
-pub(super) fn parse(value: Value) -> Result<Vec<Draft>, Fault> {
+/// `bytes`: size of the entry.
+pub(super) fn parse(value: Value, bytes: usize) -> Result<Vec<Draft>, Fault> {
     let row: Row = serde_json::from_value(value).map_err(|error| Fault::Json(error.to_string()))?;
     let images = row.image.into_names();
     let messages = messages(row.conversations, images.len())?;
+    check_size(messages.iter().filter(|message| message.role == Role::Assistant).count(), bytes)?;
     let mut drafts = Vec::new();
     for (at, message) in messages.iter().enumerate().filter(|(_, message)| message.role == Role::Assistant) {
         let chosen = text(&message.content);
@@ -135,12 +137,13 @@ mod tests {
     #[test]
     fn an_answer_before_an_image_is_one_without_it() {
         let turn = |from: &str, value: &str| json!({"from": from, "value": value});
-        let drafts = parse(json!({"image": ["a.png", "b.png"], "conversations": [
+        let entry = json!({"image": ["a.png", "b.png"], "conversations": [
             turn("human", "Who are you?"), turn("gpt", "A model."),
             turn("human", "<image>\nWhat is it?"), turn("gpt", "A hat."),
             turn("human", "<image>\nAnd this?"), turn("gpt", "A cat."),
-        ]}));
-        let images: Vec<_> = drafts.unwrap().into_iter().map(|draft| draft.images).collect();
+        ]});
+        let bytes = entry.to_string().len();
+        let images: Vec<_> = parse(entry, bytes).unwrap().into_iter().map(|draft| draft.images).collect();
         assert_eq!(images, [vec![], vec!["a.png"], vec!["a.png", "b.png"]]);
     }
 }

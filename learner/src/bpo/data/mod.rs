@@ -219,8 +219,8 @@ fn drafts(entry: Entry, options: &ReadOptions) -> Result<Vec<Draft>, Fault> {
         given => given,
     };
     match shape {
-        Shape::Llava => llava::parse(value),
-        Shape::Bpo => bpo::parse(value),
+        Shape::Llava => llava::parse(value, bytes.len()),
+        Shape::Bpo => bpo::parse(value, bytes.len()),
         Shape::Auto | Shape::Preference => preference::parse(value),
     }
 }
