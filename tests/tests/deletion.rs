@@ -22,7 +22,7 @@ const RIGHT: &str = "There is a red apple in the top left and a green tree.";
 /// Asks about a picture of its own and corrects the answer; the record's id.
 async fn corrected(client: &Client, number: u32, correction: &str) -> Result<String> {
     let url = pictures::data_url("image/png", &pictures::png(64, 64, number)?);
-    let body = json!({"model": "reground", "temperature": 0, "max_tokens": 24, "messages": [{"role": "user", "content": [
+    let body = json!({"model": "reground", "temperature": 0, "max_tokens": 60, "messages": [{"role": "user", "content": [
         {"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Describe the image."}]}]});
     let record = client.answer(&body).await?["id"].as_str().context("no id")?.to_owned();
     client.post("/v1/feedback", &json!({"completion_id": record, "correction": correction})).await?.ok()?;

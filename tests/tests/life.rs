@@ -103,7 +103,7 @@ fn while_there(reply: Result<Reply>) -> Option<Reply> {
 
 fn question(number: u64) -> Result<Value> {
     let url = pictures::data_url("image/png", &pictures::png(32, 32, u32::try_from(number % 100_000)?)?);
-    Ok(json!({"model": "reground", "temperature": 0, "max_tokens": 4, "messages": [{"role": "user", "content": [
+    Ok(json!({"model": "reground", "temperature": 0, "max_tokens": 24, "messages": [{"role": "user", "content": [
         {"type": "image_url", "image_url": {"url": url}},
         {"type": "text", "text": format!("Describe image {number}.")}]}]}))
 }

@@ -15,7 +15,7 @@ const LIMIT: Duration = Duration::from_secs(1200);
 /// Asks and lies; the pairs that came of it.
 async fn lied(liar: &Client, admin: &Client, number: u32) -> Result<Vec<Value>> {
     let url = pictures::data_url("image/png", &pictures::png(64, 64, number)?);
-    let body = json!({"model": "reground", "temperature": 0, "max_tokens": 12, "messages": [{"role": "user", "content": [
+    let body = json!({"model": "reground", "temperature": 0, "max_tokens": 60, "messages": [{"role": "user", "content": [
         {"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": format!("Describe image {number}.")}]}]});
     let record = liar.answer(&body).await?["id"].as_str().context("no id")?.to_owned();
     let lie = format!("There are two pink cats and a blue dog in image {number}.");

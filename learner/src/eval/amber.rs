@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use super::error::EvalError;
 use super::measure::Measure;
 use super::mention::{CaptionReader, Synonyms};
-use super::pope::{self, Understood, Verdict};
+use super::pope::{self, Answered, Verdict};
 
 /// The type of a query that asks for a description.
 pub const GENERATIVE: &str = "generative";
@@ -234,8 +234,8 @@ fn number<'a>(objects: &[String], words: impl Iterator<Item = &'a String>, relat
     meant.collect::<BTreeSet<_>>().len()
 }
 
-/// AMBER's discriminative measures. Its questions look for hallucinations, so positive means no.
-pub fn discriminative(answers: &[(Verdict, Understood)]) -> Vec<Measure> {
+/// AMBER's discriminative measures. Its questions look for hallucinations, so positive means no. One item a picture.
+pub fn discriminative(answers: &[Answered<'_>]) -> Vec<Measure> {
     pope::measures_of(Verdict::No, answers)
 }
 
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_hallucination_found_is_a_hit() {
-        let said = |label, answer: &str| (label, pope::understand(answer));
+        let said = |label, answer: &str| Answered { image: "a", label, understood: pope::understand(answer) };
         let answers = [said(Verdict::No, "No."), said(Verdict::No, "Yes."), said(Verdict::Yes, "Yes.")];
         let values: Vec<Option<f64>> = discriminative(&answers).iter().map(Measure::value).collect();
         // Accuracy, precision, recall, F1, yes share.

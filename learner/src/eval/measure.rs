@@ -1,8 +1,9 @@
 //! Ratios of sums over items, with bootstrap confidence intervals.
 //!
-//! Accuracy, CHAIR, Cover, precision, F1: each is Σ numerator / Σ denominator over images or questions. Keeping the two
-//! numbers per item lets one resampling of *items* give the interval of any of them, and two models asked the same items
-//! be compared pair by pair, which is far sharper than comparing two intervals.
+//! Accuracy, CHAIR, Cover, precision, F1: each is Σ numerator / Σ denominator over items. Keeping the two numbers per
+//! item lets one resampling of *items* give the interval of any of them, and two models asked the same items be
+//! compared pair by pair, which is far sharper than comparing two intervals. Items must not hang together: all that is
+//! asked about one picture is one item ([`Measure::by_picture`]).
 //!
 //! ```
 //! use reground_learner::eval::Measure;
@@ -10,6 +11,9 @@
 //! let chair = Measure::new("CHAIR_i", [(1.0, 2.0), (0.0, 1.0), (0.0, 1.0)]);
 //! assert_eq!(chair.value(), Some(0.25));
 //! ```
+
+use std::collections::HashMap;
+use std::hash::Hash;
 
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -53,7 +57,7 @@ pub struct Estimate {
     pub low: Option<f64>,
     /// Upper end of the confidence interval.
     pub high: Option<f64>,
-    /// Items measured.
+    /// Items measured. What is asked about one picture is one of them.
     pub items: usize,
 }
 
@@ -84,8 +88,17 @@ pub enum Better {
 
 impl Comparison {
     /// Whether the candidate is worse by less than `margin`, with confidence: the bad end of the interval stays inside.
-    /// `false` if there is no interval, since a gate must not pass on nothing.
+    /// `false` if there is no interval or no difference that is a number, since a gate must not pass on nothing.
     pub fn not_worse(&self, better: Better, margin: f64) -> bool {
+        self.is_finite() && self.is_within(better, margin)
+    }
+
+    /// Whether there is a difference, and it is a finite number.
+    pub fn is_finite(&self) -> bool {
+        self.difference.is_some_and(f64::is_finite)
+    }
+
+    fn is_within(&self, better: Better, margin: f64) -> bool {
         match better {
             Better::Higher => self.low.is_some_and(|low| low > -margin),
             Better::Lower => self.high.is_some_and(|high| high < margin),
@@ -97,6 +110,25 @@ impl Measure {
     /// A measure from (numerator, denominator) of each item.
     pub fn new(name: impl Into<String>, items: impl IntoIterator<Item = (f64, f64)>) -> Self {
         Self { name: name.into(), items: items.into_iter().collect() }
+    }
+
+    /// A measure whose items are pictures, in the order in which they are first seen: the (numerator, denominator) of
+    /// all that is about one are added up. Several questions about a picture are often right or wrong together;
+    /// resampled one by one they would give a narrower interval than what is known.
+    pub fn by_picture<P: Eq + Hash>(
+        name: impl Into<String>,
+        values: impl IntoIterator<Item = (P, (f64, f64))>,
+    ) -> Self {
+        let (mut places, mut items) = (HashMap::new(), Vec::<(f64, f64)>::new());
+        for (picture, (numerator, denominator)) in values {
+            let place = *places.entry(picture).or_insert(items.len());
+            if place == items.len() {
+                items.push((0.0, 0.0));
+            }
+            items[place].0 += numerator;
+            items[place].1 += denominator;
+        }
+        Self::new(name, items)
     }
 
     /// The share of items for which something holds.
@@ -162,7 +194,8 @@ fn ratio(items: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
     (denominator != 0.0).then(|| numerator / denominator)
 }
 
-/// The percentile interval of `statistic` over resampled item indices. Resamples without a value are left out.
+/// The percentile interval of `statistic` over resampled item indices. Resamples without a value are left out. There is
+/// no interval if a value is not finite: sorted to one end, it would not be seen at the other.
 fn interval(items: usize, bootstrap: Bootstrap, statistic: impl Fn(&[usize]) -> Option<f64>) -> Option<(f64, f64)> {
     if items == 0 {
         return None;
@@ -177,6 +210,9 @@ fn interval(items: usize, bootstrap: Bootstrap, statistic: impl Fn(&[usize]) -> 
             statistic(&picks)
         })
         .collect();
+    if !values.iter().all(|value| value.is_finite()) {
+        return None;
+    }
     values.sort_by(f64::total_cmp);
     let tail = (1.0 - bootstrap.confidence) / 2.0;
     Some((percentile(&values, tail)?, percentile(&values, 1.0 - tail)?))
@@ -236,6 +272,44 @@ mod tests {
         assert!(!comparison.not_worse(Better::Higher, 1.0) && !comparison.not_worse(Better::Lower, 1.0));
         let unpaired = empty.compare(&Measure::share("x", [true]), Bootstrap::default()).unwrap_err();
         assert_eq!(unpaired.to_string(), "a paired comparison needs the same items on both sides: 3 and 1 were given");
+    }
+
+    #[test]
+    fn what_is_no_number_gives_no_interval_and_never_passes() {
+        let baseline = Measure::mean("log π", vec![-1.0; 40]);
+        for broken in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            // All others are better, so that most of what is resampled looks well.
+            let candidate = Measure::mean("log π", (0..40).map(|item| if item == 7 { broken } else { -0.5 }));
+            let estimate = candidate.estimate(Bootstrap::default());
+            assert_eq!((estimate.low, estimate.high), (None, None), "{broken}");
+            let comparison = candidate.compare(&baseline, Bootstrap::default()).unwrap();
+            assert_eq!((comparison.low, comparison.high), (None, None), "{broken}");
+            assert!(!comparison.not_worse(Better::Higher, 9.0) && !comparison.not_worse(Better::Lower, 9.0));
+        }
+        let unknown = Comparison {
+            name: "log π".to_owned(),
+            difference: Some(f64::NAN),
+            low: Some(0.0),
+            high: Some(0.0),
+            items: 40,
+        };
+        assert!(!unknown.not_worse(Better::Higher, 9.0) && !unknown.not_worse(Better::Lower, 9.0));
+    }
+
+    #[test]
+    fn what_is_said_of_one_picture_is_resampled_together() {
+        // Ten questions about each of two pictures, all right about the one and all wrong about the other.
+        let value = |question: usize| (f64::from(u8::from(question < 10)), 1.0);
+        let pictures = Measure::by_picture("accuracy", (0..20).map(|question| (question / 10, value(question))));
+        assert_eq!(pictures, Measure::new("accuracy", [(10.0, 10.0), (0.0, 10.0)]));
+        let estimate = pictures.estimate(Bootstrap::default());
+        assert_eq!((estimate.value, estimate.items), (Some(0.5), 2));
+        assert_eq!((estimate.low, estimate.high), (Some(0.0), Some(1.0)));
+        let apart = Measure::new("accuracy", (0..20).map(value)).estimate(Bootstrap::default());
+        assert!(apart.value == Some(0.5) && apart.low > Some(0.2) && apart.high < Some(0.8), "{apart:?}");
+        // They need not come one after the other.
+        let mixed = Measure::by_picture("share", [("a", (1.0, 1.0)), ("b", (0.0, 1.0)), ("a", (0.5, 2.0))]);
+        assert_eq!(mixed, Measure::new("share", [(1.5, 3.0), (0.0, 1.0)]));
     }
 
     proptest! {

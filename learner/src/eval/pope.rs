@@ -50,17 +50,30 @@ pub fn understand(answer: &str) -> Understood {
     Understood { verdict, unclear: verdict == Verdict::Yes && !has(&["yes"]) }
 }
 
-/// All measures of answers to labelled questions, in the order of the tables; positive means yes.
-pub fn measures(answers: &[(Verdict, Understood)]) -> Vec<Measure> {
+/// An answer to a labelled question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answered<'a> {
+    /// The image's file name.
+    pub image: &'a str,
+    /// The right answer.
+    pub label: Verdict,
+    /// What was answered.
+    pub understood: Understood,
+}
+
+/// All measures of answers to labelled questions, in the order of the tables; positive means yes. One item a picture.
+pub fn measures(answers: &[Answered<'_>]) -> Vec<Measure> {
     measures_of(Verdict::Yes, answers)
 }
 
 /// As [`measures`], with another meaning of positive in precision, recall and F1.
-pub fn measures_of(positive: Verdict, answers: &[(Verdict, Understood)]) -> Vec<Measure> {
+pub fn measures_of(positive: Verdict, answers: &[Answered<'_>]) -> Vec<Measure> {
     let number = |hit: bool| f64::from(u8::from(hit));
-    let counted = |name: &str, item: &dyn Fn(bool, bool) -> (f64, f64)| {
-        let items = answers.iter().map(|(label, understood)| (*label == positive, understood.verdict == positive));
-        Measure::new(name, items.map(|(label, said)| item(label, said)))
+    let of = |name: &str, value: &dyn Fn(&Answered<'_>) -> (f64, f64)| {
+        Measure::by_picture(name, answers.iter().map(|answer| (answer.image, value(answer))))
+    };
+    let counted = |name: &str, value: &dyn Fn(bool, bool) -> (f64, f64)| {
+        of(name, &|answer| value(answer.label == positive, answer.understood.verdict == positive))
     };
     vec![
         counted("accuracy", &|label, said| (number(label == said), 1.0)),
@@ -68,8 +81,8 @@ pub fn measures_of(positive: Verdict, answers: &[(Verdict, Understood)]) -> Vec<
         counted("recall", &|label, said| (number(label && said), number(label))),
         // F1 = 2 TP / (2 TP + FP + FN) = 2 TP / (said + is positive).
         counted("F1", &|label, said| (2.0 * number(label && said), number(label) + number(said))),
-        Measure::share("yes share", answers.iter().map(|(_, understood)| understood.verdict == Verdict::Yes)),
-        Measure::share("unclear", answers.iter().map(|(_, understood)| understood.unclear)),
+        of("yes share", &|answer| (number(answer.understood.verdict == Verdict::Yes), 1.0)),
+        of("unclear", &|answer| (number(answer.understood.unclear), 1.0)),
     ]
 }
 
@@ -96,15 +109,16 @@ mod tests {
     #[test]
     fn values_counted_by_hand() {
         // TP 2, FN 1, FP 1, TN 2, one of the yeses unclear.
-        let said = |label, answer: &str| (label, understand(answer));
+        let said = |image, label, answer: &str| Answered { image, label, understood: understand(answer) };
         let answers = [
-            said(Verdict::Yes, "yes"),
-            said(Verdict::Yes, "perhaps"),
-            said(Verdict::Yes, "no"),
-            said(Verdict::No, "yes"),
-            said(Verdict::No, "no"),
-            said(Verdict::No, "it is not"),
+            said("a", Verdict::Yes, "yes"),
+            said("b", Verdict::Yes, "perhaps"),
+            said("b", Verdict::Yes, "no"),
+            said("a", Verdict::No, "yes"),
+            said("a", Verdict::No, "no"),
+            said("b", Verdict::No, "it is not"),
         ];
+        assert_eq!(measures(&answers)[0], Measure::new("accuracy", [(2.0, 3.0), (2.0, 3.0)]), "one item a picture");
         let values: Vec<(String, Option<f64>)> =
             measures(&answers).iter().map(|measure| (measure.name().to_owned(), measure.value())).collect();
         let expected = [
@@ -125,9 +139,12 @@ mod tests {
         #[test]
         fn f1_is_the_harmonic_mean(answers in prop::collection::vec((any::<bool>(), any::<bool>()), 1..50)) {
             let verdict = |yes| if yes { Verdict::Yes } else { Verdict::No };
-            let answers: Vec<(Verdict, Understood)> = answers
+            let answers: Vec<Answered<'_>> = answers
                 .into_iter()
-                .map(|(label, said)| (verdict(label), Understood { verdict: verdict(said), unclear: false }))
+                .map(|(label, said)| {
+                    let understood = Understood { verdict: verdict(said), unclear: false };
+                    Answered { image: if said { "a" } else { "b" }, label: verdict(label), understood }
+                })
                 .collect();
             let measures = measures(&answers);
             if let (Some(precision), Some(recall), Some(f1)) = (measures[1].value(), measures[2].value(), measures[3].value())

@@ -24,29 +24,34 @@ impl ScoredPair {
     }
 }
 
-/// All measures of scored pairs, in the order of the tables. One item a pair.
+/// All measures of scored pairs, in the order of the tables. Each pair comes with what it is about, its pictures or,
+/// without any, its conversation; all pairs about the same are one item.
 ///
 /// Preference accuracy is the share of pairs with log π(y⁺|v) > log π(y⁻|v), reward accuracy the share with a positive
 /// margin, image-conditional accuracy the share with log π(y⁺|v) > log π(y⁺|ṽ); drift is the mean of
 /// log π_θ(y⁺|v) − log π_ref(y⁺|v), which falls when training pushes the chosen answer down too.
-pub fn measures(pairs: &[ScoredPair], beta: f64) -> Vec<Measure> {
-    let conditional = pairs.iter().map(|pair| match pair.chosen_distorted {
-        Some(distorted) => (f64::from(u8::from(pair.chosen > distorted)), 1.0),
-        None => (0.0, 0.0),
-    });
+pub fn measures(pairs: &[(String, ScoredPair)], beta: f64) -> Vec<Measure> {
+    let number = |holds: bool| f64::from(u8::from(holds));
+    let of = |name: &str, value: &dyn Fn(&ScoredPair) -> (f64, f64)| {
+        Measure::by_picture(name, pairs.iter().map(|(about, pair)| (about.as_str(), value(pair))))
+    };
     vec![
-        Measure::share("preference accuracy", pairs.iter().map(|pair| pair.chosen > pair.rejected)),
-        Measure::share("reward accuracy", pairs.iter().map(|pair| pair.margin(beta) > 0.0)),
-        Measure::mean("reward margin", pairs.iter().map(|pair| pair.margin(beta))),
-        Measure::new("image-conditional accuracy", conditional),
-        Measure::mean("chosen log-probability", pairs.iter().map(|pair| pair.chosen)),
-        Measure::mean("chosen drift", pairs.iter().map(|pair| pair.chosen - pair.reference_chosen)),
+        of("preference accuracy", &|pair| (number(pair.chosen > pair.rejected), 1.0)),
+        of("reward accuracy", &|pair| (number(pair.margin(beta) > 0.0), 1.0)),
+        of("reward margin", &|pair| (pair.margin(beta), 1.0)),
+        of("image-conditional accuracy", &|pair| match pair.chosen_distorted {
+            Some(distorted) => (number(pair.chosen > distorted), 1.0),
+            None => (0.0, 0.0),
+        }),
+        of("chosen log-probability", &|pair| (pair.chosen, 1.0)),
+        of("chosen drift", &|pair| (pair.chosen - pair.reference_chosen, 1.0)),
     ]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::measure::Bootstrap;
 
     #[test]
     fn values_counted_by_hand() {
@@ -73,8 +78,12 @@ mod tests {
                 chosen_distorted: None,
             },
         ];
+        // The first two are about one picture.
+        let pairs: Vec<(String, ScoredPair)> = ["a", "a", "b"].map(str::to_owned).into_iter().zip(pairs).collect();
+        let measures = measures(&pairs, 0.1);
+        assert!(measures.iter().all(|measure| measure.estimate(Bootstrap::default()).items == 2));
         // Margins at β = 0.1: 0.1 * (1 - -1) = 0.2, 0.1 * (-1 - 1) = -0.2, 0.
-        let values: Vec<Option<f64>> = measures(&pairs, 0.1).iter().map(Measure::value).collect();
+        let values: Vec<Option<f64>> = measures.iter().map(Measure::value).collect();
         let expected = [2.0 / 3.0, 1.0 / 3.0, 0.0, 1.0 / 2.0, -13.0 / 3.0, 0.0];
         for (value, expected) in values.iter().zip(expected) {
             assert!((value.unwrap() - expected).abs() < 1e-12, "{value:?} {expected}");

@@ -11,7 +11,7 @@ use super::chair::{self, Captioned, Truth};
 use super::error::EvalError;
 use super::measure::Measure;
 use super::mention::CaptionReader;
-use super::pope::{self, PopeItem};
+use super::pope::{self, Answered, PopeItem};
 use super::set::CaptionItem;
 
 /// What asks: the answerer, how many questions at once, and who is told the number of answers so far.
@@ -81,9 +81,12 @@ pub fn pope(
     image: &dyn Fn(&str) -> Result<ImageSource, EvalError>,
 ) -> Result<Vec<Measure>, EvalError> {
     let answers = asker.ask_about(items.iter().map(|item| (item.image.as_str(), item.text.as_str())), image)?;
-    let understood: Vec<_> =
-        items.iter().zip(&answers).map(|(item, answer)| (item.label, pope::understand(answer))).collect();
-    Ok(pope::measures(&understood))
+    let answered: Vec<Answered<'_>> = items
+        .iter()
+        .zip(&answers)
+        .map(|(item, answer)| Answered { image: &item.image, label: item.label, understood: pope::understand(answer) })
+        .collect();
+    Ok(pope::measures(&answered))
 }
 
 /// AMBER's measures by type of query: `generative`, and each kind of discriminative ones.
@@ -98,17 +101,18 @@ pub fn amber(
 ) -> Result<BTreeMap<String, Vec<Measure>>, EvalError> {
     let answers = asker.ask_about(items.iter().map(|item| (item.image.as_str(), item.query.as_str())), image)?;
     let mut described = Vec::new();
-    let mut understood: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+    let mut answered: BTreeMap<&str, Vec<Answered<'_>>> = BTreeMap::new();
     for (item, text) in items.iter().zip(&answers) {
         match &item.truth {
             AmberTruth::Generative { present, expected } => described.push(Described { present, expected, text }),
             AmberTruth::Discriminative { kind, answer } => {
-                understood.entry(kind).or_default().push((*answer, pope::understand(text)));
+                let understood = pope::understand(text);
+                answered.entry(kind).or_default().push(Answered { image: &item.image, label: *answer, understood });
             }
         }
     }
     let mut measures: BTreeMap<String, Vec<Measure>> =
-        understood.into_iter().map(|(kind, answers)| (kind.to_owned(), amber::discriminative(&answers))).collect();
+        answered.into_iter().map(|(kind, answers)| (kind.to_owned(), amber::discriminative(&answers))).collect();
     if !described.is_empty() {
         measures.insert(amber::GENERATIVE.to_owned(), amber::generative(&described, relations));
     }
@@ -170,6 +174,6 @@ mod tests {
         let label = |question_id, label| PopeItem { question_id, image: "a".to_owned(), text: "?".to_owned(), label };
         let items = [label(1, Verdict::Yes), label(2, Verdict::No), label(3, Verdict::No)];
         let measures = with("No.", |asker| pope(asker, &items, &blank)).unwrap();
-        assert_eq!(values(&measures)[0], Some(2.0 / 3.0));
+        assert_eq!(measures[0], Measure::new("accuracy", [(2.0, 3.0)]), "one picture is one item");
     }
 }

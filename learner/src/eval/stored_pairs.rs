@@ -25,7 +25,8 @@ pub(super) struct Data<'a> {
 }
 
 /// Scores every pair under the policy, under its base (the reference), and its chosen answer with the distorted image.
-/// `progress` is called with the pairs done.
+/// Each comes with what it is about: its pictures, or its conversation if it has none. `progress` is called with the
+/// pairs done.
 ///
 /// # Errors
 /// An entry that cannot be used, with its line: a set is measured as a whole or not at all. Data without rejected answers.
@@ -34,7 +35,7 @@ pub(super) fn score(
     data: Data<'_>,
     distortion: Distortion,
     progress: &mut dyn FnMut(usize),
-) -> Result<Vec<ScoredPair>, EvalError> {
+) -> Result<Vec<(String, ScoredPair)>, EvalError> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| EvalError::Pairs(error);
     let directory = tempfile::tempdir()?;
     let blobs = BlobDir::new(directory.path());
@@ -65,6 +66,8 @@ pub(super) fn score(
         let reason = format!("pairs that the model cannot take: {dropped:?}");
         return Err(EvalError::File { path: data.path.to_owned(), reason });
     }
-    score_pairs(policy, &prepared, config.train.micro_batch, config.train.micro_tokens, progress)
-        .map_err(|error| failed(error.into()))
+    let scored = score_pairs(policy, &prepared, config.train.micro_batch, config.train.micro_tokens, progress)
+        .map_err(|error| failed(error.into()))?;
+    // None was dropped, so they are in the same order.
+    Ok(pairs.iter().map(|pair| pair.subjects().join("+")).zip(scored).collect())
 }

@@ -12,8 +12,8 @@ use crate::eval::Bootstrap;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GateConfig {
-    /// Items (pictures, or questions of a set) below which a check says nothing and is skipped, at least 1. Default 20. The
-    /// gate does not pass when all checks are skipped that look at the length and the form of answers.
+    /// Items (pictures, or questions whose answers are to stay) below which a check says nothing and is skipped, at least 1.
+    /// Default 20. The gate does not pass when all checks are skipped that look at the length and the form of answers.
     pub min_items: usize,
     /// Confidence of "not worse", above 0.5 and below 1. Default 0.95.
     pub confidence: f64,

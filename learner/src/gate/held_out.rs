@@ -49,14 +49,9 @@ fn question(pair: &PreferencePair) -> (String, String) {
     (pair.subjects().join("+"), pair.question())
 }
 
-/// A measure whose items are pictures: numerators and denominators of their examples added up.
+/// A measure whose items are the examples' pictures.
 fn by_picture(name: &str, origins: &[Origin], values: impl Iterator<Item = (f64, f64)>) -> Measure {
-    let mut items = vec![(0.0, 0.0); origins.iter().map(|origin| origin.picture + 1).max().unwrap_or(0)];
-    for (origin, (numerator, denominator)) in origins.iter().zip(values) {
-        let item: &mut (f64, f64) = &mut items[origin.picture];
-        *item = (item.0 + numerator, item.1 + denominator);
-    }
-    Measure::new(name, items)
+    Measure::by_picture(name, origins.iter().map(|origin| origin.picture).zip(values))
 }
 
 /// log π of a pair's answers, nats, and the tokens of the chosen one.

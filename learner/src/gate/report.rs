@@ -38,7 +38,7 @@ pub struct Check {
     pub low: Option<f64>,
     /// Its upper end.
     pub high: Option<f64>,
-    /// Items measured: pictures, or the questions of a set.
+    /// Items measured: pictures, or questions whose answers are to stay.
     pub items: usize,
     /// Whether it looks for collapse: at how long answers are, or at whether they are whole. Without it nothing passes:
     /// likelihoods and yes/no questions look well while captions turn to garbage.

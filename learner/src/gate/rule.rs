@@ -48,7 +48,8 @@ impl Rule {
             Allowed::Factor(factor) => {
                 let within =
                     |(start, candidate): (f64, f64)| candidate <= start * factor && candidate * factor >= start;
-                (start.zip(candidate).is_some_and(within), format!("changes by a factor of at most {factor}"))
+                let passed = comparison.is_finite() && start.zip(candidate).is_some_and(within);
+                (passed, format!("changes by a factor of at most {factor}"))
             }
         };
         let outcome = match passed {
@@ -108,6 +109,16 @@ mod tests {
         assert_eq!(outcome(&rule, &length(10.0), &length(6.0)), Outcome::Failed);
         assert_eq!(outcome(&rule, &length(10.0), &length(0.0)), Outcome::Failed);
         assert_eq!(outcome(&rule, &length(f64::NAN), &length(1.0)), Outcome::Failed);
+        assert_eq!(outcome(&rule, &length(f64::INFINITY), &length(f64::INFINITY)), Outcome::Failed);
+    }
+
+    #[test]
+    fn one_value_that_is_no_number_fails() {
+        let rule = Rule::worse("log π(y⁺) per token", Better::Higher, 0.05);
+        let likely = |broken: f64| Measure::mean("log π", (0..40).map(|item| if item == 0 { broken } else { -1.0 }));
+        assert_eq!(outcome(&rule, &likely(-1.0), &likely(-1.0)), Outcome::Passed);
+        assert_eq!(outcome(&rule, &likely(-1.0), &likely(f64::NAN)), Outcome::Failed);
+        assert_eq!(outcome(&rule, &likely(f64::NEG_INFINITY), &likely(-1.0)), Outcome::Failed);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody, code, shown};
 use super::json::{self, Fields, Path};
 use super::paging::{MOST, Paging, page};
+use crate::recorder::{Rules, is_redacted};
 
 /// Pairs that are written at once while they are exported.
 const AT_ONCE: usize = 16;
@@ -135,7 +136,8 @@ pub(super) async fn review(
     id: web::Path<String>,
     body: JsonBody,
 ) -> Result<HttpResponse, ApiError> {
-    let ReviewPair { verdict, chosen, rejected } = body.parse(ReviewPair::parse).await?;
+    let review = body.parse(ReviewPair::parse).await?.redacted(app.recorder.rules())?;
+    let ReviewPair { verdict, chosen, rejected } = review;
     for (param, text) in [("chosen", &chosen), ("rejected", &rejected)] {
         let text = text.as_deref().unwrap_or_default();
         if let Some(token) = app.generations.info().vocabulary.control_token_in(text) {
@@ -240,6 +242,21 @@ impl ReviewPair {
                 Err(ApiError::invalid(param, format!("`{param}` goes with the verdict `edit` only")))
             }
         }
+    }
+
+    /// Without what must not be written down.
+    ///
+    /// # Errors
+    /// What would be chosen has a mark in it, which a model must not learn to say.
+    fn redacted(mut self, rules: &Rules) -> Result<Self, ApiError> {
+        for text in self.chosen.iter_mut().chain(&mut self.rejected) {
+            rules.text(text);
+        }
+        if self.chosen.as_deref().is_some_and(is_redacted) {
+            let message = "the redaction rules find something in `chosen`, whose mark a model must not learn to say";
+            return Err(ApiError::invalid("chosen", message));
+        }
+        Ok(self)
     }
 }
 
@@ -358,6 +375,20 @@ mod tests {
         ] {
             assert_eq!(parse(body.clone()).unwrap_err().param.as_deref(), Some(param), "{body}");
         }
+    }
+
+    #[test]
+    fn what_must_not_be_written_down_is_in_no_edit() {
+        let rules = Rules::new(&["email".to_owned()], &[]).unwrap();
+        let edit = |chosen: Option<&str>, rejected: Option<&str>| {
+            let [chosen, rejected] = [chosen, rejected].map(|text| text.map(str::to_owned));
+            ReviewPair { verdict: Verdict::Edit, chosen, rejected }.redacted(&rules)
+        };
+        let edited = edit(Some("A hat."), Some("Ask ann@mail.example.org.")).unwrap();
+        assert_eq!(edited.chosen.as_deref(), Some("A hat."));
+        assert_eq!(edited.rejected.as_deref(), Some("Ask [redacted:email]."));
+        let refused = edit(Some("Ask ann@mail.example.org."), None).unwrap_err();
+        assert_eq!(refused.param.as_deref(), Some("chosen"));
     }
 
     #[test]

@@ -41,8 +41,8 @@ pub(super) enum Stored {
 
 impl Case {
     pub(super) fn read(store: &Store, record: Record) -> Result<Self, StoreError> {
-        let feedback = store.list::<Feedback>(&Query::by("record", record.id.as_str()))?.rows;
-        let pairs = store.list::<Pair>(&Query::by("record", record.id.as_str()))?.rows;
+        let feedback = store.list_readable::<Feedback>(&Query::by("record", record.id.as_str()))?.rows;
+        let pairs = store.list_readable::<Pair>(&Query::by("record", record.id.as_str()))?.rows;
         Ok(Self { record, feedback, pairs })
     }
 
@@ -52,7 +52,9 @@ impl Case {
         store.write(|rows| {
             let waits = rows.get::<Record>(id)?.is_some_and(|record| record.bootstrap == BootstrapState::Waiting);
             let heard: Vec<&str> = self.feedback.iter().map(|feedback| feedback.id.as_str()).collect();
-            if !waits || rows.ids::<Feedback>("record", id)? != heard {
+            let mut said = rows.ids::<Feedback>("record", id)?;
+            said.retain(|id| !matches!(rows.get::<Feedback>(id), Err(StoreError::Damaged { .. })));
+            if !waits || said != heard {
                 return Ok(Stored::Overtaken);
             }
             for old in &outcome.withdrawn {

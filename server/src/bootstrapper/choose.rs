@@ -71,7 +71,7 @@ pub(super) struct Choice {
     pub(super) review: Option<&'static str>,
     /// The conversation up to the answer.
     pub(super) conversation: Vec<Message>,
-    /// The answer that a correction corrects.
+    /// The answer that a correction corrects, if it ended by itself and nobody decided what it looks like.
     pub(super) corrected: Option<String>,
 }
 
@@ -109,8 +109,10 @@ fn by_source(record: &Record, feedback: &[Feedback], config: &BootstrapConfig, n
         return Decision::Skip(Skip::Conversation);
     }
     if let Some(said) = correction(feedback).filter(|_| config.sources.contains(&ChosenSource::Correction)) {
+        // What was cut off, or had to look so, is wrong in its form, too: as a negative it teaches when not to stop.
+        let is_whole = |answer: &Answer| answer.finish == Finish::Stop && !is_shaped(record);
         let corrected = match &record.answers[..] {
-            [answer] if config.corrected => Some(answer.text.trim().to_owned()),
+            [answer] if config.corrected && is_whole(answer) => Some(answer.text.trim().to_owned()),
             _ => None,
         };
         return Decision::Make(Choice {

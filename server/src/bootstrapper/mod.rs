@@ -11,6 +11,7 @@
 //! - `negatives`: rejected answers for it; `kept`: the pairs that pass the filters.
 //! - `case`: a record with all that hangs on it, read from the store and written back.
 //! - [`Models`]: who answers; `endpoint`: a text model behind an OpenAI-compatible endpoint; `text_model`: one in this process.
+//! - `normalisation`: how the served model normalises pixels.
 //! - `counters`: what Prometheus is told.
 
 mod case;
@@ -21,6 +22,7 @@ mod failed;
 mod kept;
 mod models;
 mod negatives;
+mod normalisation;
 #[cfg(test)]
 mod tests;
 #[cfg_attr(not(feature = "mistralrs"), path = "no_text_model.rs")]

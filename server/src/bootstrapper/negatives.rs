@@ -1,10 +1,11 @@
 //! Rejected answers for a chosen one.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use image::DynamicImage;
-use reground_learner::bootstrap::distort::{Distortion, Normalisation};
+use reground_learner::bootstrap::distort::Distortion;
 use reground_learner::bootstrap::filter::PairFilter;
 use reground_learner::bootstrap::ground::{Grounded, Grounding, OwnAnswer, ground};
 use reground_learner::bootstrap::inject::{self, Injection};
@@ -20,9 +21,6 @@ use super::kept::{Kept, Negative};
 use super::models::Models;
 use crate::config::BootstrapConfig;
 use crate::recorder::replay::{text, turns};
-
-/// What is trained must be what is weakened here: the learner distorts with these numbers.
-const NORMALISATION: Normalisation = Normalisation { mean: [0.5; 3], std: [0.5; 3] };
 
 /// Why there are no pairs.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,7 +79,7 @@ impl Maker {
         let mut kept = Kept::new(subject.record, subject.choice, measured, filter);
         if let Some(text) = &subject.choice.corrected {
             // Kept or not: there is no other one to try.
-            let _ = kept.take(Negative::given(text.clone()));
+            let _ = self.take(Negative::given(text.clone()), &mut kept);
         }
         let weakened = if subject.images.is_empty() { 0 } else { self.config.weakened };
         for (kind, wanted) in [(NegativeKind::ImageWeakened, weakened), (NegativeKind::Injected, self.config.injected)]
@@ -112,7 +110,7 @@ impl Maker {
             match drawn {
                 Ok(negative) if negative.cut_off => counters::rejection(kind, "cut_off"),
                 Ok(negative) => {
-                    if kept.take(negative).is_break() {
+                    if self.take(negative, kept).is_break() {
                         return Ok(());
                     }
                 }
@@ -128,11 +126,21 @@ impl Maker {
         Ok(())
     }
 
+    /// As [`Kept::take`], unless the negative says what must not be written down: what models read off pictures or make
+    /// up has met no rule yet, and what was recorded may have met other ones.
+    fn take(&self, negative: Negative, kept: &mut Kept<'_>) -> ControlFlow<()> {
+        if self.models.rules.text(&mut negative.text.clone()) > 0 {
+            counters::rejection(negative.kind, "redacted");
+            return ControlFlow::Continue(());
+        }
+        kept.take(negative)
+    }
+
     async fn ground(&self, subject: &Subject<'_>, turns: &[Turn]) -> Result<Grounded, Trouble> {
         let seed = seed(&subject.record.id, NegativeKind::Given, 0);
         let distortion = Distortion { kind: self.config.self_distortion, strength: self.config.self_strength, seed };
-        let (clean, edge) = (turns.to_vec(), self.config.distortion_edge);
-        let blurred = heavy(move || weaken::distorted(&clean, &distortion, edge, &NORMALISATION)).await?;
+        let (clean, edge, normalisation) = (turns.to_vec(), self.config.distortion_edge, self.models.normalisation);
+        let blurred = heavy(move || weaken::distorted(&clean, &distortion, edge, &normalisation)).await?;
         let blurred = blurred.map_err(|_| Trouble::Skip(Skip::Impossible))?;
         let tokens = subject.record.answers.first().map(|answer| &answer.token_ids[..]).unwrap_or_default();
         let grounding = Grounding {
@@ -151,7 +159,7 @@ impl Maker {
         let weakening = Weakening {
             distortion: self.distortion(seed),
             edge: self.config.distortion_edge,
-            normalisation: NORMALISATION,
+            normalisation: self.models.normalisation,
             temperature: self.config.weaken_temperature,
             max_tokens: self.room(&subject.choice.text),
         };

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use reground_learner::bootstrap::distort::Normalisation;
 use reground_learner::bootstrap::instruction::Wording;
 use reground_learner::bpo::pair::{ImageRef, NegativeKind, Part, Source};
 use reground_learner::generator::{Generated, Generator, GeneratorError, Question};
@@ -19,8 +20,9 @@ use super::choose::{Decision, SUPERSEDED, Skip, UNTRUSTED_CORRECTION, UNTRUSTED_
 use super::models::Models;
 use super::worker::Worker;
 use crate::admission::Activity;
-use crate::config::{BootstrapConfig, ChosenSource, ImagesConfig, WhenUnloaded};
+use crate::config::{BootstrapConfig, ChosenSource, ImagesConfig, RecordConfig, WhenUnloaded};
 use crate::images::ImageReader;
+use crate::recorder::Rules;
 
 const QUESTION: &str = "What color is the apple?";
 const ANSWER: &str = "The apple is red.";
@@ -94,6 +96,8 @@ impl Bench {
             injector: None,
             wording: Wording::Instructed,
             activity: Activity::default(),
+            normalisation: Normalisation::default(),
+            rules: Rules::new(&RecordConfig::default().redact, &[]).unwrap(),
         };
         let images = Arc::new(ImageReader::new(&ImagesConfig::default()));
         Worker::new(self.store.clone(), models, images, self.config.clone())
@@ -279,6 +283,51 @@ fn the_chosen_answer_is_decided_by_who_said_what() {
     assert_eq!(choose(&base, &[], &few, later), Decision::Skip(Skip::NoSource));
     let correction = [said("a", true, Some(1.0), Some("x"))];
     assert_eq!(choose(&base, &correction, &few, later), Decision::Skip(Skip::Disapproved));
+}
+
+#[test]
+fn an_answer_is_given_as_wrong_only_if_it_is_whole_and_nobody_shaped_it() {
+    let (base, config) = (record(true), BootstrapConfig::default());
+    let given = |change: &dyn Fn(&mut Record)| {
+        let mut record = base.clone();
+        change(&mut record);
+        let said = feedback(&record, "a", true, None, Some(CORRECTION));
+        match choose(&record, &[said], &config, base.created_ms) {
+            Decision::Make(choice) => choice.corrected,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(given(&|_| ()).as_deref(), Some(ANSWER));
+    for finish in [Finish::Length, Finish::Cancelled, Finish::Failed] {
+        assert_eq!(given(&|record| record.answers[0].finish = finish), None, "{finish:?}");
+    }
+    for (name, value) in [
+        ("response_format", serde_json::json!({"type": "json_schema"})),
+        ("logit_bias", serde_json::json!({"5": 100.0})),
+        ("stop", serde_json::json!(["."])),
+    ] {
+        let shape = |record: &mut Record| drop(record.parameters.insert(name.to_owned(), value.clone()));
+        assert_eq!(given(&shape), None, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_must_not_be_written_down_is_no_rejected_answer() {
+    let mut bench = Bench::new(|question| {
+        let images = question.turns.last().unwrap().images().count();
+        Ok(said(question, if images > 0 { "Ask ann@mail.example.org." } else { "The apple is white." }))
+    });
+    bench.config.attempts = 3;
+    let mut record = record(true);
+    // As if it was recorded under other rules.
+    record.answers[0].text = "Ask bob@mail.example.org.".into();
+    bench.add(&record);
+    bench.hear(&record, "ann", true, None, Some(CORRECTION));
+    bench.pass().await;
+    let pairs = bench.pairs();
+    assert_eq!(pairs.len(), 1, "{pairs:?}");
+    assert_eq!(pairs[0].data.rejected.as_deref(), Some("The apple is white."));
+    assert_eq!(bench.asked().len(), 4, "three draws of the first kind, one of the second");
 }
 
 #[tokio::test]
