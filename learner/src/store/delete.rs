@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::feedback::remove_feedback;
 use super::rows::{AdapterRow, Pair, Record, Run};
 use super::usage::Usage;
-use super::{Committed, Query, Store, StoreError};
+use super::{Committed, Query, Store, StoreError, Transaction};
 
 /// What went with a record.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -30,32 +30,29 @@ impl Store {
     /// # Errors
     /// [`StoreError::Missing`], or a failure of the store.
     pub fn delete_record(&self, id: &str) -> Result<Deleted, StoreError> {
+        Ok(self.delete_all(&[id])?.pop().unwrap_or_default())
+    }
+
+    /// Deletes those of these records that are there, in one change with one wait for the disk. The blobs count for the last one.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] if none is there, or a failure of the store.
+    fn delete_all(&self, records: &[&str]) -> Result<Vec<Deleted>, StoreError> {
         let _nobody_writes = self.blob_use.write().unwrap_or_else(PoisonError::into_inner);
         let Committed { done: mut deleted, released, epoch } = self.commit_deletion(|rows| {
-            if !rows.purge::<Record>(id)?.0 {
-                return Err(StoreError::Missing { kind: "record", id: id.to_owned() });
+            let deleted = records.iter().map(|record| delete(rows, record));
+            let deleted = deleted.filter_map(Result::transpose).collect::<Result<Vec<_>, _>>()?;
+            if deleted.is_empty() {
+                return Err(StoreError::Missing { kind: "record", id: records.join(", ") });
             }
-            let (mut deleted, mut adapters) = (Deleted::default(), BTreeSet::new());
-            deleted.feedback = remove_feedback(rows, id)?;
-            for pair in rows.ids::<Pair>("record", id)? {
-                let (there, pair) = rows.purge::<Pair>(&pair)?;
-                deleted.pairs += usize::from(there);
-                // One that cannot be read does not say which runs it was in.
-                for run in pair.iter().flat_map(|pair| &pair.runs) {
-                    match rows.get::<Run>(run) {
-                        // Nor does a damaged run say which adapter it gave; the adapter's own row may.
-                        Err(StoreError::Damaged { .. }) => {}
-                        found => adapters.extend(found?.and_then(|run| run.adapter)),
-                    }
-                    adapters.extend(rows.ids::<AdapterRow>("run", run)?);
-                }
-            }
-            deleted.adapters = adapters.into_iter().collect();
             Ok(deleted)
         })?;
         // The files go after the rows are gone for good: a crash leaves a blob that nobody needs, never a row without one.
         self.flush_of(epoch)?;
-        deleted.blobs = self.remove_unneeded(&released)?;
+        let blobs = self.remove_unneeded(&released)?;
+        if let Some(last) = deleted.last_mut() {
+            last.blobs = blobs;
+        }
         Ok(deleted)
     }
 
@@ -79,24 +76,53 @@ impl Store {
         let mut deleted = 0;
         loop {
             let oldest = self.list_readable::<Record>(&Query { limit: AT_ONCE, ..Query::default() })?;
+            let mut gone = Vec::new();
             for record in &oldest.rows {
                 let too_old = max_age_ms > 0 && now_ms.saturating_sub(record.created_ms) > max_age_ms;
                 let too_much = usage.as_ref().is_some_and(|usage| usage.bytes() > max_bytes);
                 if !too_old && !too_much {
-                    return Ok(deleted);
-                }
-                match self.delete_record(&record.id) {
-                    Ok(_) => deleted += 1,
-                    Err(StoreError::Missing { .. }) => {}
-                    Err(error) => return Err(error),
+                    break;
                 }
                 if let Some(usage) = &mut usage {
                     usage.forget(&record.id);
                 }
+                gone.push(record.id.as_str());
             }
-            if !oldest.more {
+            if gone.is_empty() {
+                return Ok(deleted);
+            }
+            deleted += match self.delete_all(&gone) {
+                // Somebody else was faster.
+                Err(StoreError::Missing { .. }) => 0,
+                all => all?.len(),
+            };
+            if gone.len() < oldest.rows.len() || !oldest.more {
                 return Ok(deleted);
             }
         }
     }
+}
+
+/// Deletes a record with its feedback and its pairs; `None` if it is not there.
+fn delete(rows: &mut Transaction<'_>, record: &str) -> Result<Option<Deleted>, StoreError> {
+    if !rows.purge::<Record>(record)?.0 {
+        return Ok(None);
+    }
+    let (mut deleted, mut adapters) = (Deleted::default(), BTreeSet::new());
+    deleted.feedback = remove_feedback(rows, record)?;
+    for pair in rows.ids::<Pair>("record", record)? {
+        let (there, pair) = rows.purge::<Pair>(&pair)?;
+        deleted.pairs += usize::from(there);
+        // One that cannot be read does not say which runs it was in.
+        for run in pair.iter().flat_map(|pair| &pair.runs) {
+            match rows.get::<Run>(run) {
+                // Nor does a damaged run say which adapter it gave; the adapter's own row may.
+                Err(StoreError::Damaged { .. }) => {}
+                found => adapters.extend(found?.and_then(|run| run.adapter)),
+            }
+            adapters.extend(rows.ids::<AdapterRow>("run", run)?);
+        }
+    }
+    deleted.adapters = adapters.into_iter().collect();
+    Ok(Some(deleted))
 }

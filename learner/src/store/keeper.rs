@@ -76,7 +76,7 @@ impl Core {
     /// Refuses to write when the disk is nearly full or broken.
     pub(super) fn check_space(&self) -> Result<(), StoreError> {
         self.check_whole()?;
-        self.noticed(self.space())
+        self.noticed(self.room(0))
     }
 
     /// Refuses while sled has to be opened again: what it reads then may not be what is on the disk.
@@ -88,8 +88,9 @@ impl Core {
         }
     }
 
-    fn space(&self) -> Result<(), StoreError> {
-        let wanted = self.min_free.load(Ordering::Relaxed);
+    /// Whether so many bytes can be written and enough stays free.
+    pub(super) fn room(&self, bytes: u64) -> Result<(), StoreError> {
+        let wanted = self.min_free.load(Ordering::Relaxed).saturating_add(bytes);
         let free = fs2::available_space(&self.directory)?;
         if free < wanted { Err(StoreError::Full { free, wanted }) } else { Ok(()) }
     }
@@ -98,7 +99,7 @@ impl Core {
     fn recover(&self) {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(failure) = failure else { return };
-        if self.space().and_then(|()| Ok(probe(&self.directory)?)).is_err() {
+        if self.room(0).and_then(|()| Ok(probe(&self.directory)?)).is_err() {
             return;
         }
         if failure.reopen && self.reopen().is_err() {

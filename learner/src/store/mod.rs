@@ -190,6 +190,14 @@ impl Store {
         failure.as_ref().map_or(Health::Healthy, |failure| Health::Degraded(failure.why.clone()))
     }
 
+    /// Refuses what would take of the space that stays free: for files that are written beside the store.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`], or the disk cannot be asked.
+    pub fn check_room(&self, bytes: u64) -> Result<(), StoreError> {
+        self.core.room(bytes)
+    }
+
     /// Changes how much space stays free, bytes.
     pub fn keep_free(&self, bytes: u64) {
         self.core.min_free.store(bytes, Ordering::Relaxed);

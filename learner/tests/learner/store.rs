@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use reground_learner::bpo::data::blobs::Blobs;
 use reground_learner::bpo::pair::{NegativeKind, Source};
 use reground_learner::store::rows::{
-    AdapterRow, AdapterState, Audit, BootstrapState, Feedback, FileRow, Pair, PairState, Record, Run, Verdict,
+    AdapterRow, AdapterState, Audit, BootstrapState, Feedback, FileRow, Pair, PairState, Record, Row, Run, Verdict,
 };
 use reground_learner::store::{Edit, FEEDBACK_LIMIT, Health, Options, Query, Store, StoreError, id};
 
@@ -331,7 +331,7 @@ fn a_second_store_is_refused() {
     let store = open(&dir);
     // In another process, as two servers would be.
     let other = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "second", "--nocapture"])
+        .args(["--exact", "store::second", "--nocapture"])
         .env("REGROUND_TEST_SECOND", dir.path())
         .output()
         .unwrap();
@@ -482,4 +482,44 @@ fn a_large_row_can_be_read_while_it_changes() {
         }
     });
     assert_eq!(store.stats().unwrap().blobs, 1);
+}
+
+#[test]
+fn what_would_take_the_space_that_stays_free_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    store.check_room(1).unwrap();
+    assert!(matches!(store.check_room(u64::MAX), Err(StoreError::Full { .. })));
+    assert_eq!(store.health(), Health::Healthy, "that failed nothing");
+}
+
+/// A row under the name of feedback that is none.
+#[derive(Clone, serde::Serialize, serde::Deserialize)]
+struct Broken {
+    id: String,
+    record: String,
+}
+
+impl Row for Broken {
+    const KIND: &'static str = Feedback::KIND;
+    const PREFIX: &'static str = Feedback::PREFIX;
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn indexes(&self) -> Vec<(&'static str, String)> {
+        vec![("record", self.record.clone())]
+    }
+}
+
+#[test]
+fn damaged_feedback_keeps_nobody_from_saying_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let record = record(&[]);
+    store.add_record(&record, &[] as &[&[u8]]).unwrap();
+    store.insert(&Broken { id: id::new(Feedback::PREFIX), record: record.id.clone() }).unwrap();
+    store.add_feedback(&feedback(&record.id), false).unwrap();
+    assert_eq!(store.list_readable::<Feedback>(&Query::by("record", record.id.as_str())).unwrap().rows.len(), 1);
 }

@@ -71,10 +71,17 @@ pub(super) async fn list(
 ) -> Result<HttpResponse, ApiError> {
     let recorder = app.recorder.clone();
     // The rarest first: labels, then the key, then all that are stored.
-    let (mut by, mut model) = (Vec::new(), None);
+    let (mut by, mut labels, mut model) = (Vec::new(), Vec::new(), None);
     let paging = Paging::OLDEST_FIRST.read(parameters.into_inner(), MOST, |name, value| {
         match name.strip_prefix("metadata[").and_then(|name| name.strip_suffix(']')) {
-            Some(key) => by.push(("metadata", format!("{key}={value}"))),
+            Some(key) => {
+                // As they were written down.
+                let (mut key, mut value) = (key.to_owned(), value.to_owned());
+                recorder.rules().text(&mut key);
+                recorder.rules().text(&mut value);
+                by.push(("metadata", format!("{key}={value}")));
+                labels.push((key, value));
+            }
             None if name == "model" => model = Some(value.to_owned()),
             None => return Ok(false),
         }
@@ -92,6 +99,10 @@ pub(super) async fn list(
             query.after = found.rows.last().map(|record| record.id.clone());
             for record in found.rows {
                 if model.as_ref().is_some_and(|model| *model != record.model) {
+                    continue;
+                }
+                // The index has key and value in one: `a=b` with `c` is there what `a` with `b=c` is.
+                if labels.iter().any(|(key, value)| record.metadata.get(key) != Some(value)) {
                     continue;
                 }
                 if items.len() == paging.limit {
@@ -135,9 +146,7 @@ pub(super) async fn update(
     let record = blocking(move || {
         find(&recorder, &caller, &id)?;
         let mut labels = set.metadata;
-        for value in labels.values_mut() {
-            recorder.rules().text(value);
-        }
+        recorder.rules().labels(&mut labels);
         Ok(recorder.store().update::<Record>(&id, |record| record.metadata = labels)?)
     })
     .await?;
@@ -271,4 +280,62 @@ fn shape(record: &Record) -> Value {
         shape[name] = value.clone();
     }
     shape
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::body::to_bytes;
+    use reground_learner::store::id;
+    use reground_learner::store::rows::{BootstrapState, Timings};
+
+    use super::*;
+    use crate::api::testing::{Server, open_server};
+
+    /// Stores a completion with one label; gives its id.
+    fn labelled(server: &Server, key: &str, value: &str) -> String {
+        let mut record = Record {
+            id: id::new("chatcmpl"),
+            created_ms: 0,
+            model: "reground".into(),
+            generation: "base".into(),
+            key: "local".into(),
+            user: None,
+            conversation: "c".into(),
+            stored: true,
+            metadata: BTreeMap::from([(key.to_owned(), value.to_owned())]),
+            images: Vec::new(),
+            messages: Vec::new(),
+            tools: Vec::new(),
+            parameters: serde_json::Map::new(),
+            answers: Vec::new(),
+            prompt_tokens: 0,
+            timings: Timings::default(),
+            config_digest: String::new(),
+            redactions: 0,
+            bootstrap: BootstrapState::Waiting,
+        };
+        server.app.recorder.rules().record(&mut record);
+        server.app.recorder.store().add_record(&record, &[] as &[Vec<u8>]).unwrap();
+        record.id
+    }
+
+    async fn found(server: &Server, key: &str, value: &str) -> Vec<String> {
+        let caller = Caller { name: "local".into(), role: Role::Admin, trusted: true };
+        let parameters = vec![(format!("metadata[{key}]"), value.to_owned())];
+        let reply = list(server.app.clone(), caller, web::Query(parameters)).await.unwrap();
+        let body: Value = serde_json::from_slice(&to_bytes(reply.into_body()).await.unwrap()).unwrap();
+        body["data"].as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    #[actix_web::test]
+    async fn labels_are_found_as_they_were_given() {
+        let server = open_server().await;
+        let customer = labelled(&server, "customer", "ann@example.org");
+        let whole = labelled(&server, "a=b", "c");
+        let split = labelled(&server, "a", "b=c");
+        assert_eq!(found(&server, "customer", "ann@example.org").await, [customer]);
+        assert_eq!(found(&server, "a=b", "c").await, [whole]);
+        assert_eq!(found(&server, "a", "b=c").await, [split]);
+        assert_eq!(found(&server, "a", "b").await, [""; 0]);
+    }
 }

@@ -1,15 +1,14 @@
 //! Uploaded preference data: /v1/files, in OpenAI's shapes.
 
 use std::io;
-use std::path::Path;
 
 use actix_web::body::SizedStream;
 use actix_web::http::header;
 use actix_web::{FromRequest as _, HttpRequest, HttpResponse, web};
 use futures::{StreamExt, future, stream};
 use multer::{Constraints, Field, Multipart, SizeLimit};
-use reground_learner::store::Query;
 use reground_learner::store::rows::FileRow;
+use reground_learner::store::{Query, Store};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -88,9 +87,8 @@ pub(super) async fn create(
     app.runs()?;
     let store = app.recorder.store().clone();
     let Arrival(arrival) = Arrival::extract(&request).await?;
-    let directory = store.incoming().map_err(|error| ApiError::unavailable(code::STORAGE, error.to_string(), 5))?;
     let limit = app.config.train.max_file_bytes;
-    let received = timeout_at(arrival + app.deadline(), receive(&request, payload, &directory, limit));
+    let received = timeout_at(arrival + app.deadline(), receive(&request, payload, &store, limit));
     let (file, filename) = received.await.map_err(|_| ApiError::body_timeout())??;
     let upload = Upload { filename, key: caller.name.to_string() };
     // The name goes when this is dropped: by the thread that reads the file, which goes on when the caller has left.
@@ -179,7 +177,7 @@ pub(super) async fn remove(_: Admin, app: web::Data<App>, id: web::Path<String>)
 async fn receive(
     request: &HttpRequest,
     mut payload: web::Payload,
-    directory: &Path,
+    store: &Store,
     limit: u64,
 ) -> Result<(NamedTempFile, String), ApiError> {
     let given = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -198,18 +196,18 @@ async fn receive(
     };
     let form =
         Multipart::with_constraints(ReceiverStream::new(receiver), boundary, Constraints::new().size_limit(sizes));
-    let (received, ()) = future::join(read(form, directory, limit), pump).await;
+    let (received, ()) = future::join(read(form, store, limit), pump).await;
     received
 }
 
-async fn read(mut form: Multipart<'static>, directory: &Path, limit: u64) -> Result<(NamedTempFile, String), ApiError> {
+async fn read(mut form: Multipart<'static>, store: &Store, limit: u64) -> Result<(NamedTempFile, String), ApiError> {
     let (mut file, mut purpose) = (None, None);
     let refused = |error| refuse(error, limit);
     while let Some(field) = form.next_field().await.map_err(refused)? {
         match field.name() {
             Some("file") if file.is_none() => {
                 let name = field.file_name().unwrap_or_default().to_owned();
-                file = Some((store(field, directory, limit).await?, name));
+                file = Some((write_down(field, store, limit).await?, name));
             }
             Some("purpose") if purpose.is_none() => purpose = Some(field.text().await.map_err(refused)?),
             name => {
@@ -229,13 +227,14 @@ async fn read(mut form: Multipart<'static>, directory: &Path, limit: u64) -> Res
     }
 }
 
-/// Writes the file's bytes down as they come.
-async fn store(mut field: Field<'static>, directory: &Path, limit: u64) -> Result<NamedTempFile, ApiError> {
+/// Writes the file's bytes down as they come, and leaves the space free that the store needs.
+async fn write_down(mut field: Field<'static>, store: &Store, limit: u64) -> Result<NamedTempFile, ApiError> {
     let failed =
         |error: io::Error| ApiError::unavailable(code::STORAGE, format!("the file cannot be written: {error}"), 5);
-    let file = NamedTempFile::new_in(directory).map_err(failed)?;
+    let file = NamedTempFile::new_in(store.incoming().map_err(failed)?).map_err(failed)?;
     let mut out = tokio::fs::File::from_std(file.reopen().map_err(failed)?);
     while let Some(chunk) = field.chunk().await.map_err(|error| refuse(error, limit))? {
+        store.check_room(chunk.len() as u64)?;
         out.write_all(&chunk).await.map_err(failed)?;
     }
     out.flush().await.map_err(failed)?;

@@ -55,8 +55,8 @@ pub(super) async fn get(_: Admin, app: web::Data<App>, id: web::Path<String>) ->
     let shown = blocking(move || {
         let record = store.get::<Record>(&id)?.ok_or_else(|| no_completion(&id))?;
         let mut shown = shape(&record);
-        shown["feedback"] = json!(store.list::<Feedback>(&Query::by("record", id.as_str()))?.rows);
-        let pairs = store.list::<Pair>(&Query::by("record", id.as_str()))?.rows;
+        shown["feedback"] = json!(store.list_readable::<Feedback>(&Query::by("record", id.as_str()))?.rows);
+        let pairs = store.list_readable::<Pair>(&Query::by("record", id.as_str()))?.rows;
         shown["pairs"] = pairs.into_iter().map(|pair| pair.data.id).collect();
         Ok(shown)
     })

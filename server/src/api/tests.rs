@@ -332,9 +332,9 @@ async fn what_takes_too_long_or_finds_no_place_says_so() {
 #[actix_web::test]
 async fn decoded_images_that_wait_have_a_limit() {
     let mut config = Config::default();
-    // A picture of 2 x 2 pixels fits, two do not.
+    // A picture of 2 x 2 pixels fits with its file, two do not.
     (config.images.max_pixels, config.images.max_per_request) = (6, 1);
-    (config.images.decoded_bytes, config.images.decoded_bytes_per_key) = (20, 20);
+    (config.images.decoded_bytes, config.images.decoded_bytes_per_key) = (120, 120);
     let keys = [("alice", "sk-alice", Role::Client)];
     let server = testing::server(config, &keys, true).await;
     let service = std::rc::Rc::new(serve!(server));

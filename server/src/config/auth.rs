@@ -30,6 +30,13 @@ pub struct KeyConfig {
     /// Whether corrections and positive ratings that come with it are learned from without review. Those of an admin always are.
     #[serde(default)]
     pub trusted: bool,
+    /// Whether what is asked with it is recorded as `[record]` says. Off: nothing is, whatever the request says. Default: on.
+    #[serde(default = "recorded")]
+    pub record: bool,
+}
+
+fn recorded() -> bool {
+    true
 }
 
 /// What a key opens.
@@ -44,6 +51,12 @@ pub enum Role {
 }
 
 impl AuthConfig {
+    /// Whether what is asked with the key of this name may be recorded.
+    #[must_use]
+    pub fn records(&self, name: &str) -> bool {
+        self.keys.iter().all(|key| key.name != name || key.record)
+    }
+
     pub(super) fn validate(&self, bind: IpAddr) -> Result<(), ConfigError> {
         if self.keys.is_empty() && !bind.is_loopback() {
             return Err(ConfigError::value(
@@ -62,5 +75,22 @@ impl AuthConfig {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_recorded_unless_it_says_otherwise() {
+        let key = |name: &str| json!({"name": name, "key": "env:KEY"});
+        let mut silent = key("silent");
+        silent["record"] = json!(false);
+        let config: AuthConfig = serde_json::from_value(json!({"keys": [key("a"), silent]})).unwrap();
+        assert!(config.records("a") && !config.records("silent"));
+        assert!(AuthConfig::default().records("local"));
     }
 }

@@ -16,8 +16,8 @@ pub struct ImagesConfig {
     pub max_pixels: u64,
     /// Most images in one request.
     pub max_per_request: usize,
-    /// Bytes of memory that the decoded images of all requests may take until the engine has read them, three for each pixel; a request
-    /// that does not fit gets 429.
+    /// Bytes of memory that the images of all requests may take until the engine has read them, three for each pixel and the file; a
+    /// request that does not fit gets 429.
     pub decoded_bytes: u64,
     /// Those of one key.
     pub decoded_bytes_per_key: u64,
@@ -37,7 +37,7 @@ impl Default for ImagesConfig {
             max_pixels: 50_000_000,
             max_per_request: 16,
             decoded_bytes: 1 << 30,
-            decoded_bytes_per_key: 640 << 20,
+            decoded_bytes_per_key: 704 << 20,
             allow_http: false,
             fetch_timeout_s: 10,
             fetch_redirects: 3,
@@ -64,14 +64,15 @@ impl ImagesConfig {
     /// One request at its limits must fit: it would get 429 for ever.
     fn check_room(&self) -> Result<(), ConfigError> {
         let largest = u64::try_from(self.max_per_request).unwrap_or(u64::MAX).min(Self::LARGEST_PER_REQUEST);
-        let request = self.max_pixels.saturating_mul(largest).saturating_mul(Self::BYTES_PER_PIXEL);
+        let image = self.max_pixels.saturating_mul(Self::BYTES_PER_PIXEL).saturating_add(self.max_bytes as u64);
+        let request = image.saturating_mul(largest);
         for (key, bytes) in
             [("images.decoded_bytes", self.decoded_bytes), ("images.decoded_bytes_per_key", self.decoded_bytes_per_key)]
         {
             if bytes < request {
                 let allowed = format!(
-                    "at least {request}, what the images of one request may take ({largest} of images.max_pixels = {}), or images.max_pixels must be lower",
-                    self.max_pixels
+                    "at least {request}, what the images of one request may take ({largest} of images.max_pixels = {} and images.max_bytes = {}), or images.max_pixels must be lower",
+                    self.max_pixels, self.max_bytes
                 );
                 return Err(ConfigError::value(key, bytes, allowed));
             }
@@ -89,8 +90,8 @@ mod tests {
         ImagesConfig::default().validate().unwrap();
         let more = ImagesConfig { max_pixels: 60_000_000, ..ImagesConfig::default() };
         let error = more.validate().unwrap_err().to_string();
-        assert!(error.starts_with("images.decoded_bytes_per_key is `671088640`"), "{error}");
-        assert!(error.contains("at least 720000000") && error.contains("images.max_pixels must be lower"), "{error}");
+        assert!(error.starts_with("images.decoded_bytes_per_key is `738197504`"), "{error}");
+        assert!(error.contains("at least 803886080") && error.contains("images.max_pixels must be lower"), "{error}");
         ImagesConfig { max_per_request: 3, ..more }.validate().unwrap();
     }
 }

@@ -102,6 +102,16 @@ impl ModelFiles {
         Ok(config["model_type"].as_str().unwrap_or_default().to_owned())
     }
 
+    /// Whether large images are cut into tiles: mistralrs serves them whole, see [`Self::for_mistralrs`].
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn splits_images(&self) -> Result<bool, EngineError> {
+        let preprocessor = self.directory.join("preprocessor_config.json");
+        let is_set = || Ok(read_json(&preprocessor)?["do_image_splitting"] == true);
+        if self.model_type()? == "idefics3" && preprocessor.is_file() { is_set() } else { Ok(false) }
+    }
+
     /// The checkpoint as mistralrs can load it. 0.8.1 panics when Idefics3 splits an image, and reads the older place of
     /// `rope_theta` only. Where a checkpoint needs it, a directory of links with those two settings changed stands in for it.
     ///
@@ -252,7 +262,9 @@ mod tests {
         let files = ModelFiles::open(directory.path().to_str().unwrap(), "").await.unwrap();
         assert_eq!(files.directory, directory.path().canonicalize().unwrap());
         assert_eq!(files.model_type().unwrap(), "idefics3");
+        assert!(files.splits_images().unwrap());
         let files = files.for_mistralrs().unwrap();
+        assert!(!files.splits_images().unwrap());
         assert_ne!(files.directory, directory.path());
         assert_eq!(read_json(&files.directory.join("preprocessor_config.json")).unwrap()["do_image_splitting"], false);
         assert_eq!(read_json(&preprocessor).unwrap()["do_image_splitting"], true, "the original stays");

@@ -83,7 +83,8 @@ impl ImageReader {
     }
 
     /// Reads the images of one request of a key, in order. All together may be four times as large as the largest single image, in
-    /// bytes and in pixels. What their pixels take is reserved from their headers, for all at once, and given back as the pixels go.
+    /// bytes and in pixels. What they take, pixels and files, is reserved from their headers, for all at once, and given back as the pixels
+    /// go.
     ///
     /// # Errors
     /// The first image whose header is refused, else [`ImageError::NoRoom`], else the first one that cannot be decoded; nothing is
@@ -102,8 +103,9 @@ impl ImageReader {
                 })
                 .collect();
         let opened: Vec<Undecoded> = stream::iter(opened).buffered(AT_ONCE).try_collect().await?;
-        let decoded: Vec<u64> = opened.iter().map(|image| image.header.decoded()).collect();
-        let shares = self.room.take(key, &decoded).map_err(|error| FailedImage { index: 0, error })?;
+        // A record keeps the file while its request waits.
+        let sizes: Vec<u64> = opened.iter().map(|image| image.header.decoded() + image.bytes.len() as u64).collect();
+        let shares = self.room.take(key, &sizes).map_err(|error| FailedImage { index: 0, error })?;
         let reads: Vec<_> = opened
             .into_iter()
             .zip(shares)

@@ -159,12 +159,19 @@ async fn a_request_has_limits_of_its_own() {
 
 #[tokio::test]
 async fn pixels_that_wait_are_counted_until_they_go() {
-    let limits =
-        ImagesConfig { max_pixels: 100, decoded_bytes: 2500, decoded_bytes_per_key: 1200, ..ImagesConfig::default() };
+    let file = picture(10, 10, ImageFormat::Png);
+    // Pixels and file of four images a key, and of eight in all.
+    let limit = 4 * (300 + file.len() as u64);
+    let limits = ImagesConfig {
+        max_pixels: 100,
+        decoded_bytes: 2 * limit,
+        decoded_bytes_per_key: limit,
+        ..ImagesConfig::default()
+    };
     let reader = ImageReader::new(&limits);
-    let full = data_url("image/png", &picture(10, 10, ImageFormat::Png));
+    let full = data_url("image/png", &file);
     let mut waiting = read_all(&reader, &vec![full.clone(); 4]).await.unwrap();
-    let refused = ImageError::NoRoom { limit: 1200, whose: "this key" };
+    let refused = ImageError::NoRoom { limit, whose: "this key" };
     assert_eq!(read_all(&reader, std::slice::from_ref(&full)).await.unwrap_err().error, refused);
     assert_eq!(refused.code(), "rate_limit_exceeded");
     // A request that fits in part takes no part.

@@ -4,6 +4,8 @@
 //! one than the model saw. What lies behind the image goes, too: cameras put a second picture there, with EXIF of its own, or a film.
 //! GIF and BMP have no place for EXIF and stay as they are.
 
+use std::borrow::Cow;
+
 use crate::images::Format;
 
 /// EXIF with nothing but an orientation, 1 to 8, as TIFF: header, one directory with one entry (tag 0x112, one SHORT).
@@ -20,13 +22,21 @@ fn orientation(tiff: &[u8]) -> Option<u8> {
 
 /// An image file without its metadata; `None` where there was none, or where the file is not built as it should be.
 pub(crate) fn without(bytes: &[u8], format: Format) -> Option<Vec<u8>> {
+    match cleaned(bytes, format)? {
+        Cow::Owned(cleaned) => Some(cleaned),
+        Cow::Borrowed(_) => None,
+    }
+}
+
+/// An image file without its metadata, borrowed where there was none; `None` where the file is so built that nobody knows what is in it.
+pub(super) fn cleaned(bytes: &[u8], format: Format) -> Option<Cow<'_, [u8]>> {
     let cleaned = match format {
         Format::Jpeg => jpeg(bytes)?,
         Format::Png => png(bytes)?,
         Format::WebP => webp(bytes)?,
-        Format::Gif | Format::Bmp => return None,
+        Format::Gif | Format::Bmp => return Some(Cow::Borrowed(bytes)),
     };
-    (cleaned != bytes).then_some(cleaned)
+    Some(if cleaned == bytes { Cow::Borrowed(bytes) } else { Cow::Owned(cleaned) })
 }
 
 /// Segments up to the end of the image: APP0 (JFIF), APP2 (colour profile) and APP14 (colour transform) change how pixels are read
@@ -80,14 +90,13 @@ fn coded(bytes: &[u8]) -> usize {
     bytes.windows(2).position(is_marker).unwrap_or(bytes.len())
 }
 
-/// Chunks: eXIf and the texts go, and the time of the last change.
+/// Chunks: eXIf and the texts go, and the time of the last change. Decoders are done with the chunk of the pixels: behind it the file
+/// can break off, and what is whole stays.
 fn png(bytes: &[u8]) -> Option<Vec<u8>> {
+    const IEND: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
     let mut out = bytes.get(..8)?.to_vec();
-    let mut at = 8;
-    while at < bytes.len() {
-        let length = u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?);
-        let end = at.checked_add(12)?.checked_add(usize::try_from(length).ok()?)?;
-        let chunk = bytes.get(at..end)?;
+    let (mut at, mut has_pixels) = (8, false);
+    while let Some(chunk) = png_chunk(bytes, at) {
         match &chunk[4..8] {
             b"eXIf" => {
                 if let Some(turned) = orientation(&chunk[8..chunk.len() - 4]) {
@@ -98,15 +107,26 @@ fn png(bytes: &[u8]) -> Option<Vec<u8>> {
                 }
             }
             b"tEXt" | b"zTXt" | b"iTXt" | b"tIME" => {}
-            b"IEND" => {
+            b"IEND" => break,
+            name => {
+                has_pixels |= name == b"IDAT";
                 out.extend_from_slice(chunk);
-                break;
             }
-            _ => out.extend_from_slice(chunk),
         }
-        at = end;
+        at += chunk.len();
     }
+    let breaks_off_in_pixels = bytes.get(at + 4..at + 8).is_some_and(|name| name == b"IDAT");
+    if !has_pixels || breaks_off_in_pixels {
+        return None;
+    }
+    out.extend_from_slice(IEND);
     Some(out)
+}
+
+/// The chunk that begins there, if the file has all of it: length, name, data, check value.
+fn png_chunk(bytes: &[u8], at: usize) -> Option<&[u8]> {
+    let length = u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?);
+    bytes.get(at..at.checked_add(12)?.checked_add(usize::try_from(length).ok()?)?)
 }
 
 /// CRC-32 as in PNG (ISO 3309), bit by bit: it is run over some thirty bytes.
@@ -116,22 +136,19 @@ fn crc(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, step)
 }
 
-/// RIFF chunks: EXIF and XMP go, with their flags in VP8X.
+/// RIFF chunks: EXIF and XMP go, with their flags in VP8X, and what is no whole chunk.
 fn webp(bytes: &[u8]) -> Option<Vec<u8>> {
     let size = usize::try_from(u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?)).ok()?;
     let bytes = bytes.get(..size.checked_add(8)?).unwrap_or(bytes);
     let mut out = bytes.get(..12)?.to_vec();
-    let (mut at, mut flags, mut turned) = (12, None, None);
-    while at < bytes.len() {
-        let length = u32::from_le_bytes(bytes.get(at + 4..at + 8)?.try_into().ok()?);
-        let length = usize::try_from(length).ok()?;
-        let end = at.checked_add(8)?.checked_add(length)?;
+    let (mut at, mut flags, mut turned, mut has_pixels) = (12, None, None, false);
+    while let Some(end) = riff_end(bytes, at) {
         // Chunks begin at even places; the last one's padding is sometimes left out.
-        let padded = (end + length % 2).min(bytes.len());
-        let chunk = bytes.get(at..padded)?;
+        let padded = (end + (end - at) % 2).min(bytes.len());
+        let chunk = &bytes[at..padded];
         match &chunk[..4] {
             b"EXIF" => {
-                let body = bytes.get(at + 8..end)?;
+                let body = &bytes[at + 8..end];
                 turned = orientation(body.strip_prefix(b"Exif\0\0").unwrap_or(body));
             }
             b"XMP " => {}
@@ -139,10 +156,14 @@ fn webp(bytes: &[u8]) -> Option<Vec<u8>> {
                 if name == b"VP8X" {
                     flags = Some(out.len() + 8);
                 }
+                has_pixels |= matches!(name, b"VP8 " | b"VP8L" | b"ANMF");
                 out.extend_from_slice(chunk);
             }
         }
         at = padded;
+    }
+    if !has_pixels {
+        return None;
     }
     if let Some(flags) = flags.and_then(|flags| out.get_mut(flags)) {
         *flags &= !0b0000_1100;
@@ -160,6 +181,13 @@ fn webp(bytes: &[u8]) -> Option<Vec<u8>> {
     let riff = u32::try_from(out.len() - 8).ok()?;
     out[4..8].copy_from_slice(&riff.to_le_bytes());
     Some(out)
+}
+
+/// Where the chunk that begins there ends, without padding, if the file has all of it.
+fn riff_end(bytes: &[u8], at: usize) -> Option<usize> {
+    let length = u32::from_le_bytes(bytes.get(at + 4..at + 8)?.try_into().ok()?);
+    let end = at.checked_add(8)?.checked_add(usize::try_from(length).ok()?)?;
+    (end <= bytes.len()).then_some(end)
 }
 
 #[cfg(test)]
@@ -250,6 +278,47 @@ mod tests {
                 assert_eq!(Some(clean), without(&telling, format), "{format:?}");
             }
         }
+    }
+
+    /// Decoders read such files as if nothing were wrong.
+    #[test]
+    fn what_breaks_off_behind_the_pixels_hides_nothing() {
+        let whole = with_secret(Format::Png, 6);
+        // Within a text in the place of IEND, which has twelve bytes.
+        let cut = [&whole[..whole.len() - 12], b"\0\0\0\x64tEXtAuthor\0SPY".as_slice()].concat();
+        let clean = without(&cut, Format::Png).unwrap();
+        assert_eq!(seen(&clean), seen(&cut));
+        assert_eq!(Some(clean), without(&whole, Format::Png));
+
+        let whole = with_secret(Format::WebP, 6);
+        for stray in 1..=7 {
+            let mut file = [&whole[..], &b"SPYSPYS"[..stray]].concat();
+            let riff = u32::try_from(file.len() - 8).unwrap().to_le_bytes();
+            file[4..8].copy_from_slice(&riff);
+            let clean = without(&file, Format::WebP).unwrap();
+            assert_eq!(seen(&clean), seen(&file), "{stray}");
+            assert_eq!(Some(clean), without(&whole, Format::WebP), "{stray}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_whole_pixels_is_of_no_use() {
+        let png = with_secret(Format::Png, 6);
+        let pixels = png.windows(4).position(|name| name == b"IDAT").unwrap();
+        let webp = with_secret(Format::WebP, 6);
+        let frame = webp.windows(4).position(|name| name == b"VP8L").unwrap();
+        let jpeg = with_secret(Format::Jpeg, 6);
+        for (file, format) in [
+            (&png[..40], Format::Png),
+            (&png[..pixels + 6], Format::Png),
+            (&webp[..frame], Format::WebP),
+            (&webp[..frame + 10], Format::WebP),
+            (&jpeg[..40], Format::Jpeg),
+        ] {
+            assert_eq!(cleaned(file, format), None, "{format:?}, {} bytes", file.len());
+        }
+        let plain = encoded(ImageFormat::Png);
+        assert!(matches!(cleaned(&plain, Format::Png), Some(Cow::Borrowed(_))));
     }
 
     #[test]

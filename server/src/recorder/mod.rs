@@ -1,7 +1,7 @@
 //! Writing down what was asked and answered, off the answers' path.
 //!
 //! # Layout
-//! - [`Recorder`]: the bounded queue, the thread that writes, and which answers are still under way.
+//! - [`Recorder`]: the bounded queue, the threads that write and that tidy, and which answers are still under way.
 //! - [`Draft`]: a record while its answer comes.
 //! - [`replay`]: what was recorded, as the engine is asked it again.
 //! - [`Rules`]: what must not be written down. `image`: images as they wait; `metadata`: without what a camera wrote into them.
@@ -14,13 +14,15 @@ pub mod replay;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::iter;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use metrics::{counter, gauge};
 use reground_learner::bpo::pair::ImageRef;
@@ -33,12 +35,14 @@ pub(crate) use self::metadata::without as without_metadata;
 pub use self::redact::{Rules, is_redacted};
 use crate::config::RecordConfig;
 
-/// The counter of records: `stored`, `dropped` (the queue was full), `failed` (the store).
+/// The counter of records: `stored`, `dropped` (the queue was full), `failed` (the store, or an image with metadata that cannot be taken out).
 const RECORDS: &str = "reground_records_total";
 /// 1 while the store cannot be written.
 const DEGRADED: &str = "reground_store_degraded";
 /// How often what is too old is looked for.
 const TIDY: Duration = Duration::from_secs(600);
+/// How long what was said of answers without a record stays when nothing else is written.
+const FORGET: Duration = Duration::from_secs(60);
 /// Records that are written at once when several wait.
 const AT_ONCE: usize = 64;
 /// How long a record waits for others that are written with it. With [`reground_learner::store::Options::flush_every`] it is on the disk
@@ -55,6 +59,8 @@ pub struct Recorder {
     queue: Mutex<Option<SyncSender<Job>>>,
     shared: Arc<Shared>,
     writer: Mutex<Option<JoinHandle<()>>>,
+    /// The thread that tidies, and what it ends without. `None` once it is closed.
+    tidier: Mutex<Option<(Sender<Infallible>, JoinHandle<()>)>>,
 }
 
 #[derive(Default)]
@@ -82,9 +88,11 @@ impl Recorder {
         let rules = Rules::new(&config.redact, &config.redact_patterns).map_err(anyhow::Error::msg)?;
         let (rules, shared) = (Arc::new(rules), Arc::new(Shared::default()));
         let (queue, jobs) = sync_channel(config.queue);
-        let writer =
-            Writer { store: store.clone(), config: config.clone(), rules: rules.clone(), shared: shared.clone() };
+        let writer = Writer { store: store.clone(), rules: rules.clone(), shared: shared.clone() };
         let writer = std::thread::Builder::new().name("recorder".to_owned()).spawn(move || writer.run(&jobs))?;
+        let tidier = Tidier { store: store.clone(), config: config.clone(), shared: shared.clone() };
+        let (stop, stopped) = channel();
+        let tidier = std::thread::Builder::new().name("tidier".to_owned()).spawn(move || tidier.run(&stopped))?;
         metrics::describe_counter!(RECORDS, "Records by what became of them: stored, dropped, failed");
         metrics::describe_gauge!(DEGRADED, "1 while the store cannot be written");
         Ok(Arc::new(Self {
@@ -95,6 +103,7 @@ impl Recorder {
             queue: Mutex::new(Some(queue)),
             shared,
             writer: Mutex::new(Some(writer)),
+            tidier: Mutex::new(Some((stop, tidier))),
         }))
     }
 
@@ -155,8 +164,15 @@ impl Recorder {
     pub fn close(&self) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if writer.is_some_and(|writer| writer.join().is_err()) {
-            tracing::error!("The recorder's thread panicked");
+        let tidier = self.tidier.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let tidier = tidier.map(|(stop, tidier)| {
+            drop(stop);
+            tidier
+        });
+        for thread in writer.into_iter().chain(tidier) {
+            if thread.join().is_err() {
+                tracing::error!("One of the recorder's threads panicked");
+            }
         }
     }
 }
@@ -178,17 +194,15 @@ impl Shared {
 
 struct Writer {
     store: Arc<Store>,
-    config: RecordConfig,
     rules: Arc<Rules>,
     shared: Arc<Shared>,
 }
 
 impl Writer {
     fn run(&self, jobs: &Receiver<Job>) {
-        let mut tidied = Instant::now();
         let mut more_wait = false;
         loop {
-            match jobs.recv_timeout(TIDY) {
+            match jobs.recv_timeout(FORGET) {
                 Ok(job) => {
                     if !more_wait {
                         std::thread::sleep(GATHER);
@@ -201,10 +215,6 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             self.forget_lost();
-            if tidied.elapsed() >= TIDY {
-                tidied = Instant::now();
-                self.tidy();
-            }
         }
         self.forget_lost();
         if let Err(error) = self.store.flush() {
@@ -215,7 +225,7 @@ impl Writer {
     /// Writes what waits, all images of it with one wait for the disk.
     fn write(&self, jobs: Vec<Job>) {
         let bytes = jobs.iter().flat_map(|job| &job.images).map(|image| image.bytes.len()).sum();
-        let records: Vec<_> = jobs.into_iter().map(|job| self.prepare(job)).collect();
+        let records: Vec<_> = jobs.into_iter().filter_map(|job| self.prepare(job)).collect();
         match self.store.add_records(&records) {
             Ok(outcomes) => {
                 for ((record, _), outcome) in records.iter().zip(outcomes) {
@@ -249,21 +259,25 @@ impl Writer {
         counter!(RECORDS, "outcome" => outcome).increment(1);
     }
 
-    /// What is written of a job: without metadata of images, redacted.
-    fn prepare(&self, job: Job) -> (Record, Vec<Vec<u8>>) {
+    /// What is written of a job: without metadata of images, redacted. `None` where they cannot be taken out: nothing is written then.
+    fn prepare(&self, job: Job) -> Option<(Record, Vec<Vec<u8>>)> {
         let Job { mut record, images } = job;
         let mut files = Vec::with_capacity(images.len());
         for image in images {
-            let cleaned = metadata::without(&image.bytes, image.format);
-            let digest = match &cleaned {
-                Some(cleaned) => blake3::hash(cleaned).to_hex().to_string(),
-                None => image.digest,
+            let Some(cleaned) = metadata::cleaned(&image.bytes, image.format) else {
+                let why = "an image is so built that its metadata cannot be taken out".to_owned();
+                self.done(&record.id, Err(&StoreError::Invalid { kind: "record", id: record.id.clone(), why }));
+                return None;
+            };
+            let (digest, file) = match cleaned {
+                Cow::Owned(cleaned) => (blake3::hash(&cleaned).to_hex().to_string(), cleaned),
+                Cow::Borrowed(bytes) => (image.digest, bytes.to_vec()),
             };
             record.images.push(ImageRef { digest, width: image.width, height: image.height });
-            files.push(cleaned.unwrap_or_else(|| image.bytes.to_vec()));
+            files.push(file);
         }
         self.rules.record(&mut record);
-        (record, files)
+        Some((record, files))
     }
 
     /// Removes what was said of answers whose record will not come.
@@ -272,6 +286,22 @@ impl Writer {
         for id in lost {
             // What stays is found when the store is tidied, which tells a failure.
             let _ = self.store.drop_feedback(&id);
+        }
+    }
+}
+
+/// Removes what is kept no longer, on a thread of its own: nothing that is to be written waits for it.
+struct Tidier {
+    store: Arc<Store>,
+    config: RecordConfig,
+    shared: Arc<Shared>,
+}
+
+impl Tidier {
+    /// Until the other end of `stopped` is gone.
+    fn run(&self, stopped: &Receiver<Infallible>) {
+        while stopped.recv_timeout(TIDY) == Err(RecvTimeoutError::Timeout) {
+            self.tidy();
         }
     }
 

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use reground_learner::store::Query;
+use reground_learner::adapter::WEIGHTS_FILE;
 use reground_learner::store::rows::Run;
+use reground_learner::store::{Query, Store};
 
 use super::error::RolloutError;
 use super::library::{Manifest, Origin};
@@ -40,8 +41,12 @@ impl Rollout {
     /// Takes in the PEFT adapter in a directory. Traffic does not change, and nothing is loaded yet.
     ///
     /// # Errors
-    /// The files are no adapter, or cannot be copied.
+    /// The files are no adapter, or cannot be copied, or the disk has no room for them.
     pub async fn import(&self, directory: PathBuf, origin: Origin) -> Result<Manifest, RolloutError> {
+        let weights = directory.join(WEIGHTS_FILE);
+        // What is not there takes no room, and is told of by the import itself.
+        let room = move |store: &Store| store.check_room(fs_err::metadata(&weights).map_or(0, |file| file.len()));
+        self.stored(room).await?;
         Ok(blocking(&self.library, move |library| library.import(&directory, origin)).await?)
     }
 

@@ -7,7 +7,7 @@ use reground_learner::bpo::data::blobs::Blobs;
 use reground_learner::bpo::data::{self, DataError, OnError, ReadOptions, ReadReport};
 use reground_learner::bpo::pair::PreferencePair;
 use reground_learner::store::rows::{FileRow, Run};
-use reground_learner::store::{Page, Query, Store, id};
+use reground_learner::store::{Page, Query, Store, StoreError, Transaction, id};
 
 use super::{RunRequest, RunsError};
 
@@ -70,16 +70,32 @@ pub fn remove(store: &Store, id: &str, anchors: &[String]) -> Result<(), RunsErr
     if anchors.iter().any(|anchor| anchor == id) {
         return Err(RunsError::Anchor(id.to_owned()));
     }
-    let needs = |run: &&Run| run.dataset_digest.is_none() && RunRequest::of(run).reads(id);
+    store.write(|rows| {
+        if let Some(run) = needed_by(rows, id)? {
+            return Ok(Err(RunsError::FileInUse { file: id.to_owned(), run }));
+        }
+        Ok(rows.remove::<FileRow>(id)?.map(drop).ok_or_else(|| RunsError::UnknownFile(shown(id))))
+    })?
+}
+
+/// The run that has not begun and needs a file.
+fn needed_by(rows: &Transaction<'_>, file: &str) -> Result<Option<String>, StoreError> {
+    let needs = |run: &Run| run.dataset_digest.is_none() && RunRequest::of(run).reads(file);
     // One may be paused before it began.
     for state in ["queued", "paused"] {
-        if let Some(run) = store.list_readable::<Run>(&Query::by("state", state))?.rows.iter().find(needs) {
-            return Err(RunsError::FileInUse { file: id.to_owned(), run: run.id.clone() });
+        for id in rows.ids::<Run>("state", state)? {
+            match rows.get::<Run>(&id) {
+                // What cannot be read does not begin.
+                Err(StoreError::Damaged { .. }) => {}
+                found => {
+                    if found?.is_some_and(|run| needs(&run)) {
+                        return Ok(Some(id));
+                    }
+                }
+            }
         }
     }
-    store.write(|rows| rows.remove::<FileRow>(id))?.ok_or_else(|| RunsError::UnknownFile(shown(id)))?;
-    store.collect_garbage()?;
-    Ok(())
+    Ok(None)
 }
 
 /// Reads preference data; the error names the line, and no path.
@@ -193,6 +209,7 @@ mod tests {
         read(&path, &place.store, &mut |pair| pairs.push(pair)).unwrap();
         assert_eq!(pairs.len(), 1);
         remove(&place.store, &row.id, &[]).unwrap();
+        assert!(!path.exists());
         assert!(matches!(remove(&place.store, &row.id, &[]), Err(RunsError::UnknownFile(_))));
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use metrics::counter;
 use reground_learner::gate::{GateConfig, GateReport};
-use reground_learner::store::rows::{AdapterRow, Run, RunEvent, RunState};
+use reground_learner::store::rows::{AdapterRow, FileRow, Run, RunEvent, RunState};
 use reground_learner::store::{Page, Query, Store, StoreError, id};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -93,15 +93,27 @@ impl Runs {
             return Err(RunsError::Disabled);
         }
         if let Some(parent) = request.parent.as_ref().filter(|parent| **parent != *GenerationId::base().as_str()) {
-            let unknown = |_| RunsError::UnknownGeneration(parent.clone());
-            self.shared.rollout.adapter(parent).await.map_err(unknown)?;
+            self.shared.rollout.adapter(parent).await.map_err(|error| match error {
+                RolloutError::Library(LibraryError::Unknown(_)) => RunsError::UnknownGeneration(parent.clone()),
+                error => error.into(),
+            })?;
         }
         let run = self.shared.new_run(request, by);
         let row = run.clone();
         self.shared
             .with_store(move |store| {
-                check(store, &RunRequest::of(&row))?;
-                Ok(store.insert(&row)?)
+                let request = RunRequest::of(&row);
+                check(store, &request)?;
+                store.write(|rows| {
+                    // Once more: a file may have been removed since.
+                    for file in needed(&request) {
+                        if rows.get::<FileRow>(file)?.is_none() {
+                            return Ok(Err(RunsError::UnknownFile(file.clone())));
+                        }
+                    }
+                    rows.insert(&row)?;
+                    Ok(Ok(()))
+                })?
             })
             .await?;
         self.shared.wake.notify_one();
@@ -125,19 +137,13 @@ impl Runs {
         self.shared.with_store(move |store| Ok(store.list_readable(&query)?)).await
     }
 
-    /// What happened in a run, or its checkpoints alone, newest first.
+    /// What happened in a run, or its checkpoints alone: a page as `query` says, which names no index.
     ///
     /// # Errors
     /// There is no such run.
-    pub async fn events(
-        &self,
-        id: &str,
-        checkpoints: bool,
-        after: Option<String>,
-        limit: usize,
-    ) -> Result<Page<RunEvent>, RunsError> {
+    pub async fn history(&self, id: &str, checkpoints: bool, query: Query) -> Result<Page<RunEvent>, RunsError> {
         let index = if checkpoints { "checkpoints" } else { "run" };
-        let query = Query { after, limit, newest_first: true, ..Query::by(index, id) };
+        let query = Query { by: vec![(index, id.to_owned())], ..query };
         let id = id.to_owned();
         let list = move |store: &Store| {
             store.get::<Run>(&id)?.ok_or_else(|| unknown(&id))?;
@@ -146,13 +152,26 @@ impl Runs {
         self.shared.with_store(list).await
     }
 
+    /// As [`Self::history`], newest first.
+    #[cfg(test)]
+    pub(super) async fn events(
+        &self,
+        id: &str,
+        checkpoints: bool,
+        after: Option<String>,
+        limit: usize,
+    ) -> Result<Page<RunEvent>, RunsError> {
+        self.history(id, checkpoints, Query { after, limit, newest_first: true, ..Query::default() }).await
+    }
+
     /// What the gate said of a run's adapter; `None` before.
     ///
     /// # Errors
     /// The store failed.
     pub async fn gate(&self, id: &str) -> Result<Option<GateReport>, RunsError> {
         let query = Query { newest_first: true, limit: 1, ..Query::by("run", id) };
-        let list = move |store: &Store| Ok(store.list::<AdapterRow>(&query)?.rows.pop().and_then(|row| row.gate));
+        let list =
+            move |store: &Store| Ok(store.list_readable::<AdapterRow>(&query)?.rows.pop().and_then(|row| row.gate));
         self.shared.with_store(list).await
     }
 
@@ -268,15 +287,23 @@ impl Shared {
 /// Whether there is something to train on.
 fn check(store: &Store, request: &RunRequest) -> Result<(), RunsError> {
     let none = |what: &str| RunsError::NoData(format!("there is {what} to train on"));
-    for anchor in request.anchors.iter().flatten() {
-        files::get(store, anchor)?;
+    for file in needed(request) {
+        files::get(store, file)?;
     }
     match &request.training {
-        Training::File(id) => files::get(store, id).map(drop),
         Training::New if dataset::count_new(store)? == 0 => Err(none("no new pair")),
         Training::All if dataset::count_all(store)? == 0 => Err(none("no pair")),
-        Training::New | Training::All => Ok(()),
+        Training::File(_) | Training::New | Training::All => Ok(()),
     }
+}
+
+/// The files that a run needs.
+fn needed(request: &RunRequest) -> impl Iterator<Item = &String> {
+    let training = match &request.training {
+        Training::File(id) => Some(id),
+        Training::New | Training::All => None,
+    };
+    request.anchors.iter().flatten().chain(training)
 }
 
 fn unknown(id: &str) -> RunsError {

@@ -114,11 +114,20 @@ impl Running {
 ///
 /// # Errors
 /// The model cannot be loaded, a key cannot be read, or the address cannot be bound.
-pub async fn start(config: Config) -> anyhow::Result<Running> {
+pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     let recorder = recorder(&config).await?;
     let files = ModelFiles::open(&config.model.source, &config.model.revision).await?;
     let base = base(&files)?;
-    let engine = engine(&config, files)?;
+    let is_native = is_native(&config.model, &files)?;
+    if config.train.enabled && !is_native && files.splits_images()? {
+        tracing::warn!(
+            "Nothing is trained: mistralrs serves images of {} whole, and runs would train on tiles of them. Set do_image_splitting to \
+             false in its preprocessor_config.json, or leave `model.engine` at `auto`.",
+            files.source
+        );
+        config.train.enabled = false;
+    }
+    let engine = engine(&config, files, is_native)?;
     let generations = Arc::new(Generations::start(engine, config.admission.clone()).await?);
     let (stopping, closing) = (CancellationToken::new(), CancellationToken::new());
     let answerer = Arc::new(Answerer::new(generations.clone(), closing.clone()));
@@ -191,13 +200,16 @@ fn native_can_hold(model: &ModelConfig) -> anyhow::Result<bool> {
     if model.isq == Isq::Off { Ok(true) } else { is_cpu() }
 }
 
-fn engine(config: &Config, files: ModelFiles) -> anyhow::Result<Arc<dyn Engine>> {
-    let native = match config.model.engine {
+fn is_native(model: &ModelConfig, files: &ModelFiles) -> anyhow::Result<bool> {
+    Ok(match model.engine {
         EngineKind::Native => true,
         EngineKind::Mistralrs => false,
-        EngineKind::Auto => Model::knows(&files.model_type()?) && native_can_hold(&config.model)?,
-    };
-    if native {
+        EngineKind::Auto => Model::knows(&files.model_type()?) && native_can_hold(model)?,
+    })
+}
+
+fn engine(config: &Config, files: ModelFiles, is_native: bool) -> anyhow::Result<Arc<dyn Engine>> {
+    if is_native {
         return Ok(Arc::new(NativeEngine::new(&config.model, files)?));
     }
     if config.model.isq != Isq::Off && !config.model.adapter_root.as_os_str().is_empty() {

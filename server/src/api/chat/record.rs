@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use actix_web::HttpRequest;
+use actix_web::{HttpMessage, HttpRequest};
 use reground_learner::bpo::pair;
 use reground_learner::store::rows::{BootstrapState, Record, RecordedMessage, Timings};
 use serde_json::{Map, Value, json};
@@ -20,15 +20,23 @@ use crate::recorder::{Draft, Recorder};
 /// The recorder, if the request lets itself be recorded.
 ///
 /// # Errors
-/// `store: true` where nothing is recorded, or together with the header that forbids it.
+/// `store: true` where nothing is recorded, or nothing of this key, or together with the header that forbids it.
 pub(super) fn wanted(app: &App, request: &ChatRequest, http: &HttpRequest) -> Result<Option<Arc<Recorder>>, ApiError> {
     let refused = |why: String| {
         ApiError::bad_request(code::UNSUPPORTED_VALUE, format!("`store` must be false: {why}")).at("store")
     };
     let recorder = &app.recorder;
-    if !recorder.config().enabled {
+    let may_record = |caller: &Caller| app.config.auth.records(&caller.name);
+    let never = if !recorder.config().enabled {
+        Some("this server records nothing")
+    } else if !http.extensions().get::<Caller>().is_some_and(may_record) {
+        Some("nothing that is asked with this key is recorded")
+    } else {
+        None
+    };
+    if let Some(why) = never {
         return match request.store {
-            Some(true) => Err(refused("this server records nothing".into())),
+            Some(true) => Err(refused(why.into())),
             _ => Ok(None),
         };
     }
@@ -141,5 +149,41 @@ fn parameters(request: &ChatRequest) -> Map<String, Value> {
     match all {
         Value::Object(parameters) => parameters,
         _ => Map::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+
+    use super::*;
+    use crate::api::chat::request;
+    use crate::api::testing;
+    use crate::config::{Config, Role as KeyRole};
+
+    fn asked(store: Value) -> ChatRequest {
+        let mut body = json!({"model": "reground", "messages": [{"role": "user", "content": "hi"}]});
+        body["store"] = store;
+        request::parse(body.to_string().as_bytes()).unwrap()
+    }
+
+    #[actix_web::test]
+    async fn nothing_is_recorded_of_a_key_that_forbids_it() {
+        let server = testing::server(Config::default(), &[("app", "sk-app", KeyRole::Client)], true).await;
+        let http = TestRequest::default().to_http_request();
+        http.extensions_mut().insert(server.app.keyring.find("sk-app").unwrap());
+        let mut app = server.app.into_inner();
+        let app = Arc::get_mut(&mut app).unwrap();
+        for store in [json!(null), json!(true)] {
+            assert!(wanted(app, &asked(store), &http).unwrap().is_some());
+        }
+        let mut config = Config::clone(&app.config);
+        config.auth.keys[0].record = false;
+        app.config = Arc::new(config);
+        for store in [json!(null), json!(false)] {
+            assert!(wanted(app, &asked(store), &http).unwrap().is_none());
+        }
+        let refused = wanted(app, &asked(json!(true)), &http).err().unwrap();
+        assert_eq!(refused.param.as_deref(), Some("store"), "{}", refused.message);
     }
 }

@@ -49,12 +49,21 @@ pub(super) async fn create(
     let runs = app.runs()?;
     let name = app.config.model.name.clone();
     let request = body.parse(move |bytes| request::parse(bytes, &name)).await?;
-    let run = runs.create(request, &caller.name).await.map_err(|error| match error {
+    let anchors = request.anchors.clone().unwrap_or_default();
+    let run = runs.create(request, &caller.name).await.map_err(|error| match &error {
         // The body names it, not the path.
-        RunsError::UnknownFile(_) => ApiError::bad_request(code::FILE_NOT_FOUND, error.to_string()).at("training_file"),
-        error => error.into(),
+        RunsError::UnknownFile(file) => {
+            ApiError::bad_request(code::FILE_NOT_FOUND, error.to_string()).at(place(&anchors, file))
+        }
+        _ => error.into(),
     })?;
     app.job(run).await
+}
+
+/// The parameter that names a file which is not there.
+fn place(anchors: &[String], file: &str) -> String {
+    let index = anchors.iter().position(|anchor| anchor == file);
+    index.map_or_else(|| "training_file".to_owned(), |index| format!("anchors[{index}]"))
 }
 
 /// Lists jobs, newest first.
@@ -62,6 +71,7 @@ pub(super) async fn create(
     params(
         ("after" = Option<String>, Query, description = "The last id of the page before"),
         ("limit" = Option<usize>, Query, description = "1 to 100; default 20"),
+        ("order" = Option<String>, Query, description = "`asc` or `desc` (default)"),
     ),
     responses(
         (status = 200, description = "A page", body = serde_json::Value),
@@ -140,6 +150,7 @@ pub(super) async fn resume(_: Admin, app: web::Data<App>, id: web::Path<String>)
         ("job_id" = String, Path, description = "Its id"),
         ("after" = Option<String>, Query, description = "The last id of the page before"),
         ("limit" = Option<usize>, Query, description = "1 to 100; default 20"),
+        ("order" = Option<String>, Query, description = "`asc` or `desc` (default)"),
     ),
     responses(
         (status = 200, description = "A page", body = serde_json::Value),
@@ -152,8 +163,10 @@ pub(super) async fn events(
     id: web::Path<String>,
     parameters: web::Query<Vec<(String, String)>>,
 ) -> Result<HttpResponse, ApiError> {
-    let Paging { after, limit, .. } = Paging::NEWEST_FIRST.read(parameters.into_inner(), MOST, |_, _| Ok(false))?;
-    let found = app.runs()?.events(&id, false, after, limit).await?;
+    let Paging { after, limit, newest_first } =
+        Paging::NEWEST_FIRST.read(parameters.into_inner(), MOST, |_, _| Ok(false))?;
+    let query = Query { by: Vec::new(), after, limit, newest_first };
+    let found = app.runs()?.history(&id, false, query).await?;
     Ok(page(found.rows.into_iter().map(Event::from).collect(), found.more))
 }
 
@@ -163,6 +176,7 @@ pub(super) async fn events(
         ("job_id" = String, Path, description = "Its id"),
         ("after" = Option<String>, Query, description = "The last id of the page before"),
         ("limit" = Option<usize>, Query, description = "1 to 100; default 10"),
+        ("order" = Option<String>, Query, description = "`asc` or `desc` (default)"),
     ),
     responses(
         (status = 200, description = "A page", body = serde_json::Value),
@@ -175,9 +189,10 @@ pub(super) async fn checkpoints(
     id: web::Path<String>,
     parameters: web::Query<Vec<(String, String)>>,
 ) -> Result<HttpResponse, ApiError> {
-    let Paging { after, limit, .. } =
+    let Paging { after, limit, newest_first } =
         Paging { limit: 10, ..Paging::NEWEST_FIRST }.read(parameters.into_inner(), MOST, |_, _| Ok(false))?;
-    let found = app.runs()?.events(&id, true, after, limit).await?;
+    let query = Query { by: Vec::new(), after, limit, newest_first };
+    let found = app.runs()?.history(&id, true, query).await?;
     Ok(page(found.rows.into_iter().map(Checkpoint::from).collect(), found.more))
 }
 
@@ -199,5 +214,119 @@ impl From<RunsError> for ApiError {
             RunsError::Store(error) => error.into(),
             RunsError::Io(_) => Self::unavailable(code::STORAGE, message, 5),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use actix_web::test::{self, TestRequest};
+    use reground_learner::store::rows::{EventKind, EventLevel, RunEvent, RunState};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::api::configure;
+    use crate::api::testing::{Server, open_server};
+    use crate::runs::{Base, Program};
+
+    /// A server that takes jobs; none gets as far as a process in these tests.
+    async fn training_server() -> Server {
+        let mut server = open_server().await;
+        let app = Arc::into_inner(server.app.into_inner()).unwrap();
+        let (store, rollout) = (app.recorder.store().clone(), app.rollout.clone());
+        let base = Base { checkpoint: "pocket".into(), source: "builtin".into() };
+        let program = Program { path: "/bin/false".into(), arguments: Vec::new() };
+        let runs = Runs::start(store, rollout, &app.config, base, program);
+        server.app = web::Data::new(app.with_runs(Arc::new(runs)));
+        server
+    }
+
+    async fn send(server: &Server, request: TestRequest) -> (u16, Value) {
+        let service = test::init_service(actix_web::App::new().configure(configure(server.app.clone()))).await;
+        let response = test::call_service(&service, request.to_request()).await;
+        (response.status().as_u16(), test::read_body_json(response).await)
+    }
+
+    async fn refused(server: &Server, more: Value) -> (u16, String, String) {
+        let mut body = json!({"model": "reground", "training_file": "pairs"});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let (status, said) = send(server, TestRequest::post().uri("/v1/fine_tuning/jobs").set_json(body)).await;
+        let text = |name: &str| said["error"][name].as_str().unwrap_or_default().to_owned();
+        (status, text("code"), text("param"))
+    }
+
+    #[actix_web::test]
+    async fn events_and_checkpoints_come_in_the_order_that_was_asked_for() {
+        let server = training_server().await;
+        let store = server.app.recorder.store();
+        let run = Run {
+            id: "ftjob-1".into(),
+            created_ms: 1,
+            started_ms: None,
+            finished_ms: Some(2),
+            state: RunState::Cancelled,
+            trigger: "test".into(),
+            parent: "base".into(),
+            dataset_digest: None,
+            pairs: 0,
+            request: Value::Null,
+            adapter: None,
+            restarts: 0,
+            error: None,
+            refused: false,
+        };
+        store.insert(&run).unwrap();
+        for number in 1..=3 {
+            let event = RunEvent {
+                id: format!("ftevent-{number}"),
+                run: run.id.clone(),
+                created_ms: number,
+                level: EventLevel::Info,
+                kind: EventKind::Checkpoint,
+                message: "A checkpoint is written.".into(),
+                data: json!({"step": number}),
+            };
+            store.insert(&event).unwrap();
+        }
+        let cases: [(&str, &[&str]); 4] = [
+            ("", &["ftevent-3", "ftevent-2", "ftevent-1"]),
+            ("order=asc", &["ftevent-1", "ftevent-2", "ftevent-3"]),
+            ("order=asc&after=ftevent-1&limit=1", &["ftevent-2"]),
+            ("order=desc&after=ftevent-3&limit=1", &["ftevent-2"]),
+        ];
+        for list in ["events", "checkpoints"] {
+            for (parameters, expected) in cases {
+                let uri = format!("/v1/fine_tuning/jobs/ftjob-1/{list}?{parameters}");
+                let (status, page) = send(&server, TestRequest::get().uri(&uri)).await;
+                assert_eq!(status, 200, "{page}");
+                let ids: Vec<&str> =
+                    page["data"].as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap()).collect();
+                assert_eq!(ids, expected, "{uri}");
+            }
+        }
+    }
+
+    #[actix_web::test]
+    async fn the_parameter_at_fault_is_named() {
+        let server = training_server().await;
+        let fault = |code: &str, param: &str| (400, code.to_owned(), param.to_owned());
+        let gone = refused(&server, json!({"anchors": ["file-gone"]})).await;
+        assert_eq!(gone, fault(code::FILE_NOT_FOUND, "anchors[0]"));
+        let gone = refused(&server, json!({"training_file": "file-gone"})).await;
+        assert_eq!(gone, fault(code::FILE_NOT_FOUND, "training_file"));
+        assert_eq!(place(&["file-1".to_owned(), "file-2".to_owned()], "file-2"), "anchors[1]");
+    }
+
+    #[actix_web::test]
+    async fn a_generation_that_cannot_be_read_is_not_one_that_is_not_there() {
+        let server = training_server().await;
+        let (status, code, param) = refused(&server, json!({"model": "reground@ad-2"})).await;
+        assert_eq!((status, code.as_str(), param.as_str()), (404, code::MODEL_NOT_FOUND, "model"));
+        // A directory where the manifest should be.
+        let manifest = server.app.recorder.store().adapter_directory("ad-1").join("manifest.json");
+        fs_err::create_dir_all(manifest).unwrap();
+        let (status, code, _) = refused(&server, json!({"model": "reground@ad-1"})).await;
+        assert_eq!((status, code.as_str()), (503, code::STORAGE));
     }
 }
