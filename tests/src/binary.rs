@@ -25,6 +25,12 @@ pub fn command(name: &str) -> Result<Command> {
     Ok(command)
 }
 
+/// Whether this program is a test, in target/release/deps, and not one of this package's own, as target/release/slow_readers.
+pub(crate) fn is_test() -> bool {
+    let executable = std::env::current_exe().unwrap_or_default();
+    executable.parent().is_some_and(|directory| directory.ends_with("deps"))
+}
+
 fn find() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("REGROUND_BIN") {
         let path = PathBuf::from(path);
@@ -32,9 +38,8 @@ fn find() -> Result<PathBuf> {
         return Ok(path);
     }
     let executable = std::env::current_exe()?;
-    // target/release/deps/e2e-… or target/release/slow_readers
     let directory = executable.parent().context("the test executable has no directory")?;
-    let profile = if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
+    let profile = if is_test() { directory.parent().unwrap_or(directory) } else { directory };
     let binary = profile.join("reground");
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("tests/ has no parent")?;
     if is_current(&binary, root) {

@@ -19,7 +19,7 @@ use crate::{Client, binary};
 const START: Duration = Duration::from_secs(120);
 
 /// Lines of the server's log that a failing test shows.
-const LOG_LINES: usize = 200;
+const LOG_LINES: usize = 100;
 
 /// What a server is started with.
 #[derive(Clone, Debug, Default)]
@@ -363,19 +363,22 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
         // Captured: shown when the test fails, by a panic or by an error.
-        println!("{}", self.log_tail());
+        if binary::is_test() {
+            println!("{}", self.log_tail());
+        }
     }
 }
 
-/// Reads to the end, so that the server never blocks on a full pipe, and keeps the last lines.
+/// Reads to the end, so that the server never blocks on a full pipe, and keeps the last lines; what is no routine longest.
 fn keep_log(stderr: impl Read + Send + 'static, log: Arc<Mutex<VecDeque<String>>>) {
     std::thread::spawn(move || {
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
             let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
-            if log.len() == LOG_LINES {
-                log.pop_front();
-            }
             log.push_back(line);
+            if log.len() > LOG_LINES {
+                let routine = log.iter().position(|line| line.contains(" INFO ")).unwrap_or(0);
+                log.remove(routine);
+            }
         }
     });
 }
