@@ -105,7 +105,7 @@ fn question(number: u64) -> Result<Value> {
     let url = pictures::data_url("image/png", &pictures::png(32, 32, u32::try_from(number % 100_000)?)?);
     Ok(json!({"model": "reground", "temperature": 0, "max_tokens": 24, "messages": [{"role": "user", "content": [
         {"type": "image_url", "image_url": {"url": url}},
-        {"type": "text", "text": format!("Describe image {number}.")}]}]}))
+        {"type": "text", "text": format!("Is there a cat in image {number}?")}]}]}))
 }
 
 impl Promised {

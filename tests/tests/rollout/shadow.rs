@@ -1,8 +1,11 @@
 //! A second answer that nobody gets.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use reground_tests::Server;
 use serde_json::json;
+use tokio::time::sleep;
 
 use super::{cli, import, question, settings, text_of, until};
 
@@ -35,8 +38,16 @@ async fn a_shadow_is_compared_and_answers_nobody() -> Result<()> {
         ensure!(said["logprob"].as_f64().is_some_and(|logprob| logprob < 0.0), "{shadow:#}");
         ensure!(said["first_token_s"].as_f64().is_some_and(|seconds| seconds > 0.0), "{shadow:#}");
     }
-    let records = client.get("/v1/records?limit=100").await?.ok()?;
-    let records = records["data"].as_array().context("no list")?;
+    // The last ones are being written.
+    let begun = Instant::now();
+    let records = loop {
+        let list = client.get("/v1/records?limit=100").await?.ok()?;
+        let records = list["data"].as_array().context("no list")?.clone();
+        if records.len() >= QUERIES || begun.elapsed() > Duration::from_secs(30) {
+            break records;
+        }
+        sleep(Duration::from_millis(20)).await;
+    };
     ensure!(records.len() == QUERIES && records.iter().all(|record| record["generation"] == "base"), "{records:#?}");
     ensure!(client.metric("reground_shadow_answers_total").await? == Some(QUERIES as f64), "the counter differs");
     // Who asks for a generation by name is not answered a second time.
