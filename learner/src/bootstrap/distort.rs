@@ -22,8 +22,8 @@ use thiserror::Error;
 /// Steps of the diffusion schedule.
 pub const STEPS: usize = 1000;
 
-/// How much of a pixel and of its two neighbours in a row comes back into it when the row is enlarged to blocks and
-/// shrunk again by a bicubic or Lanczos filter. Of each neighbour it is 0.07 to 0.09; 0.1 serves both filters best.
+/// How much of a pixel and of its two neighbours in a row comes back into it, about, when the row is enlarged to blocks
+/// and shrunk again by a bicubic or Lanczos filter.
 const BLEED: [f32; 3] = [0.1, 0.8, 0.1];
 
 /// Why an image cannot be distorted so.
@@ -157,10 +157,9 @@ impl Distortion {
     /// larger size is averaged away when the model shrinks it, and brought back to the size of `image`, so that a model that
     /// cuts images into tiles by their size makes as many of ṽ as of v.
     ///
-    /// The way back must not average noise away either: of its deviation 0.6 is left after a bilinear enlargement and
-    /// the model's own bicubic or Lanczos reduction to `edge`. So pixels of noise become blocks, of which 0.75 is left,
-    /// and are sharpened before by what the reduction will blur: between 0.95 and 1.1 is left, but for what is cut at
-    /// black and white (0.8 at the paper's step 900). A model that reduces bilinearly sees 0.75 of it.
+    /// The way back must not average noise away either, as a bilinear enlargement and the model's own reduction to `edge`
+    /// do. So pixels of noise become blocks, sharpened before by what a bicubic or Lanczos reduction will blur. Less is left
+    /// where much is cut at black and white, as at the paper's step 900, and where the model reduces bilinearly.
     ///
     /// # Errors
     /// As [`Distortion::apply`].
