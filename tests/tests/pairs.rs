@@ -15,6 +15,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// A balanced picture of the pocket world: a red apple, a green tree, two blue birds.
 const APPLE: &[u8] = include_bytes!("../pictures/apple.png");
 const RIGHT: &str = "There are two blue birds, a green tree and a red apple.";
+/// The seed of a draw follows from the record's id, so each run of a test draws others. Now and then the model says [`RIGHT`]
+/// under noise as well: with this many draws it never does so in all of them.
+const PATIENT: &str = "attempts = 16";
 
 fn ask(text: &str, image: Option<&[u8]>) -> Value {
     let mut content = vec![json!({"type": "text", "text": text})];
@@ -71,7 +74,7 @@ async fn train(directory: &Path, data: &Path) -> Result<Output> {
 #[tokio::test]
 async fn a_correction_becomes_pairs_that_training_takes() -> Result<()> {
     let settings = Settings::builtin().key("ann", "sk-ann", "client").trusted("ann").key("root", "sk-root", "admin");
-    let server = Server::start(settings).await?;
+    let server = Server::start(settings.section("bootstrap", PATIENT)).await?;
     let [ann, root] = ["sk-ann", "sk-root"].map(|key| server.client_with(Some(key)));
     let (record, feedback) = corrected(&ann, &ask("Describe the image.", Some(APPLE)), RIGHT).await?;
     let made = pairs(&root, &record).await?;
@@ -117,7 +120,7 @@ async fn a_correction_becomes_pairs_that_training_takes() -> Result<()> {
 #[tokio::test]
 async fn what_a_stranger_corrects_waits_for_a_person() -> Result<()> {
     let settings = Settings::builtin().key("bob", "sk-bob", "client").key("root", "sk-root", "admin");
-    let server = Server::start(settings).await?;
+    let server = Server::start(settings.section("bootstrap", PATIENT)).await?;
     let [bob, root] = ["sk-bob", "sk-root"].map(|key| server.client_with(Some(key)));
     // Without an image there is nothing to weaken.
     let question = ask("Describe the image.", None);
@@ -162,7 +165,7 @@ async fn what_a_stranger_corrects_waits_for_a_person() -> Result<()> {
 #[tokio::test]
 async fn the_models_own_answers_are_chosen_where_the_operator_wants_it() -> Result<()> {
     let lines = "sources = [\"accepted\", \"self\"]\nself_after_s = 0\nself_margin = -100.0\nself_agree = 0";
-    let server = Server::start(Settings::builtin().section("bootstrap", lines)).await?;
+    let server = Server::start(Settings::builtin().section("bootstrap", &format!("{lines}\n{PATIENT}"))).await?;
     let client = server.client();
     let answer = client.answer(&ask("Describe the image.", Some(APPLE))).await?;
     let record = answer["id"].as_str().context("an answer without id")?;
