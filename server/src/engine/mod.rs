@@ -36,7 +36,7 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-pub(crate) use request::string_bytes;
+pub(crate) use request::text_bytes;
 pub use request::{Content, Event, EventSender, Finish, Generate, Message, Role, Sampling, Token, TokenStream};
 pub use vocabulary::Vocabulary;
 

@@ -41,7 +41,7 @@ impl Generate {
             Content::Image(_) => 0,
         });
         let calls = self.messages.iter().flat_map(|message| &message.tool_calls);
-        parts.sum::<usize>() + calls.chain(&self.tools).map(string_bytes).sum::<usize>()
+        parts.sum::<usize>() + calls.chain(&self.tools).map(text_bytes).sum::<usize>()
     }
 
     /// The images of all messages, in order.
@@ -53,13 +53,13 @@ impl Generate {
     }
 }
 
-/// Bytes of all strings in a value, keys left out.
-pub(crate) fn string_bytes(value: &Value) -> usize {
+/// Fewest bytes of text that a value is written in.
+pub(crate) fn text_bytes(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len(),
-        Value::Array(items) => items.iter().map(string_bytes).sum(),
-        Value::Object(fields) => fields.values().map(string_bytes).sum(),
-        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::Array(items) => items.iter().map(text_bytes).sum(),
+        Value::Object(fields) => fields.iter().map(|(key, value)| key.len() + text_bytes(value)).sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 1,
     }
 }
 
@@ -111,7 +111,7 @@ pub enum Content {
     Image(Pixels),
 }
 
-/// How the next token is chosen. Penalties, bias, temperature, top-k, top-p and min-p apply in this order.
+/// How the next token is chosen. Penalties, bias, temperature, min-p, top-k and top-p apply in this order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// 0 is greedy.

@@ -128,14 +128,15 @@ impl Sampler {
         }
         let mask = matcher.compute_mask_or_eos().map_err(|error| broke(&error))?;
         for (id, logit) in logits.iter_mut().enumerate() {
-            if !mask.is_allowed(id as u32) {
+            // An output layer can be wider than the tokenizer.
+            if id >= mask.len() || !mask.is_allowed(id as u32) {
                 *logit = f32::NEG_INFINITY;
             }
         }
         Ok(())
     }
 
-    /// Tokens that may be drawn with their unnormalised probabilities, after temperature, top-k, top-p and min-p.
+    /// Tokens that may be drawn with their unnormalised probabilities, after temperature, min-p, top-k and top-p.
     fn candidates(&self, logits: &[f32]) -> Vec<(u32, f64)> {
         let Sampling { temperature, top_p, top_k, min_p, .. } = self.sampling;
         let highest = f64::from(logits[argmax(logits) as usize]);

@@ -119,7 +119,10 @@ pub(super) fn check_work(schema: &Value) -> Result<(), EngineError> {
 
 /// A number without its decimal point, 0.25 being 25.
 fn units(number: &Number) -> u64 {
-    let Some(mut value) = number.as_f64().filter(|value| *value >= 1e-15) else { return 1 };
+    let Some(mut value) = number.as_f64().filter(|value| *value > 0.0) else { return 1 };
+    if value < 1e-15 {
+        return u64::MAX;
+    }
     while value.fract() != 0.0 && value < 1e18 {
         value *= 10.0;
     }
@@ -250,6 +253,7 @@ mod tests {
             assert!(error.contains(what), "{error:?} instead of {what}");
         };
         refused(json!({"type": "integer", "minimum": 0, "multipleOf": 9_999_999}), "above 10000");
+        refused(json!({"type": "number", "minimum": 3, "multipleOf": 7.951_165_7e-16}), "above 10000");
         refused(json!({"allOf": [{"multipleOf": 997}, {"multipleOf": 0.101}]}), "above 10000");
         refused(
             json!({"allOf": (2..30).map(|k| pattern(&format!("(.*a){{{k}}}"))).collect::<Vec<_>>()}),

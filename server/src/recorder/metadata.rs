@@ -45,6 +45,8 @@ fn jpeg(bytes: &[u8]) -> Option<Vec<u8>> {
     const EXIF: &[u8] = b"Exif\0\0";
     let mut out = bytes.get(..2)?.to_vec();
     let mut at = 2;
+    // Of the last Exif segment before the pixels, which is the one that decoders go by.
+    let (mut turned, mut has_pixels) = (None, false);
     loop {
         // What is no marker is passed over, as decoders do.
         at += coded(bytes.get(at..)?);
@@ -64,17 +66,21 @@ fn jpeg(bytes: &[u8]) -> Option<Vec<u8>> {
         let length = u16::from_be_bytes(bytes.get(at + 2..at + 4)?.try_into().ok()?);
         let mut end = at + 2 + usize::from(length);
         if marker == 0xda {
+            if let Some(turned) = turned.take() {
+                let body = [EXIF, &exif(turned)].concat();
+                out.extend_from_slice(&[0xff, 0xe1]);
+                out.extend_from_slice(&u16::try_from(body.len() + 2).ok()?.to_be_bytes());
+                out.extend_from_slice(&body);
+            }
+            has_pixels = true;
             end += coded(bytes.get(end..)?);
         }
         let segment = bytes.get(at..end)?;
         match marker {
             0xe1 => {
                 let tiff = segment.get(4..).and_then(|body| body.strip_prefix(EXIF));
-                if let Some(turned) = tiff.and_then(orientation) {
-                    let body = [EXIF, &exif(turned)].concat();
-                    out.extend_from_slice(&[0xff, 0xe1]);
-                    out.extend_from_slice(&u16::try_from(body.len() + 2).ok()?.to_be_bytes());
-                    out.extend_from_slice(&body);
+                if let Some(tiff) = tiff.filter(|_| !has_pixels) {
+                    turned = orientation(tiff);
                 }
             }
             0xe3..=0xed | 0xef | 0xfe => {}
@@ -262,6 +268,18 @@ mod tests {
                 assert_eq!(seen(&clean), seen(&telling), "{format:?}");
                 assert_eq!(without(&clean, format), None, "{format:?}: nothing is left to take out");
             }
+        }
+    }
+
+    #[test]
+    fn of_two_exif_segments_the_one_counts_that_decoders_go_by() {
+        for (first, second) in [(6, 1), (1, 6), (6, 3)] {
+            let [first, second] = [first, second].map(|turned| with_secret(Format::Jpeg, turned));
+            let comment = first.windows(2).position(|pair| pair == b"\xff\xfe").unwrap();
+            let both = [&first[..comment], &second[2..comment], &first[comment..]].concat();
+            let clean = without(&both, Format::Jpeg).unwrap();
+            assert_eq!(seen(&clean), seen(&both));
+            assert_eq!(Some(clean), without(&second, Format::Jpeg));
         }
     }
 

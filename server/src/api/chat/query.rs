@@ -9,7 +9,7 @@ use super::messages::Part;
 use super::request::ChatRequest;
 use crate::answer::{Query, ToolChoice};
 use crate::api::error::{ApiError, code, shown};
-use crate::engine::{Content, EngineInfo, GenerationId, Message, Role, Sampling, Vocabulary, string_bytes};
+use crate::engine::{Content, EngineInfo, GenerationId, Message, Role, Sampling, Vocabulary, text_bytes};
 use crate::images::{FailedImage, ImageError, Pixels};
 use crate::rollout::{Generations, Lease, Sticky};
 
@@ -88,7 +88,7 @@ pub(super) fn check(request: &ChatRequest, info: &EngineInfo) -> Result<(), ApiE
 fn check_size(request: &ChatRequest, info: &EngineInfo) -> Result<(), ApiError> {
     let (mut bytes, mut images) = (0, 0);
     for message in &request.messages {
-        bytes += message.tool_calls.iter().map(string_bytes).sum::<usize>();
+        bytes += message.tool_calls.iter().map(text_bytes).sum::<usize>();
         for part in &message.content {
             match part {
                 Part::Text(text) => bytes += text.len(),
@@ -97,7 +97,7 @@ fn check_size(request: &ChatRequest, info: &EngineInfo) -> Result<(), ApiError> 
         }
     }
     if request.tool_choice != ToolChoice::None {
-        bytes += request.tools.iter().map(string_bytes).sum::<usize>();
+        bytes += request.tools.iter().map(text_bytes).sum::<usize>();
     }
     Ok(info.check_sizes(bytes, images)?)
 }
