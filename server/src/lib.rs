@@ -17,6 +17,7 @@
 //! - [`rollout`]: which generations are loaded, and which one answers.
 //! - [`watch`]: what got traffic is taken back by itself where it is worse.
 //! - [`engine`]: the trait that every engine implements, and the engines.
+//! - `room`: bytes of memory that requests take, with limits for a key and for all.
 //! - `os`: what is asked of the operating system.
 
 pub mod admission;
@@ -31,6 +32,7 @@ pub mod images;
 mod os;
 pub mod recorder;
 pub mod rollout;
+mod room;
 pub mod runs;
 pub mod serve;
 pub mod watch;

@@ -8,8 +8,10 @@ use futures::future::LocalBoxFuture;
 use tokio::time::timeout_at;
 
 use super::App;
+use super::auth::Caller;
 use super::error::{ApiError, code, shown};
 use super::observe::Arrival;
+use crate::room::Share;
 
 /// Bodies from this size on are parsed off the async threads: a data URL of 20 MB takes tens of milliseconds, and the
 /// streams of other callers would stand still meanwhile.
@@ -18,6 +20,8 @@ const LARGE: usize = 256 * 1024;
 /// The bytes of a JSON body. They may be none (`curl -X POST` without data); most routes then say that it is no JSON.
 pub(super) struct JsonBody {
     bytes: web::Bytes,
+    /// Of what all bodies may take, until it is parsed.
+    _share: Share,
 }
 
 impl JsonBody {
@@ -50,13 +54,15 @@ impl FromRequest for JsonBody {
             let limit = app.config.server.body_limit;
             check_headers(&request, limit)?;
             let Arrival(arrival) = Arrival::extract(&request).await?;
-            let bytes = timeout_at(arrival + app.deadline(), read(&mut payload, limit))
+            let caller = Caller::extract(&request).await?;
+            let mut share = app.bodies.share(&caller.name);
+            let bytes = timeout_at(arrival + app.deadline(), read(&mut payload, limit, &mut share))
                 .await
                 .map_err(|_| ApiError::body_timeout())??;
             if request.content_type().is_empty() && !bytes.is_empty() {
                 return Err(ApiError::media_type("no Content-Type given; it must be application/json"));
             }
-            Ok(Self { bytes })
+            Ok(Self { bytes, _share: share })
         })
     }
 }
@@ -84,13 +90,14 @@ fn check_headers(request: &HttpRequest, limit: usize) -> Result<(), ApiError> {
     Ok(())
 }
 
-async fn read(payload: &mut Payload, limit: usize) -> Result<web::Bytes, ApiError> {
+async fn read(payload: &mut Payload, limit: usize, share: &mut Share) -> Result<web::Bytes, ApiError> {
     let mut body = web::BytesMut::new();
     while let Some(chunk) = payload.next().await {
         let chunk = chunk.map_err(|_| ApiError::bad_request(code::INVALID_JSON, "the body ends early"))?;
         if body.len() + chunk.len() > limit {
             return Err(ApiError::too_large(limit));
         }
+        share.grow(chunk.len() as u64).map_err(ApiError::no_room)?;
         body.extend_from_slice(&chunk);
     }
     Ok(body.freeze())

@@ -16,6 +16,7 @@ use utoipa::ToSchema;
 use crate::answer::AnswerError;
 use crate::engine::EngineError;
 use crate::rollout::LoadError;
+use crate::room::NoRoom;
 
 /// The values of `error.code`.
 pub mod code {
@@ -65,6 +66,8 @@ pub mod code {
     pub const INVALID_ADAPTER: &str = "invalid_adapter";
     /// The files of an adapter are not those that were taken in.
     pub const ADAPTER_CHANGED: &str = "adapter_changed";
+    /// An adapter belongs to another model.
+    pub const ADAPTER_BASE: &str = "adapter_base_mismatch";
     /// What must last cannot be written or read.
     pub const STORAGE: &str = "storage_unavailable";
     /// An adapter is not loaded, or is not where it was looked for.
@@ -218,6 +221,14 @@ impl ApiError {
     pub(super) fn too_many(code: &'static str, message: impl Into<String>, retry_after_s: u64) -> Self {
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, code, message);
         Self { hint: Hint::RetryAfter(retry_after_s), ..error }
+    }
+
+    /// 429: the bodies of requests under way take what they may.
+    pub(super) fn no_room(NoRoom { limit, whose }: NoRoom) -> Self {
+        let message = format!(
+            "the bodies of requests under way, of {whose}, take nearly {limit} bytes, which is the limit; try again in a moment"
+        );
+        Self::too_many(code::RATE_LIMIT, message, 5)
     }
 
     /// 503, to be tried again.

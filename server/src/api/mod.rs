@@ -53,6 +53,7 @@ use crate::config::{Config, ConfigError};
 use crate::images::ImageReader;
 use crate::recorder::Recorder;
 use crate::rollout::{Generations, Rollout};
+use crate::room::Room;
 use crate::runs::Runs;
 use crate::watch::Watcher;
 
@@ -77,6 +78,8 @@ pub struct App {
     pub recorder: Arc<Recorder>,
     /// Trains adapters; `None`: this program does not.
     pub runs: Option<Arc<Runs>>,
+    /// What the bodies of requests may take.
+    bodies: Arc<Room>,
     /// Who may call.
     pub keyring: auth::Keyring,
     /// What Prometheus is told.
@@ -91,10 +94,13 @@ pub struct App {
 impl App {
     /// Puts together what the routes work with; reads the API keys.
     ///
+    /// `base_digest`: BLAKE3 over the files of the model that is served, to which its adapters belong; `None`: they are not compared.
+    ///
     /// # Errors
     /// A key cannot be read, or two names have the same one.
     pub fn new(
         config: &Config,
+        base_digest: Option<String>,
         generations: Arc<Generations>,
         answerer: Arc<Answerer>,
         images: Arc<ImageReader>,
@@ -102,12 +108,13 @@ impl App {
         shutdown: CancellationToken,
     ) -> Result<Self, ConfigError> {
         let store = recorder.store();
-        let rollout = Arc::new(Rollout::new(generations.clone(), store.clone(), config));
+        let rollout = Arc::new(Rollout::new(generations.clone(), store.clone(), config).of(base_digest));
         let watcher = Watcher::new(generations.clone(), rollout.clone(), store.clone(), config.watch.clone());
         Ok(Self {
             keyring: auth::Keyring::new(&config.auth)?,
             rollout,
             watcher: Arc::new(watcher),
+            bodies: Arc::new(Room::new(config.server.bodies_limit, config.server.bodies_limit_per_key)),
             config: Arc::new(config.clone()),
             generations,
             answerer,

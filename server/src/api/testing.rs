@@ -223,7 +223,7 @@ pub(crate) async fn server(mut config: Config, keys: &[(&str, &str, Role)], tool
     let data = tempfile::tempdir().unwrap();
     let store = Arc::new(Store::open(data.path(), Options::default()).unwrap());
     let recorder = Recorder::start(store, &config.record, String::new()).unwrap();
-    let app = App::new(&config, generations, answerer, images, recorder, CancellationToken::new()).unwrap();
+    let app = App::new(&config, None, generations, answerer, images, recorder, CancellationToken::new()).unwrap();
     Server { app: web::Data::new(app), watch, closing, _keys: directory, _data: data }
 }
 

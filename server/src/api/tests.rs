@@ -330,6 +330,27 @@ async fn what_takes_too_long_or_finds_no_place_says_so() {
 }
 
 #[actix_web::test]
+async fn bodies_under_way_have_a_limit() {
+    let mut config = Config::default();
+    (config.server.body_limit, config.server.bodies_limit, config.server.bodies_limit_per_key) = (1024, 3000, 2000);
+    let keys = [("alice", "sk-alice", Role::Client), ("bob", "sk-bob", Role::Client)];
+    let server = testing::server(config, &keys, true).await;
+    let service = serve!(server);
+    let asks = async |token: &str| {
+        let request = post(CHAT, &ask("hi", json!({}))).insert_header(("authorization", format!("Bearer {token}")));
+        send(&service, request.to_request()).await
+    };
+    let mut of_alice = server.app.bodies.share(&"alice".into());
+    of_alice.grow(1990).unwrap();
+    let reply = asks("sk-alice").await;
+    assert_eq!(reply.error(), (429, "rate_limit_exceeded".into(), String::new()), "{}", reply.text);
+    assert_eq!(reply.header("retry-after"), Some("5"));
+    assert_eq!(asks("sk-bob").await.status, 200);
+    drop(of_alice);
+    assert_eq!(asks("sk-alice").await.status, 200);
+}
+
+#[actix_web::test]
 async fn decoded_images_that_wait_have_a_limit() {
     let mut config = Config::default();
     // A picture of 2 x 2 pixels fits with its file, two do not.

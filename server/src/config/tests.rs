@@ -126,8 +126,8 @@ fn a_wrong_key_or_value_in_the_file_is_named_with_its_line() {
     for (content, expected) in [
         (
             "[server]\n\nprot = 1",
-            "server.prot, set in config.toml, line 3, is no setting; [server] has: bind, port, body_limit, cors_origins, \
-             keep_alive_s, shutdown_deadline_s",
+            "server.prot, set in config.toml, line 3, is no setting; [server] has: bind, port, body_limit, bodies_limit, \
+             bodies_limit_per_key, cors_origins, keep_alive_s, shutdown_deadline_s",
         ),
         (
             "port = 1",

@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use super::format::{ALLOWED, Format};
+use crate::room::NoRoom;
 
 /// Longest piece of a caller's own text that a message repeats, in characters.
 const EXCERPT: usize = 64;
@@ -129,6 +130,12 @@ pub enum ImageError {
     /// The server is going down and decodes no more.
     #[error("the server is shutting down and takes no more images")]
     ShuttingDown,
+}
+
+impl From<NoRoom> for ImageError {
+    fn from(NoRoom { limit, whose }: NoRoom) -> Self {
+        Self::NoRoom { limit, whose }
+    }
 }
 
 impl ImageError {

@@ -15,8 +15,9 @@ use super::error::{FailedImage, ImageError, excerpt};
 use super::fetch::Fetcher;
 use super::format::Format;
 use super::network::{Resolver, Transport};
-use super::pixels::{Pixels, Room, Share};
+use super::pixels::Pixels;
 use crate::config::ImagesConfig;
+use crate::room::{NoRoom, Room, Share};
 
 /// Images of one request that are read at the same time.
 const AT_ONCE: usize = 4;
@@ -47,6 +48,18 @@ impl fmt::Debug for ReadImage {
     }
 }
 
+/// A file with its share: it is kept for the record long after the pixels have gone, for as long as the client takes to read the answer.
+struct File {
+    bytes: Bytes,
+    _share: Share,
+}
+
+impl AsRef<[u8]> for File {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// Reads images. One for the whole server: what it bounds, it bounds for all requests together.
 pub struct ImageReader {
     config: Arc<ImagesConfig>,
@@ -68,7 +81,7 @@ impl ImageReader {
         let config = Arc::new(config.clone());
         Self {
             decoders: Decoders::new(config.clone()),
-            room: Arc::new(Room::new(&config)),
+            room: Arc::new(Room::new(config.decoded_bytes, config.decoded_bytes_per_key)),
             fetcher: config.allow_http.then(|| Fetcher::new(&config, resolver, transport)),
             config,
         }
@@ -83,8 +96,8 @@ impl ImageReader {
     }
 
     /// Reads the images of one request of a key, in order. All together may be four times as large as the largest single image, in
-    /// bytes and in pixels. What they take, pixels and files, is reserved from their headers, for all at once, and given back as the pixels
-    /// go.
+    /// bytes and in pixels. What they take, pixels and files, is reserved from their headers, for all at once, and given back as either
+    /// goes.
     ///
     /// # Errors
     /// The first image whose header is refused, else [`ImageError::NoRoom`], else the first one that cannot be decoded; nothing is
@@ -103,15 +116,19 @@ impl ImageReader {
                 })
                 .collect();
         let opened: Vec<Undecoded> = stream::iter(opened).buffered(AT_ONCE).try_collect().await?;
-        // A record keeps the file while its request waits.
-        let sizes: Vec<u64> = opened.iter().map(|image| image.header.decoded() + image.bytes.len() as u64).collect();
-        let shares = self.room.take(key, &sizes).map_err(|error| FailedImage { index: 0, error })?;
+        let pixels = opened.iter().map(|image| image.header.decoded());
+        let sizes: Vec<u64> = pixels.chain(opened.iter().map(|image| image.bytes.len() as u64)).collect();
+        let full = |full: NoRoom| FailedImage { index: 0, error: full.into() };
+        let mut of_pixels = self.room.take(key, &sizes).map_err(full)?;
+        let of_files = of_pixels.split_off(opened.len());
         let reads: Vec<_> = opened
             .into_iter()
-            .zip(shares)
+            .zip(of_pixels.into_iter().zip(of_files))
             .enumerate()
-            .map(|(index, (image, share))| async move {
-                self.decode(image, Some(share)).await.map_err(|error| FailedImage { index, error })
+            .map(|(index, (image, (of_pixels, of_file)))| async move {
+                let image =
+                    Undecoded { bytes: Bytes::from_owner(File { bytes: image.bytes, _share: of_file }), ..image };
+                self.decode(image, Some(of_pixels)).await.map_err(|error| FailedImage { index, error })
             })
             .collect();
         stream::iter(reads).buffered(AT_ONCE).try_collect().await

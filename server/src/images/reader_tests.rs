@@ -184,6 +184,10 @@ async fn pixels_that_wait_are_counted_until_they_go() {
     drop((waiting, more));
     assert_eq!(read_all(&reader, &vec![full.clone(); 4]).await.unwrap_err().error, refused);
     drop(copy);
+    // A record keeps the file.
+    let file = read_all(&reader, std::slice::from_ref(&full)).await.unwrap().remove(0).bytes;
+    assert_eq!(read_all(&reader, &vec![full.clone(); 4]).await.unwrap_err().error, refused);
+    drop(file);
     // What cannot be decoded gives back what it took.
     let half = data_url("image/png", &picture(10, 10, ImageFormat::Png)[..60]);
     assert_eq!(read_all(&reader, &[full.clone(), half]).await.unwrap_err().index, 1);

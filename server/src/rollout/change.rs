@@ -116,7 +116,7 @@ impl Rollout {
         self.set_watched(watched);
         info!(what, by, why, live = %after.live, before = %before.live, "The route changed.");
         for gone in before.generations().filter(|id| !self.keeps(&after, id)) {
-            self.unload(gone).await;
+            self.unload(gone);
         }
         Ok(after)
     }
@@ -128,9 +128,9 @@ impl Rollout {
     }
 
     /// Takes out what nobody asks for any more.
-    pub(super) async fn unload(&self, id: &GenerationId) {
+    pub(super) fn unload(&self, id: &GenerationId) {
         if self.generations.get(id).is_some()
-            && let Err(error) = self.generations.cool(id).await
+            && let Err(error) = self.generations.cool(id)
         {
             warn!(generation = %id, %error, "A generation that is no longer needed stays loaded.");
         }

@@ -37,6 +37,14 @@ pub enum RolloutError {
         /// What is live.
         live: GenerationId,
     },
+    /// Another generation is on trial.
+    #[error("`{id}` is not on trial, `{on_trial}` is; nothing was changed")]
+    NotOnTrial {
+        /// Whose trial was to end.
+        id: GenerationId,
+        /// What is on trial.
+        on_trial: GenerationId,
+    },
     /// What is live stays until a person says otherwise.
     #[error("`{0}` is pinned, so that nothing takes its place by itself")]
     Pinned(GenerationId),

@@ -31,8 +31,8 @@ pub struct Generations {
     /// The queue in front of all generations, where they share one batch.
     common: Option<Arc<Admission>>,
     loaded: RwLock<Loaded>,
-    /// Loads and unloads one at a time: two engines being loaded at once would double the peak of memory.
-    change: tokio::sync::Mutex<()>,
+    /// Loads one at a time: two engines being loaded at once would double the peak of memory.
+    loading: tokio::sync::Mutex<()>,
 }
 
 struct Loaded {
@@ -94,8 +94,8 @@ impl Generations {
         let lease = Lease { generation: base, admission: queue, observed: Arc::default() };
         let slots = BTreeMap::from([(GenerationId::base(), lease)]);
         let loaded = Loaded { route: Route::default(), slots, gate: None };
-        let change = tokio::sync::Mutex::new(());
-        Ok(Self { engine, admission, activity, common, loaded: RwLock::new(loaded), change })
+        let loading = tokio::sync::Mutex::new(());
+        Ok(Self { engine, admission, activity, common, loaded: RwLock::new(loaded), loading })
     }
 
     /// What is the same for all generations.
@@ -203,7 +203,7 @@ impl Generations {
 
     /// Loads a generation, which the caller knows to be well named; `None`: the base.
     pub(super) async fn bring_up(&self, id: &GenerationId, adapter: Option<PathBuf>) -> Result<(), LoadError> {
-        let _one_at_a_time = self.change.lock().await;
+        let _one_at_a_time = self.loading.lock().await;
         if self.get(id).is_some() {
             return Err(LoadError::Exists(id.clone()));
         }
@@ -217,17 +217,17 @@ impl Generations {
     ///
     /// # Errors
     /// It is not loaded, or the route needs it.
-    pub async fn unload(&self, id: &GenerationId) -> Result<(), LoadError> {
-        self.unload_unless(id, |route| route.uses(id) || *id == GenerationId::base()).await
+    pub fn unload(&self, id: &GenerationId) -> Result<(), LoadError> {
+        self.unload_unless(id, |route| route.uses(id) || *id == GenerationId::base())
     }
 
     /// As [`Self::unload`], also where a rollback goes to it.
-    pub(super) async fn cool(&self, id: &GenerationId) -> Result<(), LoadError> {
-        self.unload_unless(id, |route| route.answering().any(|used| used == id)).await
+    pub(super) fn cool(&self, id: &GenerationId) -> Result<(), LoadError> {
+        self.unload_unless(id, |route| route.answering().any(|used| used == id))
     }
 
-    async fn unload_unless(&self, id: &GenerationId, needed: impl Fn(&Route) -> bool) -> Result<(), LoadError> {
-        let _one_at_a_time = self.change.lock().await;
+    /// It waits for no load: a rollback unloads what it takes back.
+    fn unload_unless(&self, id: &GenerationId, needed: impl Fn(&Route) -> bool) -> Result<(), LoadError> {
         let mut loaded = self.write();
         if !loaded.slots.contains_key(id) {
             return Err(LoadError::Unknown(id.clone()));

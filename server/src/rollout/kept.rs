@@ -29,20 +29,21 @@ impl Rollout {
         Ok(blocking(&self.library, move |library| library.get(&id)).await?)
     }
 
-    /// The directory of an adapter whose files are those that were taken in.
+    /// The directory of an adapter whose files are those that were taken in, for the model that is served.
     ///
     /// # Errors
-    /// There is none of the id, or its files were changed.
+    /// There is none of the id, its files were changed, or another model is served.
     pub async fn verified(&self, id: &str) -> Result<PathBuf, RolloutError> {
-        let id = id.to_owned();
-        Ok(blocking(&self.library, move |library| library.verified(&id)).await?)
+        let (id, base_digest) = (id.to_owned(), self.base_digest.clone());
+        Ok(blocking(&self.library, move |library| library.verified(&id, base_digest.as_deref())).await?)
     }
 
     /// Takes in the PEFT adapter in a directory. Traffic does not change, and nothing is loaded yet.
     ///
     /// # Errors
     /// The files are no adapter, or cannot be copied, or the disk has no room for them.
-    pub async fn import(&self, directory: PathBuf, origin: Origin) -> Result<Manifest, RolloutError> {
+    pub async fn import(&self, directory: PathBuf, mut origin: Origin) -> Result<Manifest, RolloutError> {
+        origin.base_digest.clone_from(&self.base_digest);
         let weights = directory.join(WEIGHTS_FILE);
         // What is not there takes no room, and is told of by the import itself.
         let room = move |store: &Store| store.check_room(fs_err::metadata(&weights).map_or(0, |file| file.len()));
@@ -68,7 +69,7 @@ impl Rollout {
         }
         let id = id.to_owned();
         blocking(&self.library, move |library| library.remove(&id)).await?;
-        self.unload(&generation).await;
+        self.unload(&generation);
         Ok(())
     }
 }

@@ -28,6 +28,9 @@ pub struct Manifest {
     pub by: String,
     /// The model that it was taken in for, as `model.source` names it.
     pub base: String,
+    /// BLAKE3 over that model's files; none of what earlier versions took in.
+    #[serde(default)]
+    pub base_digest: Option<String>,
     /// BLAKE3 of `adapter_config.json`.
     pub config_digest: String,
     /// BLAKE3 of `adapter_model.safetensors`.
@@ -49,6 +52,8 @@ pub struct Origin {
     pub by: String,
     /// See [`Manifest::base`].
     pub base: String,
+    /// See [`Manifest::base_digest`].
+    pub base_digest: Option<String>,
     /// See [`Manifest::parent`].
     pub parent: Option<String>,
     /// See [`Manifest::run`].
@@ -70,6 +75,14 @@ pub enum LibraryError {
         id: String,
         /// Which file.
         what: &'static str,
+    },
+    /// Another model is served than the one that the adapter was taken in for.
+    #[error("adapter `{id}` was taken in for another model than is served now (its files differ; it was `{base}`)")]
+    OtherBase {
+        /// The adapter.
+        id: String,
+        /// See [`Manifest::base`].
+        base: String,
     },
     /// The files are no adapter that can be served.
     #[error(transparent)]
@@ -129,10 +142,21 @@ impl Library {
         let (weights_digest, bytes) = copy(&from.join(WEIGHTS_FILE), &beside.join(WEIGHTS_FILE))?;
         // The copy is what is checked: the original can change at any moment.
         PeftAdapter::read(beside)?;
-        let Origin { by, base, parent, run, dataset_digest } = origin;
+        let Origin { by, base, base_digest, parent, run, dataset_digest } = origin;
         let created = crate::api::unix_seconds();
-        let manifest =
-            Manifest { id, created, by, base, config_digest, weights_digest, bytes, parent, run, dataset_digest };
+        let manifest = Manifest {
+            id,
+            created,
+            by,
+            base,
+            base_digest,
+            config_digest,
+            weights_digest,
+            bytes,
+            parent,
+            run,
+            dataset_digest,
+        };
         files::write_atomic(&beside.join(MANIFEST), |file| {
             serde_json::to_writer_pretty(file, &manifest).map_err(io::Error::other)
         })?;
@@ -171,9 +195,14 @@ impl Library {
             .map_err(|error| io::Error::other(format!("{MANIFEST} of `{id}`: {error}")).into())
     }
 
-    /// The directory of an adapter whose files are still those that were taken in.
-    pub(super) fn verified(&self, id: &str) -> Result<PathBuf, LibraryError> {
+    /// The directory of an adapter whose files are still those that were taken in, for the model of this digest.
+    pub(super) fn verified(&self, id: &str, base_digest: Option<&str>) -> Result<PathBuf, LibraryError> {
         let manifest = self.get(id)?;
+        if let (Some(own), Some(served)) = (manifest.base_digest.as_deref(), base_digest)
+            && own != served
+        {
+            return Err(LibraryError::OtherBase { id: id.to_owned(), base: manifest.base });
+        }
         let directory = self.root.join(id);
         for (file, digest) in [(CONFIG_FILE, &manifest.config_digest), (WEIGHTS_FILE, &manifest.weights_digest)] {
             let changed = || LibraryError::Changed { id: id.to_owned(), what: file };
@@ -248,10 +277,21 @@ mod tests {
         assert!(manifest.id.starts_with("ad-") && manifest.bytes > 0);
         assert_eq!(library.list().unwrap(), std::slice::from_ref(&manifest));
         assert_eq!(library.get(&manifest.id).unwrap(), manifest);
-        assert!(PeftAdapter::read(&library.verified(&manifest.id).unwrap()).is_ok());
+        assert!(PeftAdapter::read(&library.verified(&manifest.id, Some("a")).unwrap()).is_ok());
         library.remove(&manifest.id).unwrap();
         assert!(matches!(library.get(&manifest.id), Err(LibraryError::Unknown(_))));
         assert_eq!(fs_err::read_dir(place.path().join("adapters")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_adapter_belongs_to_the_model_that_it_was_taken_in_for() {
+        let place = tempfile::tempdir().unwrap();
+        let library = Library::new(place.path().join("adapters"));
+        let origin = Origin { base: "a-model".into(), base_digest: Some("a".into()), ..Origin::default() };
+        let id = library.import(&golden("adapter"), origin).unwrap().id;
+        library.verified(&id, Some("a")).unwrap();
+        let error = library.verified(&id, Some("b")).unwrap_err();
+        assert!(matches!(error, LibraryError::OtherBase { .. }) && error.to_string().contains("a-model"), "{error}");
     }
 
     #[test]
@@ -277,7 +317,7 @@ mod tests {
         let mut bytes = fs_err::read(&weights).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         fs_err::write(&weights, bytes).unwrap();
-        let error = library.verified(&manifest.id).unwrap_err();
+        let error = library.verified(&manifest.id, None).unwrap_err();
         assert!(matches!(error, LibraryError::Changed { what: WEIGHTS_FILE, .. }), "{error}");
         for id in ["", "base", "..", "ad-../x", "ad-a/b", &format!("ad-{}", "x".repeat(65))] {
             assert!(matches!(library.get(id), Err(LibraryError::Unknown(_))), "{id}");

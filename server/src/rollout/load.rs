@@ -7,7 +7,7 @@ use tracing::info;
 use super::error::RolloutError;
 use super::generations::LoadError;
 use super::probe;
-use super::rollout::{Rollout, blocking};
+use super::rollout::Rollout;
 use crate::engine::GenerationId;
 
 impl Rollout {
@@ -22,7 +22,7 @@ impl Rollout {
         // Under the lock: another change may be about to switch to it.
         let _one_at_a_time = self.change.lock().await;
         if !self.keeps(&self.route(), id) {
-            self.unload(id).await;
+            self.unload(id);
         }
     }
 
@@ -32,7 +32,7 @@ impl Rollout {
     /// It is not loaded, or the route needs it.
     pub async fn unload_named(&self, id: &GenerationId) -> Result<(), LoadError> {
         let _one_at_a_time = self.change.lock().await;
-        self.generations.unload(id).await
+        self.generations.unload(id)
     }
 
     /// Whether a loaded generation is fit for traffic.
@@ -73,7 +73,6 @@ impl Rollout {
         if *id == GenerationId::base() {
             return Ok(None);
         }
-        let name = id.to_string();
-        Ok(Some(blocking(&self.library, move |library| library.verified(&name)).await?))
+        self.verified(id.as_str()).await.map(Some)
     }
 }

@@ -36,6 +36,8 @@ pub struct Rollout {
     pub(super) watches: bool,
     pub(super) window_ms: u64,
     pub(super) watched: Mutex<Vec<Watched>>,
+    /// BLAKE3 over the files of the model that is served; unknown to a server that does not say.
+    pub(super) base_digest: Option<String>,
     /// What the base says to the probe.
     pub(super) reference: OnceCell<Vec<(u32, f32)>>,
     /// A change that has begun ends, also when the caller leaves.
@@ -58,10 +60,17 @@ impl Rollout {
             watches: config.watch.enabled,
             window_ms: config.watch.window_s.saturating_mul(1000),
             watched: Mutex::default(),
+            base_digest: None,
             reference: OnceCell::new(),
             tasks: TaskTracker::new(),
             agreeing: AtomicBool::new(false),
         }
+    }
+
+    /// The same for the model of this digest ([`reground_learner::bpo::launch::digest`]): adapters of another one are refused.
+    #[must_use]
+    pub fn of(self, base_digest: Option<String>) -> Self {
+        Self { base_digest, ..self }
     }
 
     /// Whether live queries are answered.
@@ -100,6 +109,7 @@ impl Rollout {
                 if !me.recreates() && me.was_unloaded(&id) {
                     continue;
                 }
+                me.expect_kept(&id).await?;
                 let watched = me.watch(&id, &before.live, Trial::Live);
                 let step = Step { watched, ..Step::new("activate", by, Route::of(id, Some(before.live.clone()))) };
                 return me.switch(&before, step).await;
@@ -124,6 +134,7 @@ impl Rollout {
             me.expect_other(&id, expected.as_ref(), &by)?;
             let _one_at_a_time = me.make_room_for_a_trial(&id, percent).await?;
             let before = me.expect_other(&id, expected.as_ref(), &by)?;
+            me.expect_trial(&id, percent, before.canary.as_ref()).await?;
             let mut watched = me.watched();
             let goes_on = percent > 0 && before.canary.as_ref().is_some_and(|canary| canary.generation == id);
             if !goes_on {
@@ -160,6 +171,7 @@ impl Rollout {
             check()?;
             let _one_at_a_time = me.make_room_for_a_trial(&id, percent).await?;
             let before = check()?;
+            me.expect_trial(&id, percent, before.shadow.as_ref()).await?;
             let shadow = (percent > 0).then(|| Share { generation: id.clone(), percent });
             let after = Route { shadow, ..before.clone() };
             me.make(&before, Step { watched: me.watched(), ..Step::new("shadow", by, after) }).await
@@ -288,6 +300,26 @@ impl Rollout {
             if !self.was_unloaded(id) {
                 return Ok(alone);
             }
+        }
+    }
+
+    /// Refuses a generation whose adapter was removed while it was loaded: nothing could go on from it, nor could the next start.
+    async fn expect_kept(&self, id: &GenerationId) -> Result<(), RolloutError> {
+        if *id != GenerationId::base() {
+            self.adapter(id.as_str()).await?;
+        }
+        Ok(())
+    }
+
+    /// Refuses to begin a trial with what is not kept any more, and to end the trial of another generation than was named.
+    async fn expect_trial(&self, id: &GenerationId, percent: u8, on_trial: Option<&Share>) -> Result<(), RolloutError> {
+        match on_trial {
+            Some(share) if percent == 0 && share.generation == *id => Ok(()),
+            Some(share) if percent == 0 => {
+                self.expect_kept(id).await?;
+                Err(RolloutError::NotOnTrial { id: id.clone(), on_trial: share.generation.clone() })
+            }
+            _ => self.expect_kept(id).await,
         }
     }
 

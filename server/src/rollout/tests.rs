@@ -169,6 +169,53 @@ async fn a_canary_begins_ends_and_is_promoted() {
 }
 
 #[tokio::test]
+async fn a_rollback_waits_for_no_load() {
+    let place = place().await;
+    let (first, second) = (place.import().await, place.import().await);
+    place.rollout.activate(&first, None, "test").await.unwrap();
+    place.watch.loading_ms.store(600_000, Ordering::SeqCst);
+    let rollout = place.rollout.clone();
+    let loading = tokio::spawn(async move { rollout.activate(&second, None, "test").await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let back = tokio::time::timeout(Duration::from_secs(60), place.rollout.rollback(None, "test")).await;
+    assert_eq!(back.unwrap().unwrap().live, GenerationId::base());
+    assert_eq!(place.loaded(), 1, "what was taken back is unloaded");
+    assert!(!loading.is_finished());
+}
+
+#[tokio::test]
+async fn what_is_removed_while_it_is_loaded_does_not_go_live() {
+    let place = place().await;
+    let first = place.import().await;
+    place.watch.loading_ms.store(300, Ordering::SeqCst);
+    let (rollout, id) = (place.rollout.clone(), first.clone());
+    let loading = tokio::spawn(async move { rollout.activate(&id, None, "test").await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    place.rollout.remove(first.as_str()).await.unwrap();
+    let error = loading.await.unwrap().unwrap_err();
+    assert!(matches!(error, RolloutError::Library(LibraryError::Unknown(_))), "{error}");
+    assert_eq!((place.rollout.route(), place.loaded()), (Route::default(), 1));
+}
+
+#[tokio::test]
+async fn a_trial_is_ended_by_its_name() {
+    let place = place().await;
+    let (first, second) = (place.import().await, place.import().await);
+    let typo = GenerationId::from("ad-0");
+    place.rollout.canary(&first, 10, None, "test").await.unwrap();
+    place.rollout.shadow(&second, 10, None, "test").await.unwrap();
+    let error = place.rollout.canary(&second, 0, None, "test").await.unwrap_err();
+    assert!(matches!(error, RolloutError::NotOnTrial { .. }), "{error}");
+    let error = place.rollout.shadow(&first, 0, None, "test").await.unwrap_err();
+    assert!(matches!(error, RolloutError::NotOnTrial { .. }), "{error}");
+    let error = place.rollout.canary(&typo, 0, None, "test").await.unwrap_err();
+    assert!(matches!(error, RolloutError::Library(LibraryError::Unknown(_))), "{error}");
+    assert_eq!(place.told().await, ["shadow", "canary"]);
+    place.rollout.canary(&first, 0, None, "test").await.unwrap();
+    assert!(place.rollout.shadow(&second, 0, None, "test").await.unwrap().shadow.is_none());
+}
+
+#[tokio::test]
 async fn an_adapter_that_changes_nothing_is_refused_and_unloaded() {
     let place = place().await;
     let first = place.import().await;

@@ -28,6 +28,11 @@ impl Journal {
         Self { run: run.to_owned(), step, total: number("total_steps") }
     }
 
+    /// Whether a step was taken.
+    pub(super) fn has_steps(&self) -> bool {
+        self.step > 0
+    }
+
     /// What is to be kept of an event; `None` for what is of no interest later.
     pub(super) fn row(&mut self, event: &Event) -> Option<RunEvent> {
         use EventKind::{Checkpoint, Message, Metrics};

@@ -30,6 +30,8 @@ pub struct Base {
     pub checkpoint: String,
     /// As `model.source` names it.
     pub source: String,
+    /// BLAKE3 over its files; unknown to a server that cannot read them as training does.
+    pub digest: Option<String>,
 }
 
 /// Runs: one task does them, one after the other, until [`Runs::stop`].

@@ -142,10 +142,14 @@ impl Place {
 
     /// Runs that are trained by a script, which begins in the run's directory.
     fn runs(&self, script: &str) -> Runs {
+        self.runs_on(Base { checkpoint: "pocket".into(), source: "builtin".into(), digest: None }, script)
+    }
+
+    /// The same where this model is served.
+    fn runs_on(&self, base: Base, script: &str) -> Runs {
         let path = self.dir.path().join("train.sh");
         fs_err::write(&path, format!("cd \"$2\"\n{script}")).unwrap();
         let program = Program { path: "/bin/sh".into(), arguments: vec![path.into()] };
-        let base = Base { checkpoint: "pocket".into(), source: "builtin".into() };
         Runs::start(self.store.clone(), self.rollout.clone(), &self.config, base, program)
     }
 
@@ -254,6 +258,30 @@ async fn one_that_always_dies_fails_and_so_does_one_that_says_why() {
     let id = asked(&runs).await;
     let run = until(&runs, &id, RunState::Failed).await;
     assert_eq!((run.error.as_deref(), run.restarts), (Some("the loss is no number"), 0));
+}
+
+#[tokio::test]
+async fn pairs_of_a_run_that_failed_before_its_first_step_are_for_another_run() {
+    for (steps, new, used) in [(String::new(), 4, 0), (step(1), 0, 4)] {
+        let place = Place::new().await;
+        let runs = place.runs(&(started(0) + &steps + &say(&Event::Failed { reason: "no memory".into() })));
+        let id = asked(&runs).await;
+        let run = until(&runs, &id, RunState::Failed).await;
+        assert_eq!((place.in_state("new"), place.in_state("used")), (new, used));
+        assert_eq!(run.dataset_digest.is_none(), new > 0, "{run:?}");
+        assert_eq!(place.store.count::<Pair>(&Query::by("run", id)).unwrap(), used);
+    }
+}
+
+#[tokio::test]
+async fn what_was_trained_on_another_model_does_not_go_live() {
+    let place = Place::new().await;
+    let base = Base { checkpoint: "pocket".into(), source: "builtin".into(), digest: Some("2".repeat(64)) };
+    let runs = place.runs_on(base, &(started(0) + &step(1) + &finish(true)));
+    let id = asked(&runs).await;
+    let error = until(&runs, &id, RunState::Failed).await.error.unwrap();
+    assert!(error.contains("another model"), "{error}");
+    assert_eq!(place.rollout.adapters().await.unwrap(), []);
 }
 
 /// Waits for a word; goes on at once when it was there before.

@@ -10,8 +10,8 @@ use crate::config::TrainConfig;
 const PAIRS: &str = "pairs";
 /// It is time.
 const SCHEDULE: &str = "schedule";
-/// How long no run begins by itself after one that could not begin, milliseconds: its pairs are as new as before, and what
-/// kept it from beginning most likely still does.
+/// How long no run begins by itself after one that came to no step, milliseconds: its pairs are as new as before, and what
+/// kept it from its work most likely still does.
 const BACK_OFF: u64 = 3_600_000;
 
 /// Why a run is due now, if one is. `now` in milliseconds since 1970.
@@ -45,7 +45,7 @@ pub(super) fn due(store: &Store, train: &TrainConfig, now: u64) -> Result<Option
     Ok((now.saturating_sub(since) >= interval).then_some(SCHEDULE))
 }
 
-/// Whether a run that nobody asked for failed lately before it had its data.
+/// Whether a run that nobody asked for failed lately and gave its pairs back, or never had any.
 fn failed_lately(store: &Store, now: u64) -> Result<bool, RunsError> {
     let latest = Query { limit: 100, newest_first: true, ..Query::by("state", "failed") };
     let by_itself = |run: &Run| [PAIRS, SCHEDULE].contains(&run.trigger.as_str()) && run.dataset_digest.is_none();

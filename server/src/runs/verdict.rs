@@ -38,6 +38,10 @@ impl Shared {
                 return self.fail(&run.id, &format!("the gate's verdict cannot be read: {error}"), false).await;
             }
         };
+        if self.base.digest.as_ref().is_some_and(|served| *served != report.base_digest) {
+            let why = "it was trained and measured on another model than is served now";
+            return self.fail(&run.id, why, false).await;
+        }
         if !report.passed {
             let why = report.reasons().join("; ");
             self.note(run, id::new("ad"), AdapterState::Refused, report).await?;
@@ -79,6 +83,7 @@ impl Shared {
         let origin = Origin {
             by: ITSELF.to_owned(),
             base: self.base.source.clone(),
+            base_digest: None,
             parent: (run.parent != *GenerationId::base().as_str()).then(|| run.parent.clone()),
             run: Some(run.id.clone()),
             dataset_digest: run.dataset_digest.clone(),

@@ -139,7 +139,7 @@ impl Shared {
         loop {
             let how = match self.supervise(&run, &mut journal).await? {
                 End::Finished => return self.settle(&run, &journal).await,
-                End::Failed(reason) => return self.fail(&run.id, &reason, false).await,
+                End::Failed(reason) => return self.give_up(&run.id, &journal, &reason).await,
                 End::Stopped => return Ok(()),
                 End::Died(how) => how,
             };
@@ -147,7 +147,7 @@ impl Shared {
             counter!("reground_run_restarts_total").increment(1);
             if restarts > self.train.max_resumes {
                 let reason = format!("the training process died {restarts} times; the last time {how}");
-                return self.fail(&run.id, &reason, false).await;
+                return self.give_up(&run.id, &journal, &reason).await;
             }
             warn!(run.id = %run.id, restarts, "A training process died ({how}); it goes on from its last checkpoint.");
             let told = format!("The training process died ({how}); it goes on from its last checkpoint.");
@@ -350,6 +350,15 @@ impl Shared {
         }
     }
 
+    /// Ends a run that could not be done. Before its first step nothing was learned from its pairs, which are new again then.
+    async fn give_up(&self, id: &str, journal: &Journal, reason: &str) -> Result<(), RunsError> {
+        if !journal.has_steps() {
+            let run = id.to_owned();
+            self.with_store(move |store| give_back(store, &run)).await?;
+        }
+        self.fail(id, reason, false).await
+    }
+
     /// Ends a run without an adapter, if it is still wanted; `refused`: the gate said so.
     pub(super) async fn fail(&self, id: &str, reason: &str, refused: bool) -> Result<(), RunsError> {
         warn!(run.id = %id, "A run failed: {reason}");
@@ -382,4 +391,22 @@ impl Shared {
         })
         .await
     }
+}
+
+/// Makes the pairs that a run was the first to take what they were, and the run one that has no data yet. If the server dies before the
+/// run's end is written, it begins anew.
+fn give_back(store: &Store, run: &str) -> Result<(), RunsError> {
+    let taken = store.list_readable::<Pair>(&Query::by("run", run))?.rows;
+    Ok(store.write(|rows| {
+        for pair in &taken {
+            // One that was deleted just now needs nothing.
+            let Some(mut pair) = rows.get::<Pair>(&pair.data.id)? else { continue };
+            pair.runs.retain(|id| id != run);
+            if pair.state == PairState::Used && pair.runs.is_empty() {
+                pair.state = if pair.reviews.is_empty() { PairState::New } else { PairState::Accepted };
+            }
+            rows.put(&pair)?;
+        }
+        rows.update::<Run>(run, |run| (run.dataset_digest, run.pairs) = (None, 0)).map(drop)
+    })?)
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use actix_web::{App as ActixApp, HttpServer, web};
 use anyhow::Context;
-use reground_learner::bpo::launch::POCKET;
-use reground_learner::model::Model;
+use reground_learner::bpo::launch::{POCKET, digest};
+use reground_learner::model::{Model, Source};
+use reground_learner::pocket::shipped;
 use reground_learner::store::Store;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -117,8 +118,17 @@ impl Running {
 pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     let recorder = recorder(&config).await?;
     let files = ModelFiles::open(&config.model.source, &config.model.revision).await?;
-    let base = base(&files)?;
+    let checkpoint = checkpoint(&files)?;
+    let digest = tokio::task::spawn_blocking({
+        let (directory, is_builtin) = (files.directory.clone(), files.source == BUILTIN);
+        move || digest(&if is_builtin { shipped::source() } else { Source::directory(directory) })
+    });
+    let source = files.source.clone();
     let is_native = is_native(&config.model, &files)?;
+    if config.train.enabled && !Model::knows(&files.model_type()?) {
+        tracing::warn!("Nothing is trained: {} is of a family that is served and not trained here.", files.source);
+        config.train.enabled = false;
+    }
     if config.train.enabled && !is_native && files.splits_images()? {
         tracing::warn!(
             "Nothing is trained: mistralrs serves images of {} whole, and runs would train on tiles of them. Set do_image_splitting to \
@@ -129,11 +139,22 @@ pub async fn start(mut config: Config) -> anyhow::Result<Running> {
     }
     let engine = engine(&config, files, is_native)?;
     let generations = Arc::new(Generations::start(engine, config.admission.clone()).await?);
+    let digest = digest.await.context("the thread that read the model's files is gone")?;
+    let digest =
+        digest.inspect_err(|error| tracing::warn!(%error, "It is not seen whether adapters belong to the model.")).ok();
+    let base = Base { checkpoint, source, digest: digest.clone() };
     let (stopping, closing) = (CancellationToken::new(), CancellationToken::new());
     let answerer = Arc::new(Answerer::new(generations.clone(), closing.clone()));
     let images = Arc::new(ImageReader::new(&config.images));
-    let app =
-        api::App::new(&config, generations.clone(), answerer, images.clone(), recorder.clone(), stopping.clone())?;
+    let app = api::App::new(
+        &config,
+        digest,
+        generations.clone(),
+        answerer,
+        images.clone(),
+        recorder.clone(),
+        stopping.clone(),
+    )?;
     app.rollout.restore().await?;
     let store = recorder.store().clone();
     let served = Arc::new(BackgroundGenerator::new(generations.clone()));
@@ -184,14 +205,12 @@ async fn recorder(config: &Config) -> anyhow::Result<Arc<Recorder>> {
     Recorder::start(Arc::new(store), &config.record, digest)
 }
 
-/// What runs train: the model that is served.
-fn base(files: &ModelFiles) -> anyhow::Result<Base> {
-    let checkpoint = if files.source == BUILTIN {
-        POCKET.to_owned()
-    } else {
-        files.directory.to_str().context("the model's directory has a name that is no UTF-8")?.to_owned()
-    };
-    Ok(Base { checkpoint, source: files.source.clone() })
+/// How runs name the model that is served.
+fn checkpoint(files: &ModelFiles) -> anyhow::Result<String> {
+    if files.source == BUILTIN {
+        return Ok(POCKET.to_owned());
+    }
+    Ok(files.directory.to_str().context("the model's directory has a name that is no UTF-8")?.to_owned())
 }
 
 /// Whether the native engine can hold weights as `model.isq` says.

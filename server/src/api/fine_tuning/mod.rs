@@ -235,7 +235,7 @@ mod tests {
         let mut server = open_server().await;
         let app = Arc::into_inner(server.app.into_inner()).unwrap();
         let (store, rollout) = (app.recorder.store().clone(), app.rollout.clone());
-        let base = Base { checkpoint: "pocket".into(), source: "builtin".into() };
+        let base = Base { checkpoint: "pocket".into(), source: "builtin".into(), digest: None };
         let program = Program { path: "/bin/false".into(), arguments: Vec::new() };
         let runs = Runs::start(store, rollout, &app.config, base, program);
         server.app = web::Data::new(app.with_runs(Arc::new(runs)));

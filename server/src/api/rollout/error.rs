@@ -11,6 +11,7 @@ impl From<RolloutError> for ApiError {
             RolloutError::NoPrevious { .. }
             | RolloutError::AlreadyLive(_)
             | RolloutError::NotLive { .. }
+            | RolloutError::NotOnTrial { .. }
             | RolloutError::Pinned(_)
             | RolloutError::OneAtATime
             | RolloutError::NotWatched(_)
@@ -18,6 +19,7 @@ impl From<RolloutError> for ApiError {
             | RolloutError::Continued { .. } => Self::conflict(message),
             RolloutError::Library(LibraryError::Unknown(_)) => Self::not_found(code::ADAPTER_NOT_FOUND, message),
             RolloutError::Library(LibraryError::Changed { .. }) => Self::bad_request(code::ADAPTER_CHANGED, message),
+            RolloutError::Library(LibraryError::OtherBase { .. }) => Self::bad_request(code::ADAPTER_BASE, message),
             RolloutError::Library(LibraryError::Invalid(_) | LibraryError::TooLarge { .. }) => {
                 Self::bad_request(code::INVALID_ADAPTER, message)
             }
