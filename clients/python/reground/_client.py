@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import openai
 
@@ -23,13 +24,20 @@ class Generation:
     """Whether it answers when a request names no generation."""
 
 
+def _base_url(url: str) -> str:
+    """The base URL of a server: `REGROUND_URL` may be without `/v1`, as the command line takes it, too."""
+    parts = urlsplit(url)
+    path = parts.path.rstrip("/")
+    return urlunsplit(parts._replace(path=path if path.endswith("/v1") else f"{path}/v1"))
+
+
 def _settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The server and the key from the environment, unless they are given.
 
     The `openai` client refuses to start without a key; a server on loopback without keys takes any.
     """
     if settings.get("base_url") is None:
-        settings["base_url"] = os.environ.get("REGROUND_URL", DEFAULT_URL)
+        settings["base_url"] = _base_url(os.environ.get("REGROUND_URL", DEFAULT_URL))
     if settings.get("api_key") is None:
         settings["api_key"] = os.environ.get("REGROUND_API_KEY", "none")
     return settings

@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub(super) struct RemoteArgs {
-    /// Where the server listens.
+    /// Where the server listens, with or without the `/v1` that SDKs call for.
     #[arg(long, global = true, env = "REGROUND_URL", default_value = "http://127.0.0.1:8080")]
     url: Url,
     /// Variable that holds an admin's API key; needed if the server has keys.
@@ -95,11 +95,18 @@ impl Remote {
         self.send(self.client.request(Method::DELETE, self.address(path)))
     }
 
-    /// `/v1/` and the parts, each escaped.
+    /// `/v1/`, unless the URL ends with it, and the parts, each escaped.
     fn address(&self, path: &[&str]) -> Url {
         let mut url = self.url.clone();
+        // `REGROUND_URL` is the base URL of SDKs, too.
+        let before = url.path();
+        let is_base_url = before.strip_suffix('/').unwrap_or(before).ends_with("/v1");
         if let Ok(mut segments) = url.path_segments_mut() {
-            segments.pop_if_empty().push("v1").extend(path);
+            segments.pop_if_empty();
+            if !is_base_url {
+                segments.push("v1");
+            }
+            segments.extend(path);
         }
         url
     }
@@ -123,5 +130,28 @@ impl Remote {
             }
             Ok(body)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_base_url_of_an_sdk_names_the_same_server() {
+        for (url, before) in [
+            ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+            ("http://127.0.0.1:8080/", "http://127.0.0.1:8080"),
+            ("http://127.0.0.1:8080/v1", "http://127.0.0.1:8080"),
+            ("http://127.0.0.1:8080/v1/", "http://127.0.0.1:8080"),
+            ("https://example.org/models", "https://example.org/models"),
+            ("https://example.org/models/v1", "https://example.org/models"),
+            ("https://example.org/v1/models", "https://example.org/v1/models"),
+            ("https://example.org/dev1", "https://example.org/dev1"),
+        ] {
+            let arguments = RemoteArgs { url: url.parse().unwrap(), key_env: "REGROUND_NO_SUCH_KEY".into() };
+            let address = Remote::new(&arguments).unwrap().address(&["pairs", "a/b"]);
+            assert_eq!(address.as_str(), format!("{before}/v1/pairs/a%2Fb"), "{url}");
+        }
     }
 }

@@ -94,6 +94,8 @@ impl Place {
     }
 
     fn rated(&self, generation: &str, count: usize, rating: f64) {
+        // What was asked in the millisecond of a change belongs before it.
+        std::thread::sleep(Duration::from_millis(2));
         for _ in 0..count {
             let record = self.record(generation, false);
             // What a key said before does not count.
@@ -155,16 +157,41 @@ async fn what_is_pinned_is_reported_and_stays() {
 }
 
 #[tokio::test]
-async fn a_window_ends() {
+async fn a_window_ends_after_a_last_look() {
     let place = Place::new(|config| (config.watch.min_answers, config.watch.window_s) = (10, 1)).await;
     place.activate().await;
     assert_eq!(place.taken_back_for().await, None);
     assert_eq!(place.watcher.reports().remove(0).state, State::Watching);
     tokio::time::sleep(Duration::from_millis(1100)).await;
-    place.answers(place.new.as_str(), 20, true);
+    for _ in 0..2 {
+        assert_eq!(place.taken_back_for().await, None);
+        let report = place.watcher.reports().remove(0);
+        assert_eq!((report.state, report.figures.len()), (State::Passed, 5));
+        place.answers(place.new.as_str(), 20, true);
+    }
+}
+
+#[tokio::test]
+async fn what_came_between_two_looks_is_judged_after_the_window() {
+    let place = Place::new(|config| (config.watch.min_answers, config.watch.window_s) = (10, 1)).await;
+    place.activate().await;
     assert_eq!(place.taken_back_for().await, None);
-    let report = place.watcher.reports().remove(0);
-    assert_eq!((report.state, report.figures.len()), (State::Passed, 5));
+    place.answers(place.new.as_str(), 20, true);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert!(place.taken_back_for().await.unwrap().starts_with("failures: 1.0000"));
+}
+
+#[tokio::test]
+async fn a_pinned_generation_is_not_held_for_ever() {
+    let place = Place::new(|config| (config.watch.min_answers, config.watch.window_s) = (10, 1)).await;
+    place.activate().await;
+    place.rollout.pin(&place.new, true, None, "test").await.unwrap();
+    place.answers(place.new.as_str(), 20, true);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    for state in [State::Held, State::Passed] {
+        assert_eq!(place.taken_back_for().await, None);
+        assert_eq!(place.watcher.reports().remove(0).state, state);
+    }
 }
 
 #[tokio::test]
@@ -177,6 +204,49 @@ async fn answers_that_people_like_less_are_taken_back() {
     place.rated(place.new.as_str(), 1, -0.5);
     let why = place.taken_back_for().await.unwrap();
     assert_eq!(why, "ratings: -0.5000 mean rating (n = 5) against 0.7500 (n = 6); 0.25 lower is allowed");
+}
+
+#[tokio::test]
+async fn ratings_from_before_a_change_count_for_what_was_replaced_alone() {
+    let place = Place::new(|config| config.watch.min_ratings = 5).await;
+    place.rated(BASE, 6, 0.75);
+    place.rated(place.new.as_str(), 6, -0.5);
+    place.activate().await;
+    assert_eq!(place.taken_back_for().await, None, "somebody wants it in spite of them");
+    let ratings = place.watcher.reports().remove(0).figures[3];
+    assert_eq!((ratings.signal, ratings.new_count, ratings.old_count), (Signal::Ratings, 0, 6));
+    place.rated(place.new.as_str(), 5, -0.5);
+    assert!(place.taken_back_for().await.unwrap().starts_with("ratings: -0.5000 mean rating (n = 5)"));
+}
+
+#[tokio::test]
+async fn ratings_of_both_count_from_when_a_canary_began() {
+    let place = Place::new(|config| config.watch.min_ratings = 5).await;
+    place.rated(BASE, 6, 0.75);
+    place.rated(place.new.as_str(), 6, -0.5);
+    place.rollout.canary(&place.new, 50, None, "test").await.unwrap();
+    place.rated(place.new.as_str(), 5, -0.5);
+    assert_eq!(place.taken_back_for().await, None);
+    let ratings = place.watcher.reports().remove(0).figures[3];
+    assert_eq!((ratings.new_count, ratings.old_count), (5, 0));
+    place.rated(BASE, 5, 0.75);
+    assert!(place.taken_back_for().await.unwrap().starts_with("ratings: -0.5000 mean rating (n = 5)"));
+}
+
+#[tokio::test]
+async fn ratings_from_before_a_restart_count_still() {
+    let place = Place::new(|config| config.watch.min_ratings = 5).await;
+    place.rated(BASE, 6, 0.75);
+    place.rated(place.new.as_str(), 6, 0.5);
+    place.activate().await;
+    place.rated(place.new.as_str(), 5, -0.5);
+    std::thread::sleep(Duration::from_millis(2));
+    // It begins the window anew, and the change after it writes that down.
+    place.rollout.restore().await.unwrap();
+    place.rollout.pin(&place.new, true, None, "test").await.unwrap();
+    assert_eq!(place.taken_back_for().await, None, "it is pinned");
+    place.rollout.pin(&place.new, false, None, "test").await.unwrap();
+    assert!(place.taken_back_for().await.unwrap().starts_with("ratings: -0.5000 mean rating (n = 5)"));
 }
 
 /// A row under the name of another kind that is none.

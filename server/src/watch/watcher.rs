@@ -34,6 +34,8 @@ struct Seen {
     reports: Vec<Report>,
     /// By the generation that is watched and when that began.
     grounding: BTreeMap<(String, u64), Probed>,
+    /// What was looked at after its window, for the last time.
+    ended: BTreeSet<(String, u64)>,
     /// What was said already of what is pinned.
     told: BTreeSet<(String, u64)>,
 }
@@ -108,10 +110,17 @@ impl Watcher {
     /// Looks at everything that is watched, and takes back what is worse than is allowed.
     pub(super) async fn look(&self) {
         let watched = self.rollout.watched();
-        self.seen().grounding.retain(|key, _| watched.iter().any(|watched| key_of(watched) == *key));
+        {
+            let is_watched = |key: &(String, u64)| watched.iter().any(|watched| key_of(watched) == *key);
+            let mut seen = self.seen();
+            seen.grounding.retain(|key, _| is_watched(key));
+            seen.ended.retain(is_watched);
+        }
         let mut reports = Vec::new();
         for watched in watched {
-            if !self.is_open(&watched) {
+            // Once more after the window: what came since the look before is judged, too.
+            let open = self.is_open(&watched);
+            if !open && self.seen().ended.contains(&key_of(&watched)) {
                 let figures = self.last_figures(&watched);
                 reports.push(Report { watched, state: State::Passed, figures });
                 continue;
@@ -120,8 +129,13 @@ impl Watcher {
             let breach = figures.iter().find(|figures| figures.verdict == Verdict::Breach).copied();
             let state = match breach {
                 Some(breach) => self.act(&watched, breach).await,
-                None => State::Watching,
+                None if open => State::Watching,
+                None => State::Passed,
             };
+            // What is to be taken back and could not be is tried again.
+            if !open && state != State::Watching {
+                self.seen().ended.insert(key_of(&watched));
+            }
             reports.push(Report { watched, state, figures });
         }
         self.seen().reports = reports;

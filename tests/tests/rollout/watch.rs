@@ -9,7 +9,7 @@ use super::{activate, cli, import, question, settings, text_of, until};
 const RATED: usize = 6;
 
 fn watched(data: &std::path::Path) -> Settings {
-    settings(data).section("watch", "interval_s = 1\nmin_ratings = 5\nmin_grounding = 1000")
+    settings(data).section("watch", "interval_s = 1\nmin_ratings = 5\ngrounding_answers = 1000\nmin_grounding = 1000")
 }
 
 /// Asks and says of every answer how good it is.
