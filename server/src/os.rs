@@ -68,26 +68,6 @@ fn signal(process: i32, number: i32) -> io::Result<()> {
     if refused { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Puts a range of memory on large pages. What is in it stays, for whoever uses it meanwhile too.
-///
-/// # Errors
-/// The system does not know how (Linux does, from 6.1 on), a part of the range is not this process's, or no memory is free in one piece.
-pub(crate) fn collapse(address: usize, bytes: usize) -> io::Result<()> {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        #[expect(unsafe_code, reason = "the C library's call; it changes where memory is, not what is in it")]
-        // SAFETY: with this advice madvise changes no byte at any address, whoever it belongs to.
-        let refused =
-            unsafe { libc::madvise(std::ptr::without_provenance_mut(address), bytes, libc::MADV_COLLAPSE) } != 0;
-        if refused { Err(io::Error::last_os_error()) } else { Ok(()) }
-    }
-    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-    {
-        let _ = (address, bytes);
-        Err(io::ErrorKind::Unsupported.into())
-    }
-}
-
 /// Has this process go on if whoever stopped it, its parent, dies meanwhile. It can then see to its own end.
 pub(crate) fn survive_a_stop() {
     #[cfg(target_os = "linux")]

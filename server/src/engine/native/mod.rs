@@ -10,14 +10,12 @@
 //! - [`scheduler`]: the thread: who is admitted, and what is computed in which order.
 //! - [`sequence`]: one answer under way.
 //! - [`features`]: what the vision tower made of images, kept for the next question about them.
-//! - [`large_pages`]: weights where they are found sooner.
 //! - [`awake`]: threads that do not fall asleep within a step.
 //! - [`prefixes`]: keys and values of prompts, kept for the next prompt that begins the same.
 
 mod awake;
 mod features;
 mod generation;
-mod large_pages;
 mod prefixes;
 mod prompt;
 #[cfg(test)]
@@ -90,13 +88,9 @@ impl NativeEngine {
         let max_parallel = if config.max_parallel == 0 { MAX_PARALLEL } else { config.max_parallel };
         let mut about = checkpoint::info(config, &files, "native", (&device, dtype), (max_parallel, 0))?;
         about.one_batch = true;
-        let source = Source::directory(&files.directory);
         let model = match quantisation {
-            None => source.weights(dtype, &device).and_then(|weights| {
-                large_pages::put(weights.tensors().values());
-                Model::build(&source, &weights)
-            }),
-            Some(quantisation) => Model::quantised(&source, quantisation),
+            None => Model::load(&files.directory, dtype, &device),
+            Some(quantisation) => Model::quantised(&Source::directory(&files.directory), quantisation),
         };
         let model = model.map_err(|error| EngineError::Load(format!("{}: {error}", files.source)))?;
         if let Some(quantisation) = quantisation {
@@ -158,7 +152,6 @@ impl Engine for NativeEngine {
                     let read = tokio::task::spawn_blocking(move || {
                         let adapter = PeftAdapter::read(&directory).map_err(|error| error.to_string())?;
                         let lora = Lora::load(model.decoder(), &adapter).map_err(|error| error.to_string())?;
-                        large_pages::put(lora.parameters().values());
                         let weights = adapter.digest().map_err(|error| error.to_string())?;
                         Ok((Some(Arc::new(lora)), weights))
                     });
