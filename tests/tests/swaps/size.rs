@@ -10,19 +10,29 @@ use reground_tests::{Server, say};
 /// ends when it had nothing to do for 10 s; how many there are under load is how many calls happened to block at once.
 const LOOKS: usize = 60;
 const PAUSE: Duration = Duration::from_millis(250);
+/// How often memory is looked at: 10 s.
+const MEMORY_LOOKS: usize = 40;
 /// Threads that may be there after all changes and were not before: fewer than a leak with every tenth change leaves.
 pub(super) const SPARE_THREADS: usize = 5;
 
-/// What the server takes under load.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Size {
-    pub(super) memory_kib: u64,
-}
-
-pub(super) fn size(server: &Server, swaps: usize) -> Result<Size> {
-    let (size, threads) = (Size { memory_kib: server.memory_kib()? }, server.threads()?);
-    say!("swaps: after {swaps}: {:.1} MiB resident, {threads} threads", size.memory_kib as f64 / 1024.0);
-    Ok(size)
+/// The memory that the server takes under load, KiB: the median of several looks, since the allocator gives back what is free when it
+/// comes to it.
+pub(super) async fn memory(server: &Server, swaps: usize) -> Result<u64> {
+    let mut looks = Vec::with_capacity(MEMORY_LOOKS);
+    for _ in 0..MEMORY_LOOKS {
+        looks.push(server.memory_kib()?);
+        tokio::time::sleep(PAUSE).await;
+    }
+    looks.sort_unstable();
+    let (memory, threads) = (looks[MEMORY_LOOKS / 2], server.threads()?);
+    let mib = |kib: u64| kib as f64 / 1024.0;
+    say!(
+        "swaps: after {swaps}: {:.1} MiB resident ({:.1} to {:.1}), {threads} threads",
+        mib(memory),
+        mib(looks[0]),
+        mib(looks[MEMORY_LOOKS - 1])
+    );
+    Ok(memory)
 }
 
 /// Whether the suite runs against that engine.
