@@ -132,3 +132,43 @@ pub(crate) fn middle(x: &Tensor, weights: &LoraWeights) -> Result<Tensor> {
 pub(crate) fn delta(middle: &Tensor, weights: &LoraWeights) -> Result<Tensor> {
     middle.matmul(&weights.b.t()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ops::finite_difference::{distance, random};
+    use crate::model::ops::linear;
+
+    fn adapter(inputs: usize, outputs: usize, seed: u64) -> Lora {
+        let r = 64;
+        let (a, b) = (random((r, inputs), seed), random((outputs, r), seed + 1));
+        Lora::of_one(Slot::Up, LoraWeights { a, b, scale: 0.25, r, alpha: 16.0 })
+    }
+
+    /// In the wide layer adapters are worth a second thread.
+    #[test]
+    fn rows_of_a_step_get_their_adapter_as_each_does_alone() {
+        for (inputs, outputs) in [(24, 40), (700, 900)] {
+            let (x, weight) = (random((6, inputs), 1), random((outputs, inputs), 2));
+            let (first, second) = (adapter(inputs, outputs, 3), adapter(inputs, outputs, 5));
+            let owners = [None, Some(&first), None, Some(&second), Some(&second), None];
+            let each = owners.iter().enumerate().map(|(row, owner)| (row..row + 1, *owner));
+            let y = |x: &Tensor| linear(x, &weight, None).unwrap();
+            let together = Adapters::by_owner(each).add(0, Slot::Up, &x, y(&x)).unwrap();
+            for (row, owner) in owners.into_iter().enumerate() {
+                let (x, ours) = (x.narrow(0, row, 1).unwrap(), together.narrow(0, row, 1).unwrap());
+                let alone = Adapters::all(owner, 1).add(0, Slot::Up, &x, y(&x)).unwrap();
+                assert_eq!(
+                    ours.to_vec2::<f32>().unwrap(),
+                    alone.to_vec2::<f32>().unwrap(),
+                    "{inputs} inputs, row {row}"
+                );
+                let mut expected = x.matmul(&weight.t().unwrap()).unwrap();
+                if let Some(weights) = owner.and_then(|owner| owner.weights(0, Slot::Up)) {
+                    expected = (expected + delta(&middle(&x, weights).unwrap(), weights).unwrap()).unwrap();
+                }
+                assert!(distance(&ours, &expected) < 1e-3, "{inputs} inputs, row {row}");
+            }
+        }
+    }
+}

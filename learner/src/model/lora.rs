@@ -130,6 +130,15 @@ impl Lora {
         Ok(Self { config: resolved.config, layers, names })
     }
 
+    /// Matrices for one linear layer of the first block.
+    #[cfg(test)]
+    pub(super) fn of_one(slot: Slot, weights: LoraWeights) -> Self {
+        let mut slots: [Option<LoraWeights>; 7] = Default::default();
+        let config = AdapterConfig::uniform(weights.r, weights.alpha);
+        slots[slot as usize] = Some(weights);
+        Self { config, layers: vec![slots], names: vec![Slot::ALL.map(|slot| slot.name().to_owned())] }
+    }
+
     /// The adapter as PEFT's files have it, on the CPU.
     ///
     /// # Errors
