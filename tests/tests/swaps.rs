@@ -36,8 +36,7 @@ const PERCENT: u8 = 50;
 /// Answers for which a canary lasts: each user gets some.
 const CANARY_ANSWERS: usize = 4 * asker::USERS;
 /// What is allowed with `REGROUND_LIMITS=1`: percentiles with changes over those without, memory in the last [`LOOKS`] stretches over that
-/// in the first (in the middle: the cache of the store fills up and is trimmed, so that each look is up to a few hundredths higher or
-/// lower), seconds of a rollback in the middle.
+/// in the first (in the middle: one look differs from the next by up to three hundredths), seconds of a rollback in the middle.
 const MOST_FIRST_TOKEN: f64 = 1.2;
 const MOST_BETWEEN: f64 = 1.1;
 const MOST_MEMORY: f64 = 1.02;
